@@ -1,0 +1,47 @@
+"""Entry point of the `gsq` command: answers what needs no network library at once, and hands on the rest."""
+
+import argparse
+import sys
+
+SUBCOMMANDS = {
+    "fit": "train a tokenizer: gsq fit --config f8.yaml --data.root /data/imagenet",
+    "validate": "metrics of a checkpoint: gsq validate --ckpt_path last.ckpt --data.root /data/imagenet",
+    "test": "the same, logged as test",
+    "predict": "turn images into token shards: gsq predict --ckpt_path last.ckpt --data.root /data/imagenet",
+}
+
+
+def main(args: list[str] | None = None) -> None:
+    """Runs the command.
+
+    Args:
+        args: as on the command line, without the program's name; by default those of this process.
+    """
+    arguments = sys.argv[1:] if args is None else args
+    if not arguments or arguments[0] not in SUBCOMMANDS:
+        _top_level_parser().parse_args(arguments or ["--help"])
+        return
+    from gsq_lightning.cli import main as run
+
+    run(arguments)
+
+
+def _top_level_parser() -> argparse.ArgumentParser:
+    from importlib.metadata import version
+
+    width = max(map(len, SUBCOMMANDS))
+    parser = argparse.ArgumentParser(
+        prog="gsq",
+        description="Image tokenizers with Grouped Spherical Quantization.",
+        epilog="commands:\n"
+        + "\n".join(f"  {name:<{width}}  {meaning}" for name, meaning in SUBCOMMANDS.items())
+        + "\n\n'gsq COMMAND --help' lists the options of a command.",
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    parser.add_argument("--version", action="version", version=f"gsq-lightning {version('gsq-lightning')}")
+    parser.add_argument("command", choices=SUBCOMMANDS, metavar="command", help="one of those below")
+    return parser
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,94 @@
+"""Pictures of a validation: originals beside reconstructions, and how often each code was used."""
+
+import logging
+import math
+from pathlib import Path
+from typing import Any
+
+import torch
+from lightning.pytorch import Callback, LightningModule, Trainer
+from lightning.pytorch.loggers import TensorBoardLogger
+from torch import Tensor
+from torchvision.utils import make_grid, save_image
+
+logger = logging.getLogger(__name__)
+
+GAP = 2  # pixels between pictures
+
+
+class ReconstructionGrid(Callback):
+    """Originals beside reconstructions of the first validation images, as PNG and in TensorBoard.
+
+    Writes `reconstructions.png` in the log folder anew after each validation, and logs the same grid and a histogram
+    of how often codes were used (where the module's metrics have "codebook").
+
+    Args:
+        num_images: how many images are shown.
+        columns: pairs beside each other.
+    """
+
+    def __init__(self, num_images: int = 16, columns: int = 4) -> None:
+        self.num_images = num_images
+        self.columns = columns
+        self._images: list[Tensor] = []
+        self.path: Path | None = None
+
+    def on_validation_epoch_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        self._images = []
+
+    def on_validation_batch_end(
+        self,
+        trainer: Trainer,
+        pl_module: LightningModule,
+        outputs: Any,
+        batch: Any,
+        batch_idx: int,
+        dataloader_idx: int = 0,
+    ) -> None:
+        missing = self.num_images - sum(len(images) for images in self._images)
+        if trainer.is_global_zero and missing > 0 and not trainer.sanity_checking:
+            self._images.append((batch if isinstance(batch, Tensor) else batch[0])[:missing].detach())
+
+    def on_validation_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        images = [image for image in self._images if len(image)]
+        if not images or trainer.log_dir is None:
+            return
+        with torch.no_grad(), trainer.precision_plugin.val_step_context():
+            grids = [side_by_side(image, pl_module(image)) for image in images]
+        # originals and reconstructions alternate: a pair takes two places of a row
+        grid = make_grid(torch.cat(grids).cpu(), nrow=2 * self.columns, padding=GAP, pad_value=1.0)
+        self.path = Path(trainer.log_dir) / "reconstructions.png"
+        self.path.parent.mkdir(parents=True, exist_ok=True)
+        save_image(grid, self.path)
+        for experiment in tensorboard_writers(trainer):
+            experiment.add_image("val/reconstructions", grid, trainer.global_step)
+            counts = codebook_counts(pl_module)
+            if counts is not None and int(counts.sum()) > 0:
+                _add_usage_histogram(experiment, counts, trainer.global_step)
+
+
+def side_by_side(image: Tensor, reconstruction: Tensor) -> Tensor:
+    """Two times (B, 3, H, W) in [-1, 1] → (2B, 3, H, W) in [0, 1]: each original, then its reconstruction."""
+    pairs = torch.stack([image.float(), reconstruction.float()], dim=1).flatten(0, 1)
+    return (pairs.clamp(-1.0, 1.0) + 1.0) / 2.0
+
+
+def tensorboard_writers(trainer: Trainer) -> list[Any]:
+    """The SummaryWriters of the run."""
+    return [logger.experiment for logger in trainer.loggers if isinstance(logger, TensorBoardLogger)]
+
+
+def codebook_counts(pl_module: LightningModule) -> Tensor | None:
+    """How often each code was used in this validation, (V,), or None where it was not counted."""
+    metrics = getattr(pl_module, "metrics", None)
+    if metrics is None or "codebook" not in metrics.metrics:
+        return None
+    return metrics.metrics["codebook"].counts.sum(dim=0)
+
+
+def _add_usage_histogram(experiment: Any, counts: Tensor, step: int) -> None:
+    """Distribution of log10(uses) over the codes; codes never used stand at -1."""
+    uses = counts.double().cpu()
+    values = torch.where(uses > 0, uses.clamp(min=1).log10(), torch.full_like(uses, -1.0))
+    bins = torch.linspace(-1.5, math.ceil(float(values.max())) + 0.5, 40)
+    experiment.add_histogram("val/codebook_log10_uses", values, step, bins=bins.tolist())

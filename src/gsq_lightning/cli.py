@@ -1,0 +1,179 @@
+"""The `gsq` command: Lightning's CLI over the LightningModule and the data modules.
+
+Precedence: flags > config files, later ones over earlier > checkpoint.
+"""
+
+import json
+import sys
+from pathlib import Path
+from typing import Any, NoReturn
+
+import torch
+from jsonargparse import ActionConfigFile
+from lightning.pytorch import LightningDataModule
+from lightning.pytorch.cli import ArgsType, LightningArgumentParser, LightningCLI
+from lightning.pytorch.utilities.exceptions import MisconfigurationException
+
+import gsq_lightning
+from gsq_lightning.callbacks import LossProgressBar, ReconstructionGrid, Report, RunCheckpoint, TokenWriter
+from gsq_lightning.data import ImageNetDataModule
+from gsq_lightning.errors import InputError, TrainingDiverged
+from gsq_lightning.module import TokenizerModule
+
+EXIT_BAD_INPUT = 2
+EXIT_DIVERGED = 1
+SPECIAL_CHECKPOINTS = ("best", "last", "hpc", "registry")  # words that Lightning resolves
+
+
+def main(args: ArgsType = None) -> None:
+    """Runs the command; what the user can mend ends in one line and exit code 2.
+
+    Args:
+        args: as on the command line, without the program's name; by default those of this process.
+
+    Raises:
+        SystemExit: with code 2 for bad input, 1 where training diverged.
+    """
+    arguments = sys.argv[1:] if args is None else list(args)  # type: ignore[arg-type]
+    try:
+        GSQCommand(
+            TokenizerModule,
+            LightningDataModule,
+            subclass_mode_data=True,
+            auto_configure_optimizers=False,
+            parser_class=OneLineErrors,
+            parser_kwargs={"prog": "gsq"},
+            save_config_kwargs={"overwrite": True},
+            trainer_defaults={"callbacks": [LossProgressBar(), Report()]},
+            seed_everything_default=0,
+            args=ordered(arguments),
+        )
+    except (InputError, MisconfigurationException) as error:
+        fail(str(error), EXIT_BAD_INPUT)
+    except TrainingDiverged as error:
+        fail(str(error), EXIT_DIVERGED)
+
+
+def fail(message: str, code: int) -> NoReturn:
+    """Ends the process with one line."""
+    # an error of a loading process arrives with that process's traceback before it
+    line = " ".join(message.rsplit("InputError: ", 1)[-1].split())
+    print(f"gsq: error: {line}", file=sys.stderr)
+    raise SystemExit(code)
+
+
+class RecipeFile(ActionConfigFile):
+    """`--config`: a file here, or the name of a recipe that comes with the package."""
+
+    def __call__(self, parser: Any, cfg: Any, values: str, option_string: str | None = None) -> None:
+        super().__call__(parser, cfg, find_recipe(values), option_string)
+
+
+class OneLineErrors(LightningArgumentParser):
+    """Says what is wrong with an option in one line, without the usage of hundreds of options."""
+
+    def error(self, message: str, ex: Exception | None = None) -> NoReturn:
+        fail(plain_message(message), EXIT_BAD_INPUT)
+
+
+class GSQCommand(LightningCLI):
+    """Lightning's CLI with recipes by name, our callbacks, and the checkpoint as the lowest layer of config."""
+
+    def init_parser(self, **kwargs: Any) -> LightningArgumentParser:
+        kwargs["dump_header"] = [f"gsq-lightning {gsq_lightning.__version__}"]
+        parser = self.parser_class(**kwargs)
+        parser.add_argument(
+            "-c", "--config", action=RecipeFile, help="A YAML file, or the name of a recipe such as f8.yaml; repeatable."
+        )
+        return parser
+
+    def add_arguments_to_parser(self, parser: LightningArgumentParser) -> None:
+        parser.add_lightning_class_args(RunCheckpoint, "checkpoint")
+        parser.add_lightning_class_args(ReconstructionGrid, "reconstructions")
+        parser.add_lightning_class_args(TokenWriter, "tokens")
+        parser.set_defaults({"data": {"class_path": f"{ImageNetDataModule.__module__}.{ImageNetDataModule.__name__}"}})
+
+    def _parse_ckpt_path(self) -> None:
+        """Nothing: `ordered` has put the checkpoint's hyperparameters below the config files already."""
+
+
+def ordered(arguments: list[str]) -> list[str]:
+    """Orders the arguments by precedence: checkpoint, then config files, then flags.
+
+    jsonargparse lets whatever comes later win; Lightning's own reading of a checkpoint would beat flags.
+    """
+    command, rest = arguments[:1], arguments[1:]
+    configs: list[str] = []
+    flags: list[str] = []
+    checkpoint: str | None = None
+    position = 0
+    while position < len(rest):
+        name, equals, value = rest[position].partition("=")
+        if name in ("--config", "-c", "--ckpt_path") and not equals and position + 1 < len(rest):
+            position += 1
+            value = rest[position]
+        if name in ("--config", "-c"):
+            configs += ["--config", value]
+        elif name == "--ckpt_path":
+            checkpoint = value
+            flags += ["--ckpt_path", value]
+        else:
+            flags.append(rest[position])
+        position += 1
+    if checkpoint is not None and checkpoint not in (*SPECIAL_CHECKPOINTS, "null"):
+        configs = ["--config", json.dumps(checkpoint_config(Path(checkpoint), command[0])), *configs]
+    return command + configs + flags
+
+
+def checkpoint_config(path: Path, command: str) -> dict[str, Any]:
+    """The config that a checkpoint carries: its module and its data, and where its validation is written.
+
+    Raises:
+        InputError: where there is no such file, or it is not a checkpoint of this library.
+    """
+    if not path.is_file():
+        raise InputError(f"there is no checkpoint {path}")
+    try:
+        checkpoint = torch.load(path, map_location="cpu", weights_only=True, mmap=True)
+        model, data = checkpoint["hyper_parameters"], checkpoint.get("datamodule_hyper_parameters", {})
+    except Exception as error:  # whatever the unpickler makes of a damaged file
+        reason = (str(error).strip() or type(error).__name__).splitlines()[0]
+        raise InputError(f"{path} is not a readable checkpoint of gsq-lightning: {reason}") from error
+    config: dict[str, Any] = {"model": _without_notes(model)}
+    if "_class_path" in data:
+        config["data"] = {"class_path": data["_class_path"], "init_args": _without_notes(data)}
+    if command != "fit":
+        config["trainer"] = {"logger": False, "default_root_dir": str(path.resolve().parent / command)}
+    return config
+
+
+def find_recipe(name: str) -> str:
+    """Path of a config: the file itself, or the recipe of that name in the package.
+
+    Raises:
+        InputError: where there is neither; lists the recipes.
+    """
+    if name.lstrip().startswith("{") or Path(name).is_file():
+        return name
+    for folder in recipe_folders():
+        if (folder / name).is_file():
+            return str(folder / name)
+    known = sorted({str(path.relative_to(folder)) for folder in recipe_folders() for path in folder.rglob("*.yaml")})
+    raise InputError(f"there is no config file {name}, here or among the recipes: {', '.join(known)}")
+
+
+def recipe_folders() -> list[Path]:
+    """Where recipes lie: in the installed package, or beside the sources of a checkout."""
+    package = Path(gsq_lightning.__file__).parent
+    return [folder for folder in (package / "configs", package.parents[1] / "configs") if folder.is_dir()]
+
+
+def plain_message(message: str) -> str:
+    """The core of a parser's message, which may quote every type that an option could have had."""
+    lines = [line.strip(" -") for line in message.splitlines() if line.strip(" -")]
+    return " ".join(lines)
+
+
+def _without_notes(hyperparameters: dict[str, Any]) -> dict[str, Any]:
+    """Without the keys that Lightning adds for itself."""
+    return {name: value for name, value in hyperparameters.items() if not name.startswith("_")}

@@ -1,0 +1,377 @@
+"""The LightningModule: trains a tokenizer against a discriminator, validates it, turns images into tokens."""
+
+import math
+from collections.abc import Iterable
+from contextlib import AbstractContextManager, nullcontext
+from typing import Any, NamedTuple
+
+import torch
+from lightning.pytorch import Callback, LightningModule
+from lightning.pytorch.cli import LRSchedulerCallable, OptimizerCallable
+from lightning.pytorch.core.mixins.hparams_mixin import _given_hyperparameters
+from lightning.pytorch.core.optimizer import LightningOptimizer
+from lightning.pytorch.strategies import ParallelStrategy
+from lightning.pytorch.utilities.types import OptimizerLRScheduler
+from torch import Tensor, nn
+from torch.nn import functional as F
+from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
+
+from gsq_lightning.discriminators import Discriminator
+from gsq_lightning.errors import InputError, TrainingDiverged
+from gsq_lightning.losses import AdversarialLoss, LossWeights, PerceptualLoss, discriminator_loss, generator_loss
+from gsq_lightning.metrics import ReconstructionMetrics
+from gsq_lightning.tokenizer import GSQTokenizer, check_weights
+
+# what cannot be written into a checkpoint as plain data when the module is made in Python
+OBJECTS = (
+    "tokenizer",
+    "discriminator",
+    "perceptual_loss",
+    "metrics",
+    "loss_weights",
+    "tokenizer_optimizer",
+    "discriminator_optimizer",
+    "tokenizer_scheduler",
+    "discriminator_scheduler",
+)
+
+
+class PaperAdamW(torch.optim.AdamW):
+    """AdamW with the paper's settings (section 4), one fused kernel for all weights.
+
+    Args:
+        params, lr, betas, eps, weight_decay: as in `torch.optim.AdamW`.
+    """
+
+    def __init__(
+        self,
+        params: Iterable[nn.Parameter],
+        lr: float = 1e-4,
+        betas: tuple[float, float] = (0.9, 0.99),
+        eps: float = 1e-8,
+        weight_decay: float = 0.05,
+    ) -> None:
+        super().__init__(params, lr=lr, betas=betas, eps=eps, weight_decay=weight_decay, fused=True)
+
+
+class TokenBatch(NamedTuple):
+    """What prediction makes of a batch of images.
+
+    Attributes:
+        indices: (B, h, w, G) int64.
+        label: (B,) int64, -1 where an image has none.
+        path: B file names.
+    """
+
+    indices: Tensor
+    label: Tensor
+    path: list[str]
+
+
+class TokenizerModule(LightningModule):
+    """Trains a tokenizer: GSQ-GAN with a discriminator, GSQ-VAE without (GSQ, arXiv 2412.02632, sections 3 and 4).
+
+    One batch serves both networks: a generator step on tokenizer and quantizer, then a discriminator step on the same
+    images and the detached reconstruction. `trainer.global_step` counts generator steps, so that `max_steps` means
+    the same with and without a discriminator.
+
+    Args:
+        tokenizer: what is trained.
+        discriminator: its adversary, or none.
+        perceptual_loss: or none.
+        metrics: what validation computes, or none.
+        loss_weights: factors of the loss terms.
+        adversarial_loss: of the generator. The paper's best pair is non_saturating and hinge ("NH", Table 7).
+        discriminator_loss: of the discriminator.
+        discriminator_start_step: generator steps before the discriminator is trained and counts.
+        tokenizer_optimizer, discriminator_optimizer: parameters → optimizer.
+        tokenizer_scheduler, discriminator_scheduler: optimizer → schedule, stepped once per generator step.
+        tokenizer_clip_norm, discriminator_clip_norm: largest gradient norm of each network, or none.
+        accumulate_batches: batches per optimizer step.
+        ema_decay: of the running average of the tokenizer's weights that is validated and exported, in [0, 1), or
+            none. The average starts as a copy after the first step.
+        max_skipped_steps: steps with non-finite gradients are skipped and counted; after this many in a row the
+            run stops.
+
+    Raises:
+        InputError: for values that make no sense.
+        TrainingDiverged: from training, after `max_skipped_steps`.
+    """
+
+    def __init__(
+        self,
+        tokenizer: GSQTokenizer,
+        discriminator: Discriminator | None = None,
+        perceptual_loss: PerceptualLoss | None = None,
+        metrics: ReconstructionMetrics | None = None,
+        loss_weights: LossWeights = LossWeights(),  # noqa: B008 - frozen
+        adversarial_loss: AdversarialLoss = "non_saturating",
+        discriminator_loss: AdversarialLoss = "hinge",
+        discriminator_start_step: int = 0,
+        tokenizer_optimizer: OptimizerCallable = PaperAdamW,
+        discriminator_optimizer: OptimizerCallable = PaperAdamW,
+        tokenizer_scheduler: LRSchedulerCallable | None = None,
+        discriminator_scheduler: LRSchedulerCallable | None = None,
+        tokenizer_clip_norm: float | None = 2.0,
+        discriminator_clip_norm: float | None = 2.0,
+        accumulate_batches: int = 1,
+        ema_decay: float | None = 0.999,
+        max_skipped_steps: int = 50,
+    ) -> None:
+        super().__init__()
+        if accumulate_batches < 1:
+            raise InputError(f"accumulate_batches is {accumulate_batches}; it must be at least 1")
+        if ema_decay is not None and not 0.0 <= ema_decay < 1.0:
+            raise InputError(f"ema_decay is {ema_decay}; it must be at least 0 and below 1, or null for no average")
+        for name, norm in (
+            ("tokenizer_clip_norm", tokenizer_clip_norm),
+            ("discriminator_clip_norm", discriminator_clip_norm),
+        ):
+            if norm is not None and not norm > 0:
+                raise InputError(f"{name} is {norm}; it must be above 0, or null for no clipping")
+        # from the command line the arguments arrive as plain data, which can rebuild the module
+        self.save_hyperparameters(ignore=() if _given_hyperparameters.get() is not None else OBJECTS)
+        self.automatic_optimization = False
+
+        self.tokenizer = tokenizer
+        self.discriminator = discriminator
+        self.perceptual_loss = perceptual_loss
+        self.metrics = metrics
+        self.loss_weights = loss_weights
+        self.adversarial_loss: AdversarialLoss = adversarial_loss
+        self.discriminator_loss: AdversarialLoss = discriminator_loss
+        self.discriminator_start_step = discriminator_start_step
+        self.tokenizer_optimizer = tokenizer_optimizer
+        self.discriminator_optimizer = discriminator_optimizer
+        self.tokenizer_scheduler = tokenizer_scheduler
+        self.discriminator_scheduler = discriminator_scheduler
+        self.tokenizer_clip_norm = tokenizer_clip_norm
+        self.discriminator_clip_norm = discriminator_clip_norm
+        self.accumulate_batches = accumulate_batches
+        self.ema_decay = ema_decay
+        self.max_skipped_steps = max_skipped_steps
+        self.ema: AveragedModel | None = None
+        if ema_decay is not None:
+            self.ema = AveragedModel(tokenizer, multi_avg_fn=get_ema_multi_avg_fn(ema_decay)).requires_grad_(False)
+        self._skipped_in_a_row = {"tokenizer": 0, "discriminator": 0}
+        self._image_shape: torch.Size | None = None
+
+    @property
+    def evaluated_tokenizer(self) -> GSQTokenizer:
+        """The averaged tokenizer once it has been averaged, else the one that is trained."""
+        if self.ema is not None and int(self.ema.n_averaged) > 0:
+            module = self.ema.module
+            assert isinstance(module, GSQTokenizer)
+            return module
+        return self.tokenizer
+
+    def forward(self, image: Tensor) -> Tensor:
+        """(B, 3, H, W) in [-1, 1] → reconstruction of the evaluated tokenizer."""
+        return self.evaluated_tokenizer(image)
+
+    # ------------------------------------------------------------------------------------------------ set-up
+
+    def configure_callbacks(self) -> list[Callback]:
+        """Refuses what the Trainer cannot do for two optimizers; this hook comes before the Trainer's own checks."""
+        if self.trainer.gradient_clip_val is not None:
+            raise InputError(
+                "trainer.gradient_clip_val cannot be used with two optimizers; "
+                "set model.tokenizer_clip_norm and model.discriminator_clip_norm (2.0 each by default)"
+            )
+        if self.trainer.accumulate_grad_batches != 1:
+            raise InputError(
+                "trainer.accumulate_grad_batches cannot be used with two optimizers; set model.accumulate_batches"
+            )
+        if self.trainer.precision == "16-mixed":
+            raise InputError("trainer.precision 16-mixed is not supported; use bf16-mixed or 32-true")
+        return []
+
+    def setup(self, stage: str) -> None:
+        if stage == "fit":
+            if self.perceptual_loss is not None and self.loss_weights.perceptual > 0:
+                self.perceptual_loss.load()
+            if self.discriminator is not None:
+                self.discriminator.load()
+        if self.metrics is not None and stage in ("fit", "validate", "test"):
+            self.metrics.load(self.tokenizer.quantizer.codebook_size, self.tokenizer.quantizer.num_groups)
+
+    def configure_optimizers(self) -> OptimizerLRScheduler:
+        optimizers = [self.tokenizer_optimizer(self.tokenizer.parameters())]
+        schedulers = []
+        if self.tokenizer_scheduler is not None:
+            schedulers.append(self.tokenizer_scheduler(optimizers[0]))
+        if self.discriminator is not None:
+            optimizers.append(self.discriminator_optimizer(self.discriminator.parameters()))
+            if self.discriminator_scheduler is not None:
+                schedulers.append(self.discriminator_scheduler(optimizers[1]))
+        return optimizers, schedulers
+
+    # ---------------------------------------------------------------------------------------------- training
+
+    def training_step(self, batch: Any, batch_idx: int) -> None:
+        """One batch (its first item, or itself, is the image): generator step, then discriminator step."""
+        image = _image_of(batch)
+        adversarial = self.discriminator is not None and self.global_step >= self.discriminator_start_step
+        completes = (batch_idx + 1) % self.accumulate_batches == 0 or self.trainer.is_last_batch
+        with nullcontext() if completes else self._without_gradient_exchange():
+            reconstruction = self._generator_backward(image, adversarial)
+            if completes and self._step_tokenizer():
+                self._after_generator_step()
+            if adversarial and self.loss_weights.discriminator > 0:
+                self._discriminator_backward(image, reconstruction.detach())
+                if completes:
+                    self._step_discriminator()
+
+    def _generator_backward(self, image: Tensor, adversarial: bool) -> Tensor:
+        """Adds the generator's gradients; returns the reconstruction."""
+        weights = self.loss_weights
+        output = self.tokenizer.encode(image)
+        reconstruction = self.tokenizer.decode(output.quantized)
+
+        reconstruction_loss = F.mse_loss(reconstruction.float(), image.float())
+        loss = weights.reconstruction * reconstruction_loss + weights.quantizer * output.loss
+        terms = {"loss_reconstruction": reconstruction_loss, "loss_quantizer": output.loss}
+        terms |= {f"quantizer_{name}": value for name, value in output.terms.items()}
+        if self.perceptual_loss is not None and weights.perceptual > 0:
+            terms["loss_perceptual"] = self.perceptual_loss(reconstruction, image)
+            loss = loss + weights.perceptual * terms["loss_perceptual"]
+        if adversarial and weights.adversarial > 0:
+            assert self.discriminator is not None
+            self.discriminator.requires_grad_(False)
+            terms["loss_adversarial"] = generator_loss(self.discriminator(reconstruction), self.adversarial_loss)
+            self.discriminator.requires_grad_(True)
+            loss = loss + weights.adversarial * terms["loss_adversarial"]
+        terms["loss_tokenizer"] = loss
+
+        self.manual_backward(loss / self.accumulate_batches)
+        self._log_training(terms)
+        return reconstruction
+
+    def _discriminator_backward(self, image: Tensor, reconstruction: Tensor) -> None:
+        """Adds the discriminator's gradients."""
+        assert self.discriminator is not None
+        real_logits, fake_logits = self.discriminator(image), self.discriminator(reconstruction)
+        loss = discriminator_loss(real_logits, fake_logits, self.discriminator_loss)
+        self.manual_backward(self.loss_weights.discriminator * loss / self.accumulate_batches)
+        self._log_training(
+            {
+                "loss_discriminator": loss,
+                "logits_real": real_logits.float().mean(),
+                "logits_fake": fake_logits.float().mean(),
+            }
+        )
+
+    def _step_tokenizer(self) -> bool:
+        optimizer = self._optimizers[0]
+        norm = self._clip(self.tokenizer, self.tokenizer_clip_norm, "tokenizer")
+        if stepped := self._is_finite(norm, "tokenizer"):
+            optimizer.step()
+        optimizer.zero_grad()
+        return stepped
+
+    def _step_discriminator(self) -> None:
+        assert self.discriminator is not None
+        optimizer = self._optimizers[1]
+        norm = self._clip(self.discriminator, self.discriminator_clip_norm, "discriminator")
+        if self._is_finite(norm, "discriminator"):
+            # not optimizer.step(), which would count as a step of trainer.global_step
+            self.trainer.strategy.optimizer_step(optimizer.optimizer, lambda: None)
+        optimizer.zero_grad()
+
+    def _after_generator_step(self) -> None:
+        schedulers = self.lr_schedulers()
+        for scheduler in schedulers if isinstance(schedulers, list) else [schedulers] if schedulers else []:
+            scheduler.step()  # type: ignore[call-arg]
+        if self.ema is not None:
+            self.ema.update_parameters(self.tokenizer)
+
+    def _clip(self, network: nn.Module, clip_norm: float | None, name: str) -> Tensor:
+        """Clips the gradients of a network; returns their norm from before."""
+        norm = nn.utils.clip_grad_norm_(network.parameters(), math.inf if clip_norm is None else clip_norm)
+        self._log_training({f"gradient_norm_{name}": norm})
+        return norm
+
+    def _is_finite(self, norm: Tensor, name: str) -> bool:
+        """Whether to step. Gradients are summed over processes before, so that all of them decide alike."""
+        if bool(norm.isfinite()):
+            self._skipped_in_a_row[name] = 0
+            return True
+        self._skipped_in_a_row[name] += 1
+        skipped = self._skipped_in_a_row[name]
+        self._log_training({f"skipped_steps_{name}": torch.tensor(float(skipped))})
+        if skipped >= self.max_skipped_steps:
+            raise TrainingDiverged(
+                f"the gradients of the {name} were not finite {skipped} times in a row, last at step "
+                f"{self.global_step}; its weights are those of the last good step. Lower the learning rate, or start "
+                "from an earlier checkpoint"
+            )
+        return False
+
+    def _without_gradient_exchange(self) -> AbstractContextManager:
+        strategy = self.trainer.strategy
+        return strategy.block_backward_sync() if isinstance(strategy, ParallelStrategy) else nullcontext()
+
+    @property
+    def _optimizers(self) -> list[LightningOptimizer]:
+        optimizers = self.optimizers()
+        return optimizers if isinstance(optimizers, list) else [optimizers]  # type: ignore[list-item]
+
+    def _log_training(self, terms: dict[str, Tensor]) -> None:
+        self.log_dict({f"train/{name}": value.detach() for name, value in terms.items()}, batch_size=1)
+
+    # -------------------------------------------------------------------------------------------- validation
+
+    def on_validation_epoch_start(self) -> None:
+        if self.metrics is not None:
+            self.metrics.reset()
+
+    def validation_step(self, batch: Any, batch_idx: int) -> None:
+        image = _image_of(batch)
+        if self.metrics is None or len(image) == 0:
+            return
+        self._image_shape = image.shape
+        output = self.evaluated_tokenizer.encode(image)
+        self.metrics.update(image, self.evaluated_tokenizer.decode(output.quantized), output.indices)
+
+    def on_validation_epoch_end(self) -> None:
+        self._log_metrics("val")
+
+    def on_test_epoch_start(self) -> None:
+        self.on_validation_epoch_start()
+
+    def test_step(self, batch: Any, batch_idx: int) -> None:
+        self.validation_step(batch, batch_idx)
+
+    def on_test_epoch_end(self) -> None:
+        self._log_metrics("test")
+
+    def _log_metrics(self, prefix: str) -> None:
+        if self.metrics is None:
+            return
+        values = self.metrics.compute()
+        if self._image_shape is not None:
+            height, width = self._image_shape[-2:]
+            values["bits_per_image"] = self.tokenizer.bits_per_image(height, width)
+            values["bits_per_pixel"] = values["bits_per_image"] / (height * width)
+        # equal on all processes already
+        self.log_dict({f"{prefix}/{name}": value for name, value in values.items()}, batch_size=1)
+
+    def predict_step(self, batch: Any, batch_idx: int) -> TokenBatch:
+        """A batch of images → their indices."""
+        image = _image_of(batch)
+        indices = self.evaluated_tokenizer.encode_indices(image)
+        no_label = torch.full((len(image),), -1, device=image.device)
+        return TokenBatch(indices, getattr(batch, "label", no_label), getattr(batch, "path", [""] * len(image)))
+
+    # ------------------------------------------------------------------------------------------- checkpoints
+
+    def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        checkpoint["tokenizer_config"] = self.tokenizer.config
+
+    def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        check_weights(self, checkpoint["state_dict"], "the checkpoint")
+
+
+def _image_of(batch: Any) -> Tensor:
+    """The image of a batch: the batch itself, or its first item."""
+    return batch if isinstance(batch, Tensor) else batch[0]

@@ -1,0 +1,6 @@
+"""Encoder and decoder. They know nothing of quantization or training."""
+
+from gsq_lightning.networks.decoder import Decoder
+from gsq_lightning.networks.encoder import Encoder
+
+__all__ = ["Decoder", "Encoder"]

@@ -1,0 +1,129 @@
+"""Pretrained networks that are used but neither trained nor saved: where their weights come from, how they are held.
+
+A network's `weights` option is one word or a path everywhere:
+- "pretrained": the published weights, downloaded once into the usual cache;
+- a path: the same file, brought by hand to a machine without network;
+- "random": fixed random weights, for tests alone; the log says so.
+"""
+
+import logging
+import os
+import threading
+import urllib.error
+import urllib.request
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any, TypeVar
+
+import torch
+from torch import Tensor, nn
+
+from gsq_lightning.errors import InputError
+
+logger = logging.getLogger(__name__)
+
+NETWORK_TIMEOUT = 2.0  # seconds until a machine counts as offline
+
+Network = TypeVar("Network", bound=nn.Module)
+
+
+class FrozenNetwork(nn.Module):
+    """Holds a network out of sight of training: in eval mode for good, without parameters or buffers to the outside.
+
+    What walks over the parameters, buffers or state of a module (optimizers, checkpoints, averaging, distributed
+    wrappers) does not see it; moving or casting the holder moves and casts it.
+
+    Args:
+        network: taken over as it is.
+    """
+
+    def __init__(self, network: nn.Module) -> None:
+        super().__init__()
+        self._held = (network.eval().requires_grad_(False),)  # a tuple hides it from nn.Module
+
+    @property
+    def network(self) -> nn.Module:
+        return self._held[0]
+
+    def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> "FrozenNetwork":
+        super()._apply(fn, recurse)
+        self.network._apply(fn, recurse)
+        return self
+
+    def forward(self, *inputs: Tensor) -> Any:
+        return self.network(*inputs)
+
+
+@contextmanager
+def fixed_random_weights(purpose: str, seed: int = 0) -> Iterator[None]:
+    """Within it, weights are drawn from a fixed seed; the surrounding random stream is left as it was."""
+    logger.warning("%s has random weights: its values mean nothing beyond tests", purpose)
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        yield
+
+
+def read_weights(weights: str, url: str, purpose: str, option: str) -> dict[str, Tensor]:
+    """The state dict of a published network.
+
+    Args:
+        weights: "pretrained" for the file at `url`, kept in torch's hub cache, or the path of such a file.
+        url: where the file is published.
+        purpose: what needs it, for messages.
+        option: the option that takes a path, for messages.
+
+    Raises:
+        InputError: where the file is neither here nor to be had, or cannot be read.
+    """
+    path = _cached(url, purpose, option) if weights == "pretrained" else Path(weights).expanduser()
+    if not path.is_file():
+        raise InputError(f'{purpose}: {option} is {weights!r}; it takes "pretrained" or the path of {_name(url)}')
+    try:
+        return torch.load(path, map_location="cpu", weights_only=True)
+    except Exception as error:  # whatever the unpickler makes of a damaged file
+        raise InputError(f"{purpose}: {path} cannot be read as weights: {error}; remove it or fetch it anew") from error
+
+
+def cache_folder() -> Path:
+    """Where downloaded weights lie: torch's hub cache, `$TORCH_HOME/hub/checkpoints`."""
+    return Path(torch.hub.get_dir()) / "checkpoints"
+
+
+def _cached(url: str, purpose: str, option: str) -> Path:
+    path = cache_folder() / _name(url)
+    if not path.is_file():
+        if not _reachable(url):
+            raise InputError(
+                f"{purpose} needs {_name(url)}, which is not in {path.parent}, and there is no network to fetch it. "
+                f"On a machine with network: curl -L --create-dirs -o {path} {url}; or set {option} to the path "
+                "of that file."
+            )
+        path.parent.mkdir(parents=True, exist_ok=True)
+        part = path.with_name(f"{path.name}.{os.getpid()}.part")
+        torch.hub.download_url_to_file(url, str(part))
+        part.replace(path)
+    return path
+
+
+def _name(url: str) -> str:
+    return url.rsplit("/", 1)[-1]
+
+
+def _reachable(url: str) -> bool:
+    """Whether the server answers within NETWORK_TIMEOUT; in a thread, since looking up a name heeds no time-out."""
+    answered = threading.Event()
+
+    def ask() -> None:
+        try:
+            urllib.request.urlopen(urllib.request.Request(url, method="HEAD"), timeout=NETWORK_TIMEOUT).close()
+            answered.set()
+        except urllib.error.HTTPError:
+            answered.set()  # a refusal is an answer; the download will tell it
+        except OSError:
+            pass
+
+    thread = threading.Thread(target=ask, daemon=True)
+    thread.start()
+    thread.join(NETWORK_TIMEOUT)
+    return answered.is_set()

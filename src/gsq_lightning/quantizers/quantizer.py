@@ -1,0 +1,70 @@
+"""The interface every quantizer keeps, so that tokenizer, training and metrics need not know which one it is."""
+
+import inspect
+import math
+from abc import ABC, abstractmethod
+from typing import Any, NamedTuple
+
+from torch import Tensor, nn
+
+
+class QuantizerOutput(NamedTuple):
+    """What a quantizer makes of a latent.
+
+    Attributes:
+        quantized: (B, D, h, w), what the decoder gets; carries the gradient back to the latent.
+        indices: (B, h, w, G) int64, each in [0, V).
+        loss: scalar, weighted sum of the quantizer's own loss terms; 0 where it has none.
+        terms: the detached, unweighted terms of `loss` by name, for the logs.
+    """
+
+    quantized: Tensor
+    indices: Tensor
+    loss: Tensor
+    terms: dict[str, Tensor]
+
+
+class Quantizer(nn.Module, ABC):
+    """Latent ⇄ indices.
+
+    For every quantizer, `indices_to_quantized(forward(latent).indices)` equals `forward(latent).quantized` to the
+    bit. A subclass keeps each constructor argument as an attribute of the same name, so that `arguments` can
+    rebuild it.
+    """
+
+    @property
+    @abstractmethod
+    def codebook_size(self) -> int:
+        """V: an index is in [0, V)."""
+
+    @property
+    @abstractmethod
+    def num_groups(self) -> int:
+        """G: indices per position."""
+
+    @property
+    @abstractmethod
+    def latent_channels(self) -> int:
+        """D: channels of the latent and of the quantized latent."""
+
+    @abstractmethod
+    def forward(self, latent: Tensor) -> QuantizerOutput:
+        """(B, D, h, w) → `QuantizerOutput`."""
+
+    @abstractmethod
+    def latent_to_indices(self, latent: Tensor) -> Tensor:
+        """(B, D, h, w) → (B, h, w, G) int64."""
+
+    @abstractmethod
+    def indices_to_quantized(self, indices: Tensor) -> Tensor:
+        """(B, h, w, G) int64 in [0, V) → (B, D, h, w)."""
+
+    @property
+    def bits_per_position(self) -> float:
+        """G·log2 V: bits that the indices of one position of the latent can tell apart."""
+        return self.num_groups * math.log2(self.codebook_size)
+
+    @property
+    def arguments(self) -> dict[str, Any]:
+        """The constructor's arguments, by name."""
+        return {name: getattr(self, name) for name in list(inspect.signature(type(self).__init__).parameters)[1:]}
