@@ -4,13 +4,16 @@ Precedence: flags > config files, later ones over earlier > checkpoint.
 """
 
 import json
+import logging
 import sys
+import warnings
 from pathlib import Path
 from typing import Any, NoReturn
 
 import torch
+import yaml
 from jsonargparse import ActionConfigFile
-from lightning.pytorch import LightningDataModule
+from lightning.pytorch import Callback, LightningDataModule
 from lightning.pytorch.cli import ArgsType, LightningArgumentParser, LightningCLI
 from lightning.pytorch.utilities.exceptions import MisconfigurationException
 
@@ -35,6 +38,7 @@ def main(args: ArgsType = None) -> None:
         SystemExit: with code 2 for bad input, 1 where training diverged.
     """
     arguments = sys.argv[1:] if args is None else list(args)  # type: ignore[arg-type]
+    leave_out_noise()
     try:
         GSQCommand(
             TokenizerModule,
@@ -44,14 +48,31 @@ def main(args: ArgsType = None) -> None:
             parser_class=OneLineErrors,
             parser_kwargs={"prog": "gsq"},
             save_config_kwargs={"overwrite": True},
-            trainer_defaults={"callbacks": [LossProgressBar(), Report()]},
             seed_everything_default=0,
             args=ordered(arguments),
         )
-    except (InputError, MisconfigurationException) as error:
-        fail(str(error), EXIT_BAD_INPUT)
+    except (ValueError, MisconfigurationException) as error:
+        known = input_error(error)
+        if known is None:
+            raise
+        fail(str(known), EXIT_BAD_INPUT)
     except TrainingDiverged as error:
         fail(str(error), EXIT_DIVERGED)
+
+
+def input_error(error: BaseException | None) -> BaseException | None:
+    """What the user can mend, within an error and those that led to it: jsonargparse wraps what constructors raise."""
+    while error is not None and not isinstance(error, (InputError, MisconfigurationException)):
+        error = error.__cause__ or error.__context__
+    return error
+
+
+def leave_out_noise() -> None:
+    """Drops Lightning's advertisements and a warning about its own use of torch."""
+    logging.getLogger("lightning.pytorch.utilities.rank_zero").addFilter(
+        lambda record: "litlogger" not in record.getMessage() and "litmodels" not in record.getMessage()
+    )
+    warnings.filterwarnings("ignore", message=".*isinstance.treespec, LeafSpec.*")
 
 
 def fail(message: str, code: int) -> NoReturn:
@@ -66,7 +87,10 @@ class RecipeFile(ActionConfigFile):
     """`--config`: a file here, or the name of a recipe that comes with the package."""
 
     def __call__(self, parser: Any, cfg: Any, values: str, option_string: str | None = None) -> None:
-        super().__call__(parser, cfg, find_recipe(values), option_string)
+        if not is_inline(values):
+            values = find_recipe(values)
+            check_yaml(Path(values))
+        super().__call__(parser, cfg, values, option_string)
 
 
 class OneLineErrors(LightningArgumentParser):
@@ -83,7 +107,10 @@ class GSQCommand(LightningCLI):
         kwargs["dump_header"] = [f"gsq-lightning {gsq_lightning.__version__}"]
         parser = self.parser_class(**kwargs)
         parser.add_argument(
-            "-c", "--config", action=RecipeFile, help="A YAML file, or the name of a recipe such as f8.yaml; repeatable."
+            "-c",
+            "--config",
+            action=RecipeFile,
+            help="A YAML file, or the name of a recipe such as f8.yaml; repeatable.",
         )
         return parser
 
@@ -92,6 +119,18 @@ class GSQCommand(LightningCLI):
         parser.add_lightning_class_args(ReconstructionGrid, "reconstructions")
         parser.add_lightning_class_args(TokenWriter, "tokens")
         parser.set_defaults({"data": {"class_path": f"{ImageNetDataModule.__module__}.{ImageNetDataModule.__name__}"}})
+
+    def parse_arguments(self, parser: LightningArgumentParser, args: ArgsType) -> None:
+        """As Lightning's, which warns that the process was started with arguments too."""
+        self.config = parser.parse_args(args)
+
+    def before_instantiate_classes(self) -> None:
+        trainer = self._get(self.config, "trainer")
+        callbacks: list[Callback] = [Report()]
+        own_bar = any("ProgressBar" in callback.class_path for callback in trainer.callbacks or [])
+        if trainer.enable_progress_bar is not False and not own_bar:
+            callbacks.append(LossProgressBar())
+        self.trainer_defaults = {"callbacks": callbacks}
 
     def _parse_ckpt_path(self) -> None:
         """Nothing: `ordered` has put the checkpoint's hyperparameters below the config files already."""
@@ -120,6 +159,10 @@ def ordered(arguments: list[str]) -> list[str]:
         else:
             flags.append(rest[position])
         position += 1
+    asks = bool(configs) or "--help" in flags or "-h" in flags
+    if checkpoint is None and not asks:
+        needed = "--config, such as f8.yaml" if command == ["fit"] else "--ckpt_path, the checkpoint, or --config"
+        raise InputError(f"gsq {command[0]} needs {needed}")
     if checkpoint is not None and checkpoint not in (*SPECIAL_CHECKPOINTS, "null"):
         configs = ["--config", json.dumps(checkpoint_config(Path(checkpoint), command[0])), *configs]
     return command + configs + flags
@@ -147,19 +190,34 @@ def checkpoint_config(path: Path, command: str) -> dict[str, Any]:
     return config
 
 
+def is_inline(config: str) -> bool:
+    """Whether a `--config` is the config itself, as `ordered` passes that of a checkpoint."""
+    return config.lstrip().startswith("{")
+
+
 def find_recipe(name: str) -> str:
     """Path of a config: the file itself, or the recipe of that name in the package.
 
     Raises:
         InputError: where there is neither; lists the recipes.
     """
-    if name.lstrip().startswith("{") or Path(name).is_file():
+    if Path(name).is_file():
         return name
     for folder in recipe_folders():
         if (folder / name).is_file():
             return str(folder / name)
     known = sorted({str(path.relative_to(folder)) for folder in recipe_folders() for path in folder.rglob("*.yaml")})
     raise InputError(f"there is no config file {name}, here or among the recipes: {', '.join(known)}")
+
+
+def check_yaml(path: Path) -> None:
+    """Raises InputError, with name and place, for a config file that is no YAML mapping."""
+    try:
+        content = yaml.safe_load(path.read_text())
+    except (yaml.YAMLError, OSError, UnicodeDecodeError) as error:
+        raise InputError(f"{path} cannot be read as YAML: {error}") from error
+    if content is not None and not isinstance(content, dict):
+        raise InputError(f"{path} holds no config: it must be a mapping with keys such as model, data and trainer")
 
 
 def recipe_folders() -> list[Path]:
@@ -170,8 +228,9 @@ def recipe_folders() -> list[Path]:
 
 def plain_message(message: str) -> str:
     """The core of a parser's message, which may quote every type that an option could have had."""
-    lines = [line.strip(" -") for line in message.splitlines() if line.strip(" -")]
-    return " ".join(lines)
+    if message.endswith("arguments are required: root"):
+        return "data.root is missing: --data.root FOLDER, which holds train and val"
+    return " ".join(line.strip(" -") for line in message.splitlines() if line.strip(" -"))
 
 
 def _without_notes(hyperparameters: dict[str, Any]) -> dict[str, Any]:

@@ -215,12 +215,13 @@ class TokenizerModule(LightningModule):
         completes = (batch_idx + 1) % self.accumulate_batches == 0 or self.trainer.is_last_batch
         with nullcontext() if completes else self._without_gradient_exchange():
             reconstruction = self._generator_backward(image, adversarial)
-            if completes and self._step_tokenizer():
-                self._after_generator_step()
+            stepped = completes and self._step_tokenizer()
             if adversarial and self.loss_weights.discriminator > 0:
                 self._discriminator_backward(image, reconstruction.detach())
                 if completes:
                     self._step_discriminator()
+        if stepped:
+            self._after_generator_step()
 
     def _generator_backward(self, image: Tensor, adversarial: bool) -> Tensor:
         """Adds the generator's gradients; returns the reconstruction."""

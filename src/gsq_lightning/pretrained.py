@@ -23,7 +23,8 @@ from gsq_lightning.errors import InputError
 
 logger = logging.getLogger(__name__)
 
-NETWORK_TIMEOUT = 2.0  # seconds until a machine counts as offline
+NETWORK_TIMEOUT = 1.5  # seconds until a machine counts as offline
+HUB_FILE = "model.safetensors"
 
 Network = TypeVar("Network", bound=nn.Module)
 
@@ -65,7 +66,7 @@ def fixed_random_weights(purpose: str, seed: int = 0) -> Iterator[None]:
 
 
 def read_weights(weights: str, url: str, purpose: str, option: str) -> dict[str, Tensor]:
-    """The state dict of a published network.
+    """The state dict of a network that is published at a URL.
 
     Args:
         weights: "pretrained" for the file at `url`, kept in torch's hub cache, or the path of such a file.
@@ -76,18 +77,47 @@ def read_weights(weights: str, url: str, purpose: str, option: str) -> dict[str,
     Raises:
         InputError: where the file is neither here nor to be had, or cannot be read.
     """
-    path = _cached(url, purpose, option) if weights == "pretrained" else Path(weights).expanduser()
-    if not path.is_file():
-        raise InputError(f'{purpose}: {option} is {weights!r}; it takes "pretrained" or the path of {_name(url)}')
-    try:
-        return torch.load(path, map_location="cpu", weights_only=True)
-    except Exception as error:  # whatever the unpickler makes of a damaged file
-        raise InputError(f"{purpose}: {path} cannot be read as weights: {error}; remove it or fetch it anew") from error
+    path = _cached(url, purpose, option) if weights == "pretrained" else _given(weights, _name(url), purpose, option)
+    return _read(path, purpose)
+
+
+def read_hub_weights(weights: str, repository: str, purpose: str, option: str) -> dict[str, Tensor]:
+    """The state dict of a network that is published on the Hugging Face Hub as model.safetensors.
+
+    Args:
+        weights: "pretrained" for the repository's file, kept in the Hub's own cache, or the path of such a file.
+        repository: "owner/name".
+        purpose, option: for messages, as in `read_weights`.
+
+    Raises:
+        InputError: where the file is neither here nor to be had, or cannot be read.
+    """
+    if weights == "pretrained":
+        return _read(_cached_from_hub(repository, purpose, option), purpose)
+    return _read(_given(weights, f"{HUB_FILE} of {repository}", purpose, option), purpose)
 
 
 def cache_folder() -> Path:
     """Where downloaded weights lie: torch's hub cache, `$TORCH_HOME/hub/checkpoints`."""
     return Path(torch.hub.get_dir()) / "checkpoints"
+
+
+def _given(weights: str, file: str, purpose: str, option: str) -> Path:
+    path = Path(weights).expanduser()
+    if not path.is_file():
+        raise InputError(f'{purpose}: {option} is {weights!r}; it takes "pretrained" or the path of {file}')
+    return path
+
+
+def _read(path: Path, purpose: str) -> dict[str, Tensor]:
+    from safetensors.torch import load_file
+
+    try:
+        if path.suffix == ".safetensors":
+            return load_file(path)
+        return torch.load(path, map_location="cpu", weights_only=True)
+    except Exception as error:  # whatever the reader makes of a damaged file
+        raise InputError(f"{purpose}: {path} cannot be read as weights: {error}; remove it or fetch it anew") from error
 
 
 def _cached(url: str, purpose: str, option: str) -> Path:
@@ -101,9 +131,32 @@ def _cached(url: str, purpose: str, option: str) -> Path:
             )
         path.parent.mkdir(parents=True, exist_ok=True)
         part = path.with_name(f"{path.name}.{os.getpid()}.part")
-        torch.hub.download_url_to_file(url, str(part))
+        try:
+            torch.hub.download_url_to_file(url, str(part))
+        except OSError as error:
+            raise InputError(f"{purpose}: {url} could not be fetched: {error}") from error
         part.replace(path)
     return path
+
+
+def _cached_from_hub(repository: str, purpose: str, option: str) -> Path:
+    from huggingface_hub import constants, hf_hub_download, hf_hub_url, try_to_load_from_cache
+
+    cached = try_to_load_from_cache(repository, HUB_FILE)
+    if isinstance(cached, str):
+        return Path(cached)
+    # asked before the Hub's own client is, which would retry for most of a minute
+    if constants.HF_HUB_OFFLINE or not _reachable(hf_hub_url(repository, HUB_FILE)):
+        raise InputError(
+            f"{purpose} needs {HUB_FILE} of {repository}, which is not in {constants.HF_HUB_CACHE}, and there is no "
+            f"network to fetch it. On a machine with network: hf download {repository} {HUB_FILE}; or set {option} to "
+            "the path of that file."
+        )
+    try:
+        return Path(hf_hub_download(repository, HUB_FILE))
+    except Exception as error:  # OSError, or what the Hub's HTTP client of the day raises
+        reason = (str(error).strip() or type(error).__name__).splitlines()[0]
+        raise InputError(f"{purpose}: {HUB_FILE} of {repository} could not be fetched: {reason}") from error
 
 
 def _name(url: str) -> str:

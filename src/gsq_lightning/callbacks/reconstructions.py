@@ -1,6 +1,5 @@
 """Pictures of a validation: originals beside reconstructions, and how often each code was used."""
 
-import logging
 import math
 from pathlib import Path
 from typing import Any
@@ -11,13 +10,11 @@ from lightning.pytorch.loggers import TensorBoardLogger
 from torch import Tensor
 from torchvision.utils import make_grid, save_image
 
-logger = logging.getLogger(__name__)
-
 GAP = 2  # pixels between pictures
 
 
 class ReconstructionGrid(Callback):
-    """Originals beside reconstructions of the first validation images, as PNG and in TensorBoard.
+    """Originals beside reconstructions, spread evenly over the validation images, as PNG and in TensorBoard.
 
     Writes `reconstructions.png` in the log folder anew after each validation, and logs the same grid and a histogram
     of how often codes were used (where the module's metrics have "codebook").
@@ -45,16 +42,20 @@ class ReconstructionGrid(Callback):
         batch_idx: int,
         dataloader_idx: int = 0,
     ) -> None:
-        missing = self.num_images - sum(len(images) for images in self._images)
-        if trainer.is_global_zero and missing > 0 and not trainer.sanity_checking:
-            self._images.append((batch if isinstance(batch, Tensor) else batch[0])[:missing].detach())
+        if not trainer.is_global_zero or trainer.sanity_checking:
+            return
+        batches = trainer.num_val_batches[dataloader_idx]
+        wanted = share_of_batch(self.num_images, batch_idx, batches)
+        image = batch if isinstance(batch, Tensor) else batch[0]
+        if wanted and len(image):
+            positions = torch.linspace(0, len(image) - 1, min(wanted, len(image))).round().long()
+            self._images.append(image[positions.to(image.device)].detach())
 
     def on_validation_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        images = [image for image in self._images if len(image)]
-        if not images or trainer.log_dir is None:
+        if not self._images or trainer.log_dir is None:
             return
         with torch.no_grad(), trainer.precision_plugin.val_step_context():
-            grids = [side_by_side(image, pl_module(image)) for image in images]
+            grids = [side_by_side(image, pl_module(image)) for image in self._images]
         # originals and reconstructions alternate: a pair takes two places of a row
         grid = make_grid(torch.cat(grids).cpu(), nrow=2 * self.columns, padding=GAP, pad_value=1.0)
         self.path = Path(trainer.log_dir) / "reconstructions.png"
@@ -65,6 +66,13 @@ class ReconstructionGrid(Callback):
             counts = codebook_counts(pl_module)
             if counts is not None and int(counts.sum()) > 0:
                 _add_usage_histogram(experiment, counts, trainer.global_step)
+
+
+def share_of_batch(num_images: int, batch_idx: int, batches: float) -> int:
+    """How many of `num_images` a batch contributes so that they spread over all; the first ones where none are known."""
+    if math.isinf(batches):
+        return 1 if batch_idx < num_images else 0
+    return int((batch_idx + 1) * num_images // batches - batch_idx * num_images // batches)
 
 
 def side_by_side(image: Tensor, reconstruction: Tensor) -> Tensor:

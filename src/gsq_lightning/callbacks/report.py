@@ -9,7 +9,12 @@ from lightning.pytorch.callbacks import ModelCheckpoint, TQDMProgressBar
 
 from gsq_lightning.callbacks.reconstructions import ReconstructionGrid
 
-SHOWN_LOSSES = ("train/loss_reconstruction", "train/loss_perceptual", "train/loss_adversarial", "train/loss_discriminator")
+SHOWN_LOSSES = (
+    "train/loss_reconstruction",
+    "train/loss_perceptual",
+    "train/loss_adversarial",
+    "train/loss_discriminator",
+)
 
 METRICS = {
     "psnr": ("PSNR", "dB, higher is better", "{:.2f}"),

@@ -116,9 +116,7 @@ class ImageDataModule(LightningDataModule):
     @property
     def _train_batch_size(self) -> int:
         module = self.trainer.lightning_module if self.trainer is not None else None
-        return per_device_batch_size(
-            self.global_batch_size, self._world_size, getattr(module, "accumulate_batches", 1)
-        )
+        return per_device_batch_size(self.global_batch_size, self._world_size, getattr(module, "accumulate_batches", 1))
 
     def _batches_processed(self) -> int:
         """Training batches of this device so far, those of the runs before this one included."""

@@ -1,6 +1,17 @@
 """Discriminators: image → logits. They know nothing of the losses."""
 
-from gsq_lightning.discriminators.discriminator import Discriminator
+from gsq_lightning.discriminators.augmentation import AugmentationDraw, DifferentiableAugmentation
+from gsq_lightning.discriminators.dino import DINODiscriminator
+from gsq_lightning.discriminators.discriminator import Discriminator, LogitPair
 from gsq_lightning.discriminators.patch import PatchDiscriminator
+from gsq_lightning.discriminators.stylegan import StyleGANDiscriminator
 
-__all__ = ["Discriminator", "PatchDiscriminator"]
+__all__ = [
+    "AugmentationDraw",
+    "DINODiscriminator",
+    "DifferentiableAugmentation",
+    "Discriminator",
+    "LogitPair",
+    "PatchDiscriminator",
+    "StyleGANDiscriminator",
+]

@@ -1,7 +1,24 @@
 """Losses: functions of images and logits. They know nothing of the networks that made them."""
 
 from gsq_lightning.losses.adversarial import AdversarialLoss, discriminator_loss, generator_loss
+from gsq_lightning.losses.features import DINOLoss, DINOPatchLoss, FeatureLoss, ResNetLoss, VGGLoss
 from gsq_lightning.losses.perceptual import LPIPS, PerceptualLoss
+from gsq_lightning.losses.regularizers import LeCamRegularizer, adaptive_weight, gradient_penalty
 from gsq_lightning.losses.weights import LossWeights
 
-__all__ = ["LPIPS", "AdversarialLoss", "LossWeights", "PerceptualLoss", "discriminator_loss", "generator_loss"]
+__all__ = [
+    "LPIPS",
+    "AdversarialLoss",
+    "DINOLoss",
+    "DINOPatchLoss",
+    "FeatureLoss",
+    "LeCamRegularizer",
+    "LossWeights",
+    "PerceptualLoss",
+    "ResNetLoss",
+    "VGGLoss",
+    "adaptive_weight",
+    "discriminator_loss",
+    "generator_loss",
+    "gradient_penalty",
+]

@@ -1,14 +1,13 @@
 """Perceptual losses: the distance of two images in the features of a frozen network."""
 
 import warnings
-from typing import Literal
+from typing import Any, Literal
 
-import torch
 from torch import Tensor, nn
 
+from gsq_lightning.errors import InputError
 from gsq_lightning.pretrained import FrozenNetwork, fixed_random_weights, read_weights
-
-VGG16_URL = "https://download.pytorch.org/models/vgg16-397923af.pth"
+from gsq_lightning.vision import VGG16_URL
 
 
 class PerceptualLoss(nn.Module):
@@ -54,7 +53,7 @@ def load_lpips(weights: str) -> nn.Module:
     """The lpips package's network over VGG16. Raises InputError where its weights cannot be had."""
     import lpips
 
-    def build() -> nn.Module:
+    def build() -> Any:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # lpips asks torchvision by an argument that is deprecated
             return lpips.LPIPS(net="vgg", pnet_rand=True, verbose=False)
@@ -64,10 +63,11 @@ def load_lpips(weights: str) -> nn.Module:
             return build()
     state = read_weights(weights, VGG16_URL, "LPIPS", "perceptual_loss.weights")
     network = build()
-    with torch.no_grad():
+    try:
         for part in network.net.children():
             for index, layer in part.named_children():
                 if isinstance(layer, nn.Conv2d):
-                    layer.weight.copy_(state[f"features.{index}.weight"])
-                    layer.bias.copy_(state[f"features.{index}.bias"])
+                    layer.load_state_dict({name: state[f"features.{index}.{name}"] for name in ("weight", "bias")})
+    except (KeyError, RuntimeError) as error:
+        raise InputError(f"LPIPS: {weights!r} holds the weights of another network than torchvision's VGG16") from error
     return network

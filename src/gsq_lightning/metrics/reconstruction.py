@@ -6,10 +6,11 @@ from typing import Literal
 import torch
 from torch import Tensor, nn
 from torchmetrics import Metric
-from torchmetrics.image import PeakSignalNoiseRatio, StructuralSimilarityIndexMeasure
+from torchmetrics.image import PeakSignalNoiseRatio
 
 from gsq_lightning.errors import InputError
 from gsq_lightning.metrics.codebook import CodebookUsage
+from gsq_lightning.metrics.ssim import StructuralSimilarity
 
 MetricName = Literal["psnr", "ssim", "codebook", "rfid", "rfd_random"]
 
@@ -87,7 +88,7 @@ class ReconstructionMetrics(nn.Module):
         if name == "psnr":
             return PeakSignalNoiseRatio(data_range=MAX_PIXEL, dim=(1, 2, 3), reduction="elementwise_mean")
         if name == "ssim":
-            return StructuralSimilarityIndexMeasure(data_range=MAX_PIXEL)
+            return StructuralSimilarity()
         if name == "codebook":
             return CodebookUsage(codebook_size, num_groups)
         from gsq_lightning.metrics.rfid import rfd_random, rfid

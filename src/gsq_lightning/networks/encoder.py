@@ -83,4 +83,3 @@ class Encoder(nn.Module):
         for block in self.blocks:
             x = block(x)
         return self.final(x)
-

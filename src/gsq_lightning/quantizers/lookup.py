@@ -16,21 +16,21 @@ next, slower one. Memory beyond the inputs is O(n + V) plus work buffers of some
 | sorted | d = 1, CPU and CUDA | sort + binary search, two codes on either side in float64 |
 | circle | d = 2, codes on the unit circle, CPU and CUDA | the same over angles, with wrap-around |
 | kdtree | CPU, low d | SciPy's cKDTree, float64; points that make a tree slow go to `matmul` |
-| matmul | CPU, higher d; CUDA without Triton | float32 scores in cache-sized tiles; float64 where they could err |
+| matmul | CPU, higher d; CUDA without Triton | float32 scores tile by tile; float64 where they could err |
 | triton | CUDA | one kernel with a running minimum; float64 for the points where float32 could err |
 | brute | anywhere | float64 differences, chunk by chunk: the definition |
 
 `auto` follows `choose_method`; its thresholds were measured on two CPU cores (benchmarks/lookup.py).
 
-Input that is not finite: a point with a NaN or an infinity gets index 0; a code with one is never chosen while
-a finite code exists. A result is never out of range.
+Input that is not finite: a point with a NaN or an infinity gets index 0; a code with one is never chosen
+while a finite code exists. A result is never out of range.
 """
 
 import importlib.util
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
-from typing import Literal, Protocol
+from typing import Any, Literal, Protocol
 
 import numpy as np
 import torch
@@ -43,6 +43,7 @@ FLOAT32_ROUNDING = 2.0**-24
 FLOAT64_ROUNDING = 2.0**-53
 
 
+@torch.compiler.disable
 def nearest_code(
     points: Tensor,
     codes: Tensor,
@@ -82,7 +83,12 @@ def choose_method(
         return "circle"
     if device_type == "cuda":
         return "triton" if importlib.util.find_spec("triton") is not None else "matmul"
-    return "matmul"
+    if dimension <= 3:
+        return "kdtree"
+    # Above, a tree costs 0.15 µs per code to build and must look into ever more of its leaves.
+    if num_points is not None and num_points < 1024:
+        return "matmul"
+    return "kdtree" if dimension <= (6 if codebook_size <= 8192 else 8) else "matmul"
 
 
 class _Search(Protocol):
@@ -112,7 +118,8 @@ class CodeIndex:
     ) -> None:
         if codes.dim() != 2 or 0 in codes.shape or not codes.is_floating_point():
             raise ValueError(
-                f"codes must be a floating-point (V, d) with V, d >= 1; given {codes.dtype} {tuple(codes.shape)}"
+                "codes must be a floating-point (V, d) with V, d >= 1; "
+                f"given {codes.dtype} {tuple(codes.shape)}"
             )
         # Apple's GPU has no float64: such tensors are looked up on the CPU.
         self._device = codes.device if codes.device.type in ("cpu", "cuda") else torch.device("cpu")
@@ -126,6 +133,7 @@ class CodeIndex:
             self._codes = codes if self._original is None else codes[self._original]
             self._search = None if len(self._codes) == 0 else _build(self._codes, self.method)
 
+    @torch.compiler.disable
     @torch.no_grad()
     def query(self, points: Tensor) -> Tensor:
         """Index (n,) int64 of the nearest code of each point (n, d)."""
@@ -159,11 +167,13 @@ def _resolve_method(
     if dimension != wanted_dimension:
         raise ValueError(f"method {method!r} needs d = {wanted_dimension}; given d = {dimension}")
     if method == "kdtree" and device_type != "cpu":
-        raise ValueError(f"method 'kdtree' needs tensors on the CPU; given {device_type}: use 'triton' or 'matmul'")
+        raise ValueError(f"method 'kdtree' needs CPU tensors; given {device_type}: use 'triton' or 'matmul'")
     return method
 
 
 def _build(codes: Tensor, method: str) -> _Search:
+    if codes.abs().amax() > 1e150:  # squares leave float64
+        return _LastResort(codes)
     if method == "sorted":
         return _Sorted(codes, circle=False)
     if method == "circle":
@@ -182,16 +192,25 @@ def _build(codes: Tensor, method: str) -> _Search:
 @contextmanager
 def _full_precision(device_type: str) -> Iterator[None]:
     """Neither autocast nor TF32 or bf16 inside float32 products, whatever the caller has switched on."""
-    backends = (torch.backends.cuda.matmul, torch.backends.mkldnn.matmul)
-    before = [backend.fp32_precision for backend in backends]
-    try:
-        for backend in backends:
-            backend.fp32_precision = "ieee"
-        with torch.autocast(device_type, enabled=False):
+    with torch.autocast(device_type, enabled=False):
+        if not hasattr(torch.backends.cuda.matmul, "fp32_precision"):  # torch < 2.9
+            precision = torch.get_float32_matmul_precision()
+            torch.set_float32_matmul_precision("highest")
+            try:
+                yield
+            finally:
+                torch.set_float32_matmul_precision(precision)
+            return
+        mkldnn: Any = torch.backends.mkldnn  # its type stub lacks `matmul`
+        backends = (torch.backends.cuda.matmul, mkldnn.matmul)
+        before = [backend.fp32_precision for backend in backends]
+        try:
+            for backend in backends:
+                backend.fp32_precision = "ieee"
             yield
-    finally:
-        for backend, precision in zip(backends, before, strict=True):
-            backend.fp32_precision = precision
+        finally:
+            for backend, precision in zip(backends, before, strict=True):
+                backend.fp32_precision = precision
 
 
 def _searchable(codes: Tensor, method: str, generator: torch.Generator | None) -> Tensor | None:
@@ -354,7 +373,7 @@ class _Sorted:
 
 
 class _Tree:
-    """SciPy's cKDTree. It takes any of several nearest codes: a point whose runner-up is as near is asked again."""
+    """SciPy's cKDTree. Of equally near codes it takes any: such points are asked again, with more neighbours."""
 
     _SAME = 1 + 1e-12  # relative; the tree's own rounding is about (d + 4) · 1e-16
 
@@ -367,15 +386,16 @@ class _Tree:
 
     def query(self, points: Tensor) -> Tensor:
         index = torch.empty(len(points), dtype=torch.int64)
-        patience = 3 * _tile_seconds(*self._codes.shape)
-        start, count = 0, 256
+        codebook_size, dimension = self._codes.shape
+        tile_seconds = codebook_size * (0.1 + 0.01 * dimension) * 1e-9  # `matmul` for one point, two cores
+        start, count = 0, 64
         while start < len(points):
+            patience = 0.01 + 3 * tile_seconds * count
             began = time.perf_counter()
             index[start : start + count] = self._ask(points[start : start + count])
-            start, last = start + count, count
-            count = min(2 * count, 8192)
+            start, count = start + count, min(2 * count, 8192)
             # Points far off the codes (small latents, codes on the sphere) make a tree visit all its leaves.
-            if time.perf_counter() - began > patience * last and start < len(points):
+            if time.perf_counter() - began > patience and start < len(points):
                 index[start:] = self._by_tiles(points[start:])
                 break
         return index
@@ -408,14 +428,9 @@ class _Tree:
         return self._tiles.query(points)
 
 
-def _tile_seconds(codebook_size: int, dimension: int) -> float:
-    """What `matmul` takes for one point, roughly: measured on two cores."""
-    return codebook_size * (0.1 + 0.01 * dimension) * 1e-9
-
-
 class _Tiles:
-    """float32 scores |c|²/2 − x·c in blocks that stay in cache, their minimum per tile of codes, and then only
-    the tiles, and in them only the codes, that rounding leaves in question: those in float64.
+    """float32 scores |c|²/2 − x·c in blocks that stay in cache, their minimum per tile of codes; then float64
+    for the codes that rounding leaves in question, in the tiles that it leaves in question.
 
     A float32 score errs by at most (d + 16) u (|x| r + r²/2), r the largest |c| in the tile and u = 2^-24, in
     whatever order BLAS adds. Codes are shifted to their middle and sorted by norm, so that r is small where
@@ -453,11 +468,15 @@ class _Tiles:
 
     def query(self, points: Tensor) -> Tensor:
         index = torch.empty(len(points), dtype=torch.int64, device=points.device)
+        # Taken once: fresh pages for each block would cost as much as the products.
+        scores = self._scaled.new_empty(min(self._columns, len(self._scaled)), self._rows)
+        least = self._scaled.new_empty(len(self._scaled) // self.TILE, self._rows)
         for start in range(0, len(points), self._batch):
-            index[start : start + self._batch] = self._nearest(points[start : start + self._batch])
+            batch = slice(start, start + self._batch)
+            index[batch] = self._nearest(points[batch], scores, least)
         return index
 
-    def _nearest(self, points: Tensor) -> Tensor:
+    def _nearest(self, points: Tensor, scores: Tensor, minima: Tensor) -> Tensor:
         dimension = points.shape[1]
         shifted = (points - self._center) * self._scale
         norm = torch.linalg.vector_norm(shifted, dim=1)
@@ -475,7 +494,7 @@ class _Tiles:
         hard = ~near
         for start in range(0, len(points), self._rows):
             block = slice(start, min(start + self._rows, len(points)))
-            least = self._tile_minima(scaled[block])
+            least = self._tile_minima(scaled[block], scores, minima)
             error = self._error(norm[block], self._radius[:, None], dimension)
             ceiling[block] = (least + error).amin(dim=0) + slack[block]
             tile, row = (least <= ceiling[block] + error).nonzero(as_tuple=True)
@@ -493,15 +512,16 @@ class _Tiles:
     def _error(self, norm: Tensor, radius: Tensor, dimension: int) -> Tensor:
         return ((dimension + 16) * FLOAT32_ROUNDING) * (norm + radius / 2) * radius
 
-    def _tile_minima(self, scaled: Tensor) -> Tensor:
-        """(tiles, rows): the lowest float32 score in each tile."""
-        least = scaled.new_empty(len(self._scaled) // self.TILE, len(scaled))
-        buffer = scaled.new_empty(self._columns, len(scaled))
+    def _tile_minima(self, scaled: Tensor, scores: Tensor, minima: Tensor) -> Tensor:
+        """(tiles, rows): the lowest float32 score in each tile, written to `minima` by way of `scores`."""
+        count = len(scaled)
+        least = minima.view(-1)[: len(minima) * count].view(-1, count)
         for start in range(0, len(self._scaled), self._columns):
             block = self._scaled[start : start + self._columns]
-            score = torch.mm(block, scaled.t(), out=buffer[: len(block)])
+            score = scores.view(-1)[: len(block) * count].view(-1, count)
+            torch.mm(block, scaled.t(), out=score)
             tile = slice(start // self.TILE, (start + len(block)) // self.TILE)
-            torch.amin(score.view(-1, self.TILE, len(scaled)), dim=1, out=least[tile])
+            torch.amin(score.view(-1, self.TILE, count), dim=1, out=least[tile])
         return least
 
     def _settle(
@@ -514,7 +534,7 @@ class _Tiles:
         rows: Tensor,
         tiles: Tensor,
     ) -> None:
-        """Writes the nearest code of each point in `rows` to `index`; every code in question is in (rows, tiles)."""
+        """Writes to `index` the nearest code of each point in `rows`, from all (row, tile) in question."""
         dimension = points.shape[1]
         by_tile = self._scaled.view(-1, self.TILE * (dimension + 1))
         tiles_open = rows.bincount(minlength=len(points))

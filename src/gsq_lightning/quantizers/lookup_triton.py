@@ -19,7 +19,7 @@ PROGRAMS_WANTED = 1024  # several for each of the 100 to 150 multiprocessors of 
 
 
 @triton.jit
-def _nearest_kernel(
+def _nearest_kernel(  # type: ignore[no-untyped-def]
     points,  # (d, n)
     codes,  # (d, V)
     best_out,  # (splits, n): squared distance of the nearest code in this split
@@ -28,25 +28,28 @@ def _nearest_kernel(
     num_points,
     codebook_size,
     codes_per_split,
-    DIMENSION: tl.constexpr,
-    ROWS: tl.constexpr,
-    STEP: tl.constexpr,
+    dimension: tl.constexpr,
+    rows_per_program: tl.constexpr,
+    codes_per_step: tl.constexpr,
 ):
-    row = tl.program_id(0).to(tl.int64) * ROWS + tl.arange(0, ROWS)
+    row = tl.program_id(0).to(tl.int64) * rows_per_program + tl.arange(0, rows_per_program)
     first = tl.program_id(1) * codes_per_split
     last = tl.minimum(first + codes_per_split, codebook_size)
     dtype = points.dtype.element_ty
-    best = tl.full((ROWS, STEP), float("inf"), dtype)
-    second = tl.full((ROWS, STEP), float("inf"), dtype)
-    index = tl.zeros((ROWS, STEP), tl.int32) + first
-    for start in range(first, last, STEP):
-        column = start + tl.arange(0, STEP)
-        total = tl.zeros((ROWS, STEP), dtype)
-        for channel in range(DIMENSION):
-            x = tl.load(points + channel * num_points.to(tl.int64) + row, mask=row < num_points, other=0.0)
-            c = tl.load(codes + channel * codebook_size.to(tl.int64) + column, mask=column < last, other=0.0)
+    best = tl.full((rows_per_program, codes_per_step), float("inf"), dtype)
+    second = tl.full((rows_per_program, codes_per_step), float("inf"), dtype)
+    index = tl.zeros((rows_per_program, codes_per_step), tl.int32) + first
+    for start in range(first, last, codes_per_step):
+        column = start + tl.arange(0, codes_per_step)
+        total = tl.zeros((rows_per_program, codes_per_step), dtype)
+        point_channel, code_channel = points, codes
+        for _ in range(dimension):
+            x = tl.load(point_channel + row, mask=row < num_points, other=0.0)
+            c = tl.load(code_channel + column, mask=column < last, other=0.0)
             difference = x[:, None] - c[None, :]
             total += difference * difference
+            point_channel += num_points
+            code_channel += codebook_size
         total = tl.where((column < last)[None, :], total, float("inf"))
         closer = total < best  # strictly: the lowest index of a lane stays
         second = tl.where(closer, best, tl.minimum(second, total))
@@ -56,7 +59,7 @@ def _nearest_kernel(
     nearest = tl.min(best, axis=1)
     winner = tl.min(tl.where(best == nearest[:, None], index, 2147483647), axis=1)
     runner_up = tl.min(tl.where(index == winner[:, None], second, best), axis=1)
-    place = tl.program_id(1) * num_points.to(tl.int64) + row
+    place = tl.program_id(1).to(tl.int64) * num_points + row
     tl.store(best_out + place, nearest, mask=row < num_points)
     tl.store(second_out + place, runner_up, mask=row < num_points)
     tl.store(index_out + place, winner, mask=row < num_points)
@@ -76,9 +79,11 @@ class FusedSearch:
         columns = points.t().contiguous()
         best, second, index = _run(columns.float(), self._columns32)
         # A float32 distance errs by u (|x| + |c|) where the channels are rounded, and by a factor after that.
-        margin = FLOAT32_ROUNDING * 1.01 * (torch.linalg.vector_norm(points, dim=1) + self._extent) + 1e-18
+        norm = torch.linalg.vector_norm(points, dim=1)
+        margin = FLOAT32_ROUNDING * 1.01 * (norm + self._extent) + 1e-18
         relative = (len(columns) + 8) * FLOAT32_ROUNDING
-        sure = second.double().sqrt() * (1 - relative) - margin > best.double().sqrt() * (1 + relative) + margin
+        farthest = best.double().sqrt() * (1 + relative) + margin
+        sure = second.double().sqrt() * (1 - relative) - margin > farthest
         if not sure.all():
             index[~sure] = _run(columns[:, ~sure].contiguous(), self._columns)[2]
         return index
@@ -108,11 +113,12 @@ def _run(points: Tensor, codes: Tensor) -> tuple[Tensor, Tensor, Tensor]:
             num_points,
             codebook_size,
             codes_per_split,
-            DIMENSION=dimension,
-            ROWS=rows,
-            STEP=CODES_PER_STEP,
+            dimension=dimension,
+            rows_per_program=rows,
+            codes_per_step=CODES_PER_STEP,
             num_warps=4,
-            enable_fp_fusion=False,  # the float64 pass then adds exactly as squared_distance does
+            # Unfused, the float64 pass rounds exactly as squared_distance does.
+            enable_fp_fusion=points.dtype == torch.float32,
         )
     nearest = best.amin(dim=0)
     winner = torch.where(best == nearest, index, codebook_size).amin(dim=0)

@@ -1,0 +1,197 @@
+"""Differentiable augmentation: what a discriminator sees is changed at random, real and fake images alike.
+
+DiffAugment, arXiv 2006.10738, with the strengths of the GSQ paper (arXiv 2412.02632): cutout of 20 % where DiffAugment
+has 50 %, and resizing beside it.
+"""
+
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from typing import Literal, NamedTuple, get_args
+
+import torch
+from torch import Generator, Tensor, nn
+from torch.nn import functional as F
+
+from gsq_lightning.errors import InputError
+
+Operation = Literal["color", "translation", "cutout", "resize"]
+
+BRIGHTNESS = 0.5  # added, of a range of 2
+SATURATION = (0.0, 2.0)
+CONTRAST = (0.5, 1.5)
+TRANSLATION = 0.125  # of the height and width
+CUTOUT = 0.2  # of the height and width
+RESIZE = (0.8, 1.2)
+
+
+class AugmentationDraw(NamedTuple):
+    """What is done to each image of a batch.
+
+    Attributes:
+        brightness: (B,) in [-0.5, 0.5), added to the pixels.
+        saturation: (B,) in [0, 2), factor of a pixel's distance from its own gray.
+        contrast: (B,) in [0.5, 1.5), factor of a pixel's distance from the image's mean.
+        shift: (B, 2) int64, pixels that the image moves down and to the right.
+        hole: (B, 2) int64, row and column of the first pixel that is cut out; may lie beyond the border.
+        zoom: (B,) in [0.8, 1.2), magnification about the center.
+    """
+
+    brightness: Tensor
+    saturation: Tensor
+    contrast: Tensor
+    shift: Tensor
+    hole: Tensor
+    zoom: Tensor
+
+
+class DifferentiableAugmentation(nn.Module):
+    """Random changes of color and place through which gradients flow; it does nothing in eval mode.
+
+    What comes to lie in the image from beyond its border, or in place of what is cut out, is 0, mid-gray. Values may
+    leave [-1, 1] by the change of color, as in DiffAugment.
+
+    Args:
+        policy: what to do, in this order:
+            "color", brightness by ±0.5, then saturation by 0 to 2, then contrast by 0.5 to 1.5;
+            "translation", by up to 12.5 % of height and width, in whole pixels;
+            "cutout", of a rectangle of 20 % of height and width, whose middle lies anywhere in the image;
+            "resize", by 0.8 to 1.2, bilinear, in the frame of the image.
+        same_draw: within `within_step`, do the same to all batches, so that an image and its reconstruction are
+            changed alike; otherwise each call draws for itself.
+
+    Raises:
+        InputError: for an unknown word in `policy`.
+    """
+
+    def __init__(
+        self, policy: Sequence[Operation] = ("cutout", "color", "translation"), same_draw: bool = False
+    ) -> None:
+        super().__init__()
+        if unknown := [name for name in policy if name not in get_args(Operation)]:
+            raise InputError(f"augmentation policy has {unknown[0]!r}; it takes {', '.join(get_args(Operation))}")
+        self._operations = [_OPERATIONS[name] for name in policy]
+        self.same_draw = same_draw
+        self._in_step = False
+        self._draw_of_step: AugmentationDraw | None = None
+
+    def draw(self, image: Tensor, generator: Generator | None = None) -> AugmentationDraw:
+        """Random parameters for a batch.
+
+        Args:
+            image: (B, 3, H, W); only its shape and device count.
+            generator: on the same device, or none for PyTorch's own.
+        """
+        batch, _, height, width = image.shape
+
+        def uniform(low: float, high: float) -> Tensor:
+            return low + (high - low) * torch.rand(batch, generator=generator, device=image.device)
+
+        def integer(low: int, high: int) -> Tensor:
+            """Both ends included."""
+            return torch.randint(low, high + 1, (batch,), generator=generator, device=image.device)
+
+        largest_shift = [_share(side, TRANSLATION) for side in (height, width)]
+        hole_size = [_share(side, CUTOUT) for side in (height, width)]
+        return AugmentationDraw(
+            brightness=uniform(-BRIGHTNESS, BRIGHTNESS),
+            saturation=uniform(*SATURATION),
+            contrast=uniform(*CONTRAST),
+            shift=torch.stack([integer(-largest, largest) for largest in largest_shift], dim=1),
+            hole=torch.stack(
+                # an even hole has its middle between pixels: one place more, so that both borders are alike
+                [
+                    integer(0, side - size % 2) - size // 2
+                    for side, size in zip((height, width), hole_size, strict=True)
+                ],
+                dim=1,
+            ),
+            zoom=uniform(*RESIZE),
+        )
+
+    def forward(self, image: Tensor, draw: AugmentationDraw | None = None) -> Tensor:
+        """Augments a batch.
+
+        Args:
+            image: (B, 3, H, W) in [-1, 1].
+            draw: what to do to each image; by default drawn now, or earlier in the same step.
+
+        Returns:
+            (B, 3, H, W) float32.
+        """
+        image = image.float()
+        if not self.training:
+            return image
+        if draw is None:
+            draw = self._next_draw(image)
+        for operation in self._operations:
+            image = operation(image, draw)
+        return image
+
+    @contextmanager
+    def within_step(self) -> Iterator[None]:
+        """Within it, `same_draw` holds. All batches within have one shape."""
+        self._in_step = True
+        try:
+            yield
+        finally:
+            self._in_step, self._draw_of_step = False, None
+
+    def _next_draw(self, image: Tensor) -> AugmentationDraw:
+        if not (self.same_draw and self._in_step):
+            return self.draw(image)
+        if self._draw_of_step is None:
+            self._draw_of_step = self.draw(image)
+        return self._draw_of_step
+
+
+def _color(image: Tensor, draw: AugmentationDraw) -> Tensor:
+    image = image + _per_image(draw.brightness)
+    gray = image.mean(dim=1, keepdim=True)
+    image = gray + (image - gray) * _per_image(draw.saturation)
+    mean = image.mean(dim=(1, 2, 3), keepdim=True)
+    return mean + (image - mean) * _per_image(draw.contrast)
+
+
+def _translation(image: Tensor, draw: AugmentationDraw) -> Tensor:
+    for dim in (2, 3):
+        side = image.shape[dim]
+        source = torch.arange(side, device=image.device) - draw.shift[:, dim - 2, None]  # (B, side)
+        inside = (source >= 0) & (source < side)
+        shape = [len(image), 1, 1, 1]
+        shape[dim] = side
+        image = image.gather(dim, source.clamp(0, side - 1).view(shape).expand_as(image)) * inside.view(shape)
+    return image
+
+
+def _cutout(image: Tensor, draw: AugmentationDraw) -> Tensor:
+    inside = []
+    for dim in (2, 3):
+        side = image.shape[dim]
+        from_hole = torch.arange(side, device=image.device) - draw.hole[:, dim - 2, None]  # (B, side)
+        inside.append((from_hole >= 0) & (from_hole < _share(side, CUTOUT)))
+    rows, columns = inside
+    hole = rows[:, None, :, None] & columns[:, None, None, :]
+    return image * ~hole
+
+
+def _resize(image: Tensor, draw: AugmentationDraw) -> Tensor:
+    # not F.affine_grid, whose product of matrices is rounded under autocast and TF32
+    rows, columns = (
+        ((2 * torch.arange(side, device=image.device) + 1) / side - 1) / draw.zoom[:, None] for side in image.shape[2:]
+    )
+    shape = (len(image), *image.shape[2:])
+    grid = torch.stack([columns[:, None, :].expand(shape), rows[:, :, None].expand(shape)], dim=-1)  # (B, H, W, 2)
+    return F.grid_sample(image, grid, mode="bilinear", padding_mode="zeros", align_corners=False)
+
+
+_OPERATIONS = {"color": _color, "translation": _translation, "cutout": _cutout, "resize": _resize}
+
+
+def _share(side: int, share: float) -> int:
+    """So many pixels, rounded."""
+    return int(side * share + 0.5)
+
+
+def _per_image(values: Tensor) -> Tensor:
+    """(B,) → (B, 1, 1, 1)."""
+    return values[:, None, None, None]

@@ -1,0 +1,221 @@
+"""DINO discriminator ("DD" in the GSQ paper): small heads on the tokens of a frozen DINOv2, after StyleGAN-T,
+arXiv 2301.09515, section 3.2. The defaults are those of the GSQ paper's reference (arXiv 2412.02632).
+"""
+
+import math
+from collections.abc import Sequence
+from contextlib import AbstractContextManager, nullcontext
+from typing import Any, ClassVar, Literal
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+from torch.nn.utils import parametrizations
+
+from gsq_lightning.discriminators.augmentation import DifferentiableAugmentation
+from gsq_lightning.discriminators.discriminator import Discriminator, LogitPair
+from gsq_lightning.errors import InputError
+from gsq_lightning.pretrained import FrozenNetwork
+from gsq_lightning.vision import (
+    DINOV2_BLOCKS,
+    DINOV2_CHANNELS,
+    DINOV2_PATCH_SIZE,
+    DINOV2_PREFIX_TOKENS,
+    ImageNetInput,
+    load_dinov2,
+)
+
+Tap = int | Literal["embedding"]
+Norm = Literal["batch", "local_batch", "none"]
+
+LEAK = 0.2
+VIRTUAL_BATCH = 8
+
+
+class DINODiscriminator(Discriminator):
+    """A frozen DINOv2 ViT-S/14 with registers, and at each of several depths a head that judges every token.
+
+    Only the heads are trained, saved and seen from outside. Gradients flow through the trunk to the image.
+
+    Args:
+        weights: of the trunk: "pretrained", a path (see `load_dinov2`), or "random" (tests).
+        input_size: height and width that images are resized to, a multiple of 14: 518 as in the reference, or 224 as
+            in StyleGAN-T and VAR, at an eighth of the work.
+        taps: where the heads sit: after blocks of the trunk, 0 to 11, or at the "embedding", the sequence that enters
+            block 0.
+        kernel_size: tokens that a head's second convolution sees, odd.
+        norm: of the heads: "batch" as in the reference; "local_batch" as in StyleGAN-T, over 8 images at a time and
+            without running averages; or "none".
+        spectral_norm: whether the heads' convolutions have spectral norm 1, as in StyleGAN-T.
+        prefix_tokens: whether class and register tokens are judged too, as in the reference.
+        augmentation: what is done to all images before, in training.
+        trunk_dtype: what the trunk computes in on CUDA; elsewhere it computes in float32. In both cases whatever the
+            autocast state, which decides for the heads.
+
+    Raises:
+        InputError: for options that make no sense; from `load`, where the weights cannot be had.
+    """
+
+    supports_gradient_penalty: ClassVar[bool] = False  # fused attention has no second derivative
+
+    def __init__(
+        self,
+        weights: str = "pretrained",
+        input_size: int = 518,
+        taps: Sequence[Tap] = ("embedding", 2, 5, 8, 11),
+        kernel_size: int = 9,
+        norm: Norm = "batch",
+        spectral_norm: bool = False,
+        prefix_tokens: bool = True,
+        augmentation: DifferentiableAugmentation | None = None,
+        trunk_dtype: Literal["bfloat16", "float32"] = "bfloat16",
+    ) -> None:
+        super().__init__()
+        if input_size < DINOV2_PATCH_SIZE or input_size % DINOV2_PATCH_SIZE:
+            raise InputError(
+                f"input_size is {input_size}; it must be a multiple of {DINOV2_PATCH_SIZE}, such as 518 or 224"
+            )
+        if (
+            not taps
+            or len(set(taps)) != len(taps)
+            or any(t != "embedding" and t not in range(DINOV2_BLOCKS) for t in taps)
+        ):
+            raise InputError(
+                f'taps is {list(taps)}; it takes one or more of the blocks 0 to {DINOV2_BLOCKS - 1} and "embedding"'
+            )
+        tokens = (input_size // DINOV2_PATCH_SIZE) ** 2 + (DINOV2_PREFIX_TOKENS if prefix_tokens else 0)
+        if kernel_size < 1 or kernel_size % 2 == 0 or kernel_size // 2 > tokens:
+            raise InputError(f"kernel_size is {kernel_size}; it must be odd and at most {2 * tokens + 1}")
+        self.weights = weights
+        self.input_size = input_size
+        self.taps = tuple(taps)
+        self.prefix_tokens = prefix_tokens
+        self.augmentation = augmentation
+        self.trunk_dtype: torch.dtype = getattr(torch, trunk_dtype)
+        self.heads = nn.ModuleDict({str(tap): TokenHead(kernel_size, norm, spectral_norm) for tap in taps})
+        self.trunk: FrozenNetwork | None = None
+
+    def load(self) -> None:
+        if self.trunk is None:
+            network = load_dinov2(self.weights, self.input_size, "the DINO discriminator", "discriminator.weights")
+            self.trunk = FrozenNetwork(TappedTrunk(network, self.input_size, self.taps, self.prefix_tokens))
+
+    def forward(self, image: Tensor) -> Tensor:
+        """(B, 3, H, W) in [-1, 1] → logits (B, N) of all tokens at all taps; N = 6870 with the defaults."""
+        return self._judge(self._features(self._augmented(image)))
+
+    def forward_pair(self, image: Tensor, reconstruction: Tensor) -> LogitPair:
+        """Runs the trunk once over both, and the heads one after the other: their batch statistics do not mix."""
+        features = self._features(torch.cat([self._augmented(image), self._augmented(reconstruction)]))
+        sizes = [len(image), len(reconstruction)]
+        real, fake = zip(*(feature.split(sizes) for feature in features), strict=True)
+        return LogitPair(self._judge(real), self._judge(fake))
+
+    def within_step(self) -> AbstractContextManager[None]:
+        return nullcontext() if self.augmentation is None else self.augmentation.within_step()
+
+    def _augmented(self, image: Tensor) -> Tensor:
+        return image.float() if self.augmentation is None else self.augmentation(image)
+
+    def _features(self, image: Tensor) -> list[Tensor]:
+        """→ (B, tokens, 384) at each tap."""
+        assert self.trunk is not None, "call load() first"
+        device = image.device.type
+        reduced = device == "cuda" and self.trunk_dtype != torch.float32
+        with torch.autocast(device, dtype=self.trunk_dtype if reduced else None, enabled=reduced):
+            features = self.trunk(image)
+        # under autocast the heads cast for themselves
+        return features if torch.is_autocast_enabled(device) else [feature.float() for feature in features]
+
+    def _judge(self, features: Sequence[Tensor]) -> Tensor:
+        return torch.cat([head(x) for head, x in zip(self.heads.values(), features, strict=True)], dim=1)
+
+
+class TappedTrunk(nn.Module):
+    """The token sequences at several depths of a vision transformer.
+
+    Args:
+        transformer: timm's VisionTransformer; blocks after the last tap do not run.
+        input_size: height and width of its input.
+        taps: block indices, or "embedding".
+        prefix_tokens: whether class and register tokens, which come first, stay in the sequences.
+    """
+
+    def __init__(self, transformer: Any, input_size: int, taps: Sequence[Tap], prefix_tokens: bool) -> None:
+        super().__init__()
+        self.input = ImageNetInput(input_size)
+        self.transformer = transformer
+        self.taps = tuple(taps)
+        self.num_blocks = 1 + max((tap for tap in self.taps if tap != "embedding"), default=-1)
+        self.first_token = 0 if prefix_tokens else transformer.num_prefix_tokens
+
+    def forward(self, image: Tensor) -> list[Tensor]:
+        """(B, 3, H, W) in [-1, 1] → (B, tokens, channels) for each tap, in the order of `taps`."""
+        transformer = self.transformer
+        x = transformer.norm_pre(transformer._pos_embed(transformer.patch_embed(self.input(image))))
+        sequences: dict[Tap, Tensor] = {"embedding": x}
+        for index in range(self.num_blocks):
+            x = transformer.blocks[index](x)
+            sequences[index] = x
+        return [sequences[tap][:, self.first_token :] for tap in self.taps]
+
+
+class TokenHead(nn.Module):
+    """One logit for each token: a convolution of one token, a residual one of several, and one to the logit.
+
+    Args:
+        kernel_size: tokens that the residual convolution sees; the sequence is closed to a ring.
+        norm: see `DINODiscriminator`.
+        spectral_norm: of the weights of all three convolutions.
+    """
+
+    def __init__(self, kernel_size: int, norm: Norm, spectral_norm: bool) -> None:
+        super().__init__()
+
+        def layer(kernel_size: int) -> nn.Sequential:
+            # a bias before a batch norm would be subtracted again
+            convolution = _convolution(DINOV2_CHANNELS, kernel_size, norm == "none", spectral_norm)
+            return nn.Sequential(convolution, *_norm_layers(norm), nn.LeakyReLU(LEAK))
+
+        self.first = layer(kernel_size=1)
+        self.residual = layer(kernel_size)
+        self.last = _convolution(1, kernel_size=1, bias=True, spectral_norm=spectral_norm)
+
+    def forward(self, tokens: Tensor) -> Tensor:
+        """(B, tokens, 384) → logits (B, tokens)."""
+        x = self.first(tokens.transpose(1, 2))
+        x = (self.residual(x) + x) / math.sqrt(2)
+        return self.last(x).squeeze(1)
+
+
+class LocalBatchNorm(nn.Module):
+    """Batch norm over a few images at a time, the same in training and evaluation (StyleGAN-T).
+
+    Args:
+        channels: C.
+        virtual_batch: images in a group, at most; a batch is cut into groups as equal as can be.
+    """
+
+    def __init__(self, channels: int, virtual_batch: int = VIRTUAL_BATCH) -> None:
+        super().__init__()
+        self.virtual_batch = virtual_batch
+        self.weight = nn.Parameter(torch.ones(channels))
+        self.bias = nn.Parameter(torch.zeros(channels))
+
+    def forward(self, x: Tensor) -> Tensor:
+        """(B, C, tokens) → the same shape; each group and channel normalized over images and tokens."""
+        groups = x.tensor_split(math.ceil(len(x) / self.virtual_batch))
+        return torch.cat([F.batch_norm(group, None, None, self.weight, self.bias, training=True) for group in groups])
+
+
+def _norm_layers(norm: Norm) -> list[nn.Module]:
+    if norm == "none":
+        return []
+    return [nn.BatchNorm1d(DINOV2_CHANNELS) if norm == "batch" else LocalBatchNorm(DINOV2_CHANNELS)]
+
+
+def _convolution(out_channels: int, kernel_size: int, bias: bool, spectral_norm: bool) -> nn.Module:
+    convolution = nn.Conv1d(
+        DINOV2_CHANNELS, out_channels, kernel_size, padding=kernel_size // 2, padding_mode="circular", bias=bias
+    )
+    return parametrizations.spectral_norm(convolution) if spectral_norm else convolution

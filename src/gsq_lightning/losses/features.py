@@ -1,0 +1,135 @@
+"""Perceptual losses of the GSQ paper's Table 4: mean squared error of what a frozen classifier or encoder makes of two
+images.
+"""
+
+from typing import Any, Literal
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from gsq_lightning.errors import InputError
+from gsq_lightning.losses.perceptual import PerceptualLoss
+from gsq_lightning.pretrained import FrozenNetwork
+from gsq_lightning.vision import DINOV2_PATCH_SIZE, ImageNetInput, load_dinov2, load_resnet50, load_vgg16
+
+Output = Literal["logits", "features"]
+
+INPUT_SIZE = 224
+MIN_INPUT_SIZE = 32  # five halvings leave one pixel
+OPTION = "perceptual_loss.weights"
+
+
+class FeatureLoss(PerceptualLoss):
+    """Mean squared error of the features of two images. A subclass implements `_load_features`.
+
+    Args:
+        weights: "pretrained", a path, or "random" (tests).
+        input_size: height and width that images are resized to by area interpolation; the paper's is 224.
+    """
+
+    def __init__(self, weights: str, input_size: int) -> None:
+        super().__init__()
+        self.weights = weights
+        self.input_size = input_size
+        self.network: FrozenNetwork | None = None
+
+    def load(self) -> None:
+        if self.network is None:
+            self.network = FrozenNetwork(nn.Sequential(ImageNetInput(self.input_size), self._load_features()))
+
+    def forward(self, reconstruction: Tensor, image: Tensor) -> Tensor:
+        assert self.network is not None, "call load() first"
+        with torch.no_grad():
+            target = self.network(image)
+        return F.mse_loss(self.network(reconstruction).float(), target.float())
+
+    def _load_features(self) -> nn.Module:
+        """The network: (B, 3, input_size, input_size), normalized as ImageNet → features, (B, ...)."""
+        raise NotImplementedError
+
+
+class DINOLoss(FeatureLoss):
+    """DINOv2 ViT-S/14 with registers: its class token, 384 numbers after the last norm.
+
+    Args:
+        weights: "pretrained", a path (see `load_dinov2`), or "random" (tests).
+        input_size: see `FeatureLoss`; a multiple of 14.
+    """
+
+    def __init__(self, weights: str = "pretrained", input_size: int = INPUT_SIZE) -> None:
+        super().__init__(weights, input_size)
+        if input_size < DINOV2_PATCH_SIZE or input_size % DINOV2_PATCH_SIZE:
+            raise InputError(
+                f"input_size is {input_size}; it must be a multiple of {DINOV2_PATCH_SIZE}, such as {INPUT_SIZE}"
+            )
+
+    def _load_features(self) -> nn.Module:
+        return load_dinov2(self.weights, self.input_size, "the DINO loss", OPTION)
+
+
+class DINOPatchLoss(DINOLoss):
+    """As `DINOLoss`, but over the tokens of all patches, which tell where something is; not in the paper's table."""
+
+    def _load_features(self) -> nn.Module:
+        return _PatchTokens(super()._load_features())
+
+
+class ResNetLoss(FeatureLoss):
+    """ResNet-50, trained by recipe A1 (arXiv 2110.00476).
+
+    Args:
+        weights: "pretrained", the path of model.safetensors of timm/resnet50.a1_in1k, or "random" (tests).
+        output: "logits", of 1000 classes, or "features", the 2048 averages over space that they are made of.
+        input_size: see `FeatureLoss`.
+    """
+
+    def __init__(self, weights: str = "pretrained", output: Output = "logits", input_size: int = INPUT_SIZE) -> None:
+        super().__init__(weights, input_size)
+        _check_size(input_size)
+        self.output: Output = output
+
+    def _load_features(self) -> nn.Module:
+        network = load_resnet50(self.weights, "the ResNet-50 loss", OPTION)
+        if self.output == "features":
+            network.fc = nn.Identity()
+        return network
+
+
+class VGGLoss(FeatureLoss):
+    """VGG-16 (arXiv 1409.1556).
+
+    Args:
+        weights: "pretrained", the path of vgg16-397923af.pth, or "random" (tests).
+        output: "logits", of 1000 classes, or "features", the last map of its convolutions, 512×7×7 at 224².
+        input_size: see `FeatureLoss`.
+    """
+
+    def __init__(self, weights: str = "pretrained", output: Output = "logits", input_size: int = INPUT_SIZE) -> None:
+        super().__init__(weights, input_size)
+        _check_size(input_size)
+        self.output: Output = output
+
+    def _load_features(self) -> nn.Module:
+        network = load_vgg16(self.weights, "the VGG-16 loss", OPTION)
+        if self.output == "features":
+            features = network.features
+            assert isinstance(features, nn.Module)
+            return features
+        return network
+
+
+class _PatchTokens(nn.Module):
+    """Image → (B, patches, channels) after a vision transformer's last norm."""
+
+    def __init__(self, transformer: Any) -> None:
+        super().__init__()
+        self.transformer = transformer
+
+    def forward(self, image: Tensor) -> Tensor:
+        return self.transformer.forward_features(image)[:, self.transformer.num_prefix_tokens :]
+
+
+def _check_size(input_size: int) -> None:
+    if input_size < MIN_INPUT_SIZE:
+        raise InputError(f"input_size is {input_size}; it must be at least {MIN_INPUT_SIZE}, {INPUT_SIZE} is usual")

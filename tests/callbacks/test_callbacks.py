@@ -1,0 +1,147 @@
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from lightning.pytorch import Trainer
+from lightning.pytorch.loggers import TensorBoardLogger
+from PIL import Image
+from safetensors.torch import load_file
+from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+from gsq_lightning import GSQTokenizer, InputError, TokenizerModule
+from gsq_lightning.callbacks import ReconstructionGrid, RunCheckpoint, TokenWriter
+from gsq_lightning.callbacks.reconstructions import share_of_batch, side_by_side
+from gsq_lightning.callbacks.report import metrics_table
+from gsq_lightning.callbacks.token_writer import smallest_type
+from gsq_lightning.data import ImageNetDataModule
+from gsq_lightning.metrics import ReconstructionMetrics
+
+Build = Callable[..., GSQTokenizer]
+
+
+def trainer(folder: Path, **settings: Any) -> Trainer:
+    return Trainer(
+        **{
+            "default_root_dir": folder,
+            "accelerator": "cpu",
+            "logger": False,
+            "enable_progress_bar": False,
+            "enable_model_summary": False,
+            "max_epochs": -1,
+            "max_steps": 5,
+            **settings,
+        }
+    )
+
+
+def data(root: Path) -> ImageNetDataModule:
+    return ImageNetDataModule(str(root), 16, global_batch_size=8, val_batch_size=4, num_workers=0)
+
+
+def test_pairs_stand_beside_each_other() -> None:
+    image, reconstruction = torch.full((2, 3, 1, 1), -1.0), torch.full((2, 3, 1, 1), 3.0)
+    assert side_by_side(image, reconstruction)[:, 0, 0, 0].tolist() == [0.0, 1.0, 0.0, 1.0]
+
+
+@pytest.mark.parametrize(("images", "batches"), [(16, 3), (16, 16), (16, 1000), (5, 7), (16, 1)])
+def test_pictures_are_spread_over_all_batches(images: int, batches: int) -> None:
+    shares = [share_of_batch(images, batch, batches) for batch in range(batches)]
+    assert sum(shares) == images
+    assert max(shares) - min(shares) <= 1
+
+
+def test_reconstructions_go_to_a_picture_and_to_tensorboard(
+    small_tokenizer: Build, image_root: Path, tmp_path: Path
+) -> None:
+    module = TokenizerModule(small_tokenizer(), metrics=ReconstructionMetrics(["psnr", "codebook"]))
+    grid = ReconstructionGrid(num_images=4, columns=2)
+    run = trainer(
+        tmp_path,
+        logger=TensorBoardLogger(str(tmp_path)),
+        callbacks=[grid],
+        enable_checkpointing=False,
+        log_every_n_steps=1,
+    )
+    run.fit(module, data(image_root))
+    assert grid.path is not None
+    picture = Image.open(grid.path)
+    assert picture.size == (4 * 16 + 5 * 2, 2 * 16 + 3 * 2)  # two pairs beside each other, two rows, gaps of 2
+    originals = {picture.crop((2, 2, 18, 18)).tobytes(), picture.crop((38, 2, 54, 18)).tobytes()}
+    batches = [batch.image for batch in run.val_dataloaders]
+    assert batches[0][0].permute(1, 2, 0).numpy().tobytes() in originals
+
+    assert run.log_dir is not None
+    events = EventAccumulator(run.log_dir, size_guidance={"images": 0, "histograms": 0})
+    events.Reload()
+    assert "val/reconstructions" in events.Tags()["images"]
+    assert "val/codebook_log10_uses" in events.Tags()["histograms"]
+    assert {"train/loss_reconstruction", "val/psnr", "val/codebook_usage"} <= set(events.Tags()["scalars"])
+
+
+def test_last_checkpoint_is_that_of_the_last_step(small_tokenizer: Build, image_root: Path, tmp_path: Path) -> None:
+    module = TokenizerModule(small_tokenizer())
+    keep = RunCheckpoint(every_n_train_steps=2, keep_all=True, dirpath=str(tmp_path))
+    trainer(tmp_path, callbacks=[keep]).fit(module, data(image_root))
+    assert sorted(path.name for path in tmp_path.glob("*.ckpt")) == ["last.ckpt", "step=2.ckpt", "step=4.ckpt"]
+    assert torch.load(tmp_path / "last.ckpt", weights_only=True)["global_step"] == 5
+
+
+def test_checkpoints_are_not_all_kept_unless_asked_for(
+    small_tokenizer: Build, image_root: Path, tmp_path: Path
+) -> None:
+    keep = RunCheckpoint(every_n_train_steps=2, dirpath=str(tmp_path))
+    trainer(tmp_path, callbacks=[keep]).fit(TokenizerModule(small_tokenizer()), data(image_root))
+    assert [path.name for path in tmp_path.glob("*.ckpt")] == ["last.ckpt"]
+
+
+def test_tokens_are_written_with_labels_and_names(small_tokenizer: Build, image_root: Path, tmp_path: Path) -> None:
+    module = TokenizerModule(small_tokenizer())
+    folder = tmp_path / "tokens"
+    images = data(image_root)
+    trainer(tmp_path, callbacks=[TokenWriter(str(folder), images_per_shard=4)]).predict(
+        module, images, return_predictions=False
+    )
+    assert sorted(path.name for path in folder.iterdir()) == [
+        "tokens-00000-00000.json",
+        "tokens-00000-00000.safetensors",
+        "tokens-00000-00001.json",
+        "tokens-00000-00001.safetensors",
+    ]
+    shards = [load_file(path) for path in sorted(folder.glob("*.safetensors"))]
+    names = sum((json.loads(path.read_text()) for path in sorted(folder.glob("*.json"))), [])
+    indices = torch.cat([shard["indices"] for shard in shards])
+    assert indices.dtype == torch.uint8
+    assert indices.shape == (6, 4, 4, 2)
+    assert torch.cat([shard["label"] for shard in shards]).tolist() == [0, 0, 0, 1, 1, 1]
+    assert [Path(name).parent.name for name in names] == ["cats"] * 3 + ["dogs"] * 3
+
+    images.setup("predict")
+    pixels = torch.cat([batch.image for batch in images.predict_dataloader()])
+    module.eval()
+    with torch.no_grad():
+        assert torch.equal(indices.long(), module.tokenizer.encode_indices(pixels.float() / 127.5 - 1))
+
+
+def test_tokens_are_never_written_over(small_tokenizer: Build, image_root: Path, tmp_path: Path) -> None:
+    (tmp_path / "tokens-00000-00000.safetensors").write_bytes(b"precious")
+    with pytest.raises(InputError, match="holds token shards already"):
+        trainer(tmp_path, callbacks=[TokenWriter(str(tmp_path))]).predict(
+            TokenizerModule(small_tokenizer()), data(image_root)
+        )
+
+
+@pytest.mark.parametrize(
+    ("size", "kind"),
+    [(256, torch.uint8), (257, torch.int16), (32768, torch.int16), (32769, torch.int32), (2**31 + 1, torch.int64)],
+)
+def test_smallest_type_holds_the_largest_index(size: int, kind: torch.dtype) -> None:
+    assert smallest_type(size) == kind
+
+
+def test_table_has_known_names_first_and_nothing_lost() -> None:
+    lines = metrics_table({"other": 3.0, "rfd_random": 0.5, "psnr": 20.126})
+    assert [line.split()[:2] for line in lines] == [["PSNR", "20.13"], ["rfd_random", "0.5000"], ["other", "3"]]
+    assert metrics_table({}) == []

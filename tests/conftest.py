@@ -1,0 +1,60 @@
+"""What tests of several parts need: small tokenizers, folders of images, a quiet and repeatable torch."""
+
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+from gsq_lightning import GroupedSphericalQuantizer, GSQTokenizer
+
+
+@pytest.fixture(autouse=True)
+def _repeatable() -> Iterator[None]:
+    torch.manual_seed(0)
+    yield
+
+
+@pytest.fixture
+def small_tokenizer() -> Callable[..., GSQTokenizer]:
+    """A factory of f4 tokenizers of a few thousand weights; takes the quantizer's arguments."""
+
+    def build(
+        latent_channels: int = 8, codebook_size: int = 32, num_groups: int = 2, normalization: str = "l2"
+    ) -> GSQTokenizer:
+        quantizer = GroupedSphericalQuantizer(latent_channels, codebook_size, num_groups, normalization)
+        return GSQTokenizer(
+            quantizer,
+            channel_multipliers=(1, 1, 2),
+            base_channels=8,
+            encoder_blocks=1,
+            decoder_blocks=1,
+            norm_groups=4,
+        )
+
+    return build
+
+
+def write_images(folder: Path, count: int, size: tuple[int, int] = (40, 36), seed: int = 0) -> list[Path]:
+    """Writes `count` different smooth images of size (width, height) as PNG."""
+    folder.mkdir(parents=True, exist_ok=True)
+    generator = np.random.default_rng(seed)
+    paths = []
+    for number in range(count):
+        coarse = Image.fromarray(generator.integers(0, 256, (4, 4, 3), dtype=np.uint8))
+        path = folder / f"image_{number:03d}.png"
+        coarse.resize(size, Image.Resampling.BICUBIC).save(path)
+        paths.append(path)
+    return paths
+
+
+@pytest.fixture
+def image_root(tmp_path: Path) -> Path:
+    """A folder with train (2 classes, 8 images each) and val (2 classes, 3 images each)."""
+    root = tmp_path / "images"
+    for split, count in (("train", 8), ("val", 3)):
+        for number, name in enumerate(("cats", "dogs")):
+            write_images(root / split / name, count, seed=10 * number + count)
+    return root

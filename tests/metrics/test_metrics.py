@@ -1,0 +1,141 @@
+"""Metrics against independent computations."""
+
+from typing import cast
+
+import numpy as np
+import pytest
+import torch
+from scipy import linalg
+from skimage.metrics import peak_signal_noise_ratio, structural_similarity
+
+from gsq_lightning import InputError
+from gsq_lightning.metrics import CodebookUsage, ReconstructionMetrics, image_to_pixels
+from gsq_lightning.metrics.reconstruction import MetricName
+from gsq_lightning.metrics.rfid import RandomFeatures, load_inception, rfd_random
+
+
+def pairs(count: int = 5, size: int = 32) -> tuple[torch.Tensor, torch.Tensor]:
+    image = torch.nn.functional.interpolate(torch.rand(count, 3, 5, 5), size=(size, size), mode="bicubic") * 2 - 1
+    return image.clamp(-1, 1), image + 0.2 * torch.randn_like(image)
+
+
+def computed(names: list[str], image: torch.Tensor, reconstruction: torch.Tensor) -> dict[str, float]:
+    metrics = ReconstructionMetrics(cast(list[MetricName], names))
+    metrics.load(codebook_size=4, num_groups=2)
+    for start in range(0, len(image), 2):  # batches of 2, 2, 1
+        part = slice(start, start + 2)
+        metrics.update(image[part], reconstruction[part], torch.zeros(1, 1, 1, 2, dtype=torch.int64))
+    return metrics.compute()
+
+
+def test_psnr_and_ssim_equal_scikit_image() -> None:
+    image, reconstruction = pairs()
+    got = computed(["psnr", "ssim"], image, reconstruction)
+    originals, reconstructions = (image_to_pixels(x).permute(0, 2, 3, 1).numpy() for x in (image, reconstruction))
+    psnr = [peak_signal_noise_ratio(a, b) for a, b in zip(originals, reconstructions, strict=True)]
+    ssim = [
+        structural_similarity(
+            a.astype(np.float64),
+            b.astype(np.float64),
+            data_range=255,
+            channel_axis=-1,
+            gaussian_weights=True,
+            sigma=1.5,
+            use_sample_covariance=False,
+        )
+        for a, b in zip(originals, reconstructions, strict=True)
+    ]
+    assert got["psnr"] == pytest.approx(np.mean(psnr), abs=1e-4)
+    assert got["ssim"] == pytest.approx(np.mean(ssim), abs=1e-5)
+
+
+def test_rfd_random_equals_the_formula() -> None:
+    image, reconstruction = pairs(count=90)
+    got = computed(["rfd_random"], image, reconstruction)["rfd_random"]
+    torch.manual_seed(0)
+    network = RandomFeatures()
+    with torch.no_grad():
+        features = [network(image_to_pixels(x)).double().numpy() for x in (image, reconstruction)]
+    means, covariances = [f.mean(0) for f in features], [np.cov(f, rowvar=False) for f in features]
+    root = linalg.sqrtm(covariances[0] @ covariances[1])
+    expected = ((means[0] - means[1]) ** 2).sum() + np.trace(covariances[0] + covariances[1] - 2 * np.real(root))
+    assert got == pytest.approx(expected, rel=1e-3)
+
+
+def test_rfd_random_is_the_same_whatever_was_drawn_before_and_leaves_the_stream_alone() -> None:
+    first = rfd_random()
+    torch.manual_seed(123)
+    expected = torch.rand(1)
+    torch.manual_seed(123)
+    second = rfd_random()
+    assert torch.equal(torch.rand(1), expected)
+    for ours, theirs in zip(first.inception.network.parameters(), second.inception.network.parameters(), strict=True):
+        assert torch.equal(ours, theirs)
+
+
+def test_metrics_hold_no_weights() -> None:
+    metrics = ReconstructionMetrics(["psnr", "ssim", "codebook", "rfd_random"])
+    metrics.load(8, 2)
+    assert metrics.state_dict() == {}
+    assert list(metrics.parameters()) == []
+
+
+def test_inception_with_random_weights_gives_2048_features_whatever_the_size() -> None:
+    network = load_inception("random")
+    with torch.no_grad():
+        features = network(torch.randint(0, 256, (1, 3, 20, 30), dtype=torch.uint8))
+    assert features.shape == (1, 2048)
+    assert features.isfinite().all()
+    assert features.std() > 0
+
+
+def test_codebook_usage_and_perplexity_equal_a_count() -> None:
+    metric = CodebookUsage(codebook_size=10, num_groups=3)
+    batches = [torch.randint(0, 7, (2, 4, 5, 3)), torch.randint(2, 4, (1, 4, 5, 3))]
+    for batch in batches:
+        metric.update(batch)
+    flat = np.concatenate([batch.reshape(-1, 3).numpy() for batch in batches])
+    for column, statistics in [(flat.ravel(), metric.compute())]:
+        counts = np.bincount(column, minlength=10)
+        share = counts[counts > 0] / counts.sum()
+        assert float(statistics.usage) == np.count_nonzero(counts) / 10
+        assert float(statistics.perplexity) == pytest.approx(np.exp(-(share * np.log(share)).sum()))
+    for group in range(3):
+        counts = np.bincount(flat[:, group], minlength=10)
+        share = counts[counts > 0] / counts.sum()
+        statistics = metric.compute_per_group()
+        assert float(statistics.usage[group]) == np.count_nonzero(counts) / 10
+        assert float(statistics.perplexity[group]) == pytest.approx(np.exp(-(share * np.log(share)).sum()))
+
+
+def test_ssim_below_its_window_is_refused() -> None:
+    with pytest.raises(InputError, match="at least 11×11 pixels, these have 8×8"):
+        computed(["ssim"], torch.zeros(1, 3, 8, 8), torch.zeros(1, 3, 8, 8))
+
+
+@pytest.mark.filterwarnings("ignore:The ``compute`` method")
+def test_codebook_of_one_code_and_of_none_seen() -> None:
+    metric = CodebookUsage(codebook_size=1)
+    assert tuple(map(float, metric.compute())) == (0.0, 1.0)
+    metric.update(torch.zeros(3, 1, dtype=torch.int64))
+    assert tuple(map(float, metric.compute())) == (1.0, 1.0)
+
+
+def test_reset_forgets() -> None:
+    image, reconstruction = pairs()
+    metrics = ReconstructionMetrics(["psnr", "codebook"])
+    metrics.load(4, 1)
+    metrics.update(image, -image, torch.zeros(1, 1, 1, 1, dtype=torch.int64))
+    metrics.reset()
+    metrics.update(image, reconstruction, torch.zeros(1, 1, 1, 1, dtype=torch.int64))
+    assert metrics.compute()["psnr"] == pytest.approx(computed(["psnr"], image, reconstruction)["psnr"], abs=1e-4)
+
+
+def test_pixels_are_clamped_and_rounded() -> None:
+    image = torch.tensor([-7.0, -1.0, 0.0, 1.0, 1.2, 100 / 127.5 - 1 + 0.4 / 127.5, 100 / 127.5 - 1 + 0.6 / 127.5])
+    assert image_to_pixels(image).tolist() == [0, 0, 128, 255, 255, 100, 101]
+
+
+def test_a_metric_named_twice_is_refused() -> None:
+    with pytest.raises(InputError, match="names one of them twice"):
+        ReconstructionMetrics(["psnr", "psnr"])

@@ -1,0 +1,97 @@
+import math
+
+import pytest
+import torch
+from torch import nn
+
+from gsq_lightning.networks.layers import (
+    AdaptiveGroupNorm,
+    DepthToSpaceUpsample,
+    Downsample,
+    NearestUpsample,
+    ResidualBlock,
+    SelfAttention,
+)
+
+
+def identity_convolution(layer: nn.Conv2d) -> None:
+    """Makes a convolution copy input channel c to output channel c (mod inputs)."""
+    nn.init.zeros_(layer.weight)
+    with torch.no_grad():
+        for out in range(layer.out_channels):
+            layer.weight[out, out % layer.in_channels, layer.kernel_size[0] // 2, layer.kernel_size[1] // 2] = 1.0
+
+
+def test_depth_to_space_reads_channels_as_row_column_channel() -> None:
+    upsample = DepthToSpaceUpsample(2, kernel_size=1)
+    with torch.no_grad():
+        upsample.conv.weight.zero_()
+        upsample.conv.bias.copy_(torch.arange(8.0))
+    output = upsample(torch.zeros(1, 2, 1, 1))[0]
+    # (row, column, channel): channels 0, 1 are the upper left pixel, 2, 3 the upper right, 4, 5 the lower left
+    assert output[0].tolist() == [[0.0, 2.0], [4.0, 6.0]]
+    assert output[1].tolist() == [[1.0, 3.0], [5.0, 7.0]]
+
+
+def test_nearest_upsampling_repeats_each_position() -> None:
+    upsample = NearestUpsample(1)
+    identity_convolution(upsample.conv)
+    assert upsample(torch.tensor([[[[1.0, 2.0]]]])).tolist() == [[[[1.0, 1.0, 2.0, 2.0], [1.0, 1.0, 2.0, 2.0]]]]
+
+
+def test_downsampling_takes_every_second_position() -> None:
+    downsample = Downsample(1)
+    identity_convolution(downsample.conv)
+    x = torch.arange(16.0).view(1, 1, 4, 4)
+    assert torch.equal(downsample(x), x[:, :, ::2, ::2])
+
+
+def test_adaptive_group_norm_by_hand() -> None:
+    layer = AdaptiveGroupNorm(channels=4, latent_channels=3, norm_groups=2)
+    x, quantized = torch.randn(2, 4, 6, 5, dtype=torch.float64), torch.randn(2, 3, 3, 2, dtype=torch.float64)
+    layer.double()
+    groups = x.view(2, 2, 2 * 6 * 5)
+    mean, variance = groups.mean(-1, keepdim=True), groups.var(-1, unbiased=False, keepdim=True)
+    normalized = ((groups - mean) / torch.sqrt(variance + 1e-6)).view_as(x)
+    flat = quantized.view(2, 3, 6)
+    scale = torch.sqrt(flat.var(-1, unbiased=True) + 1e-6) @ layer.scale.weight.T + layer.scale.bias
+    bias = flat.mean(-1) @ layer.bias.weight.T + layer.bias.bias
+    expected = normalized * scale[:, :, None, None] + bias[:, :, None, None]
+    torch.testing.assert_close(layer(x, quantized), expected, rtol=1e-5, atol=1e-6)
+
+
+def test_adaptive_group_norm_of_a_single_position_is_finite() -> None:
+    assert AdaptiveGroupNorm(4, 3, norm_groups=2)(torch.randn(1, 4, 2, 2), torch.randn(1, 3, 1, 1)).isfinite().all()
+
+
+def test_attention_by_hand() -> None:
+    layer = SelfAttention(4, norm_groups=2).double()
+    x = torch.randn(1, 4, 2, 3, dtype=torch.float64)
+    normalized = layer.norm(x)[0].flatten(1)  # (C, N)
+    weight = layer.query_key_value.weight[:, :, 0, 0]
+    query, key, value = (weight @ normalized).chunk(3)
+    attention = torch.softmax(query.T @ key / math.sqrt(4), dim=-1)  # (N, N)
+    projected = layer.projection.weight[:, :, 0, 0] @ (value @ attention.T)
+    torch.testing.assert_close(layer(x)[0].flatten(1), x[0].flatten(1) + projected)
+
+
+def test_residual_block_adds_its_input() -> None:
+    block = ResidualBlock(8, 8, norm_groups=4)
+    nn.init.zeros_(block.net[-1].weight)
+    x = torch.randn(2, 8, 5, 5)
+    assert torch.equal(block(x), x)
+
+
+@pytest.mark.parametrize(("index", "gain"), [(2, 1.6761), (6, 1.6761 * 0.70711)])
+def test_initialization_follows_the_paper(index: int, gain: float) -> None:
+    layer = ResidualBlock(64, 64).net[index]
+    assert float(layer.weight.detach().std()) == pytest.approx(gain / math.sqrt(64 * 9), rel=0.02)
+    assert float(layer.bias.detach().abs().max()) == 0.0
+
+
+def test_dropout_acts_in_training_only() -> None:
+    block = ResidualBlock(8, 8, dropout=0.5, norm_groups=4)
+    x = torch.randn(1, 8, 4, 4)
+    assert not torch.equal(block(x), block(x))
+    block.eval()
+    assert torch.equal(block(x), block(x))

@@ -1,0 +1,109 @@
+from typing import Any
+
+import pytest
+import torch
+from torch import nn
+
+from gsq_lightning import GroupedSphericalQuantizer, GSQTokenizer, InputError
+from gsq_lightning.networks.layers import SelfAttention
+
+DEEPER = {"encoder_blocks": [4, 3, 4, 3, 4, 4], "decoder_blocks": [3, 4, 3, 4, 4, 4]}
+
+
+@pytest.mark.parametrize(
+    ("arguments", "parameters"),
+    [
+        ({"channel_multipliers": [1, 2, 2, 4]}, 75_201_683),
+        ({"channel_multipliers": [1, 2, 2, 4], "middle_attention": True}, 77_304_979),
+        ({"channel_multipliers": [1, 2, 4, 4]}, 98_220_947),
+        ({"channel_multipliers": [1, 2, 4, 4], "middle_attention": True}, 100_324_243),
+        ({"channel_multipliers": [1, 1, 2, 2, 4]}, 77_126_675),
+        ({"channel_multipliers": [1, 2, 2, 2, 4]}, 82_885_523),
+        ({"channel_multipliers": [1, 1, 2, 4, 4]}, 100_145_939),
+        ({"channel_multipliers": [1, 2, 2, 4, 4], **DEEPER}, 165_817_235),
+    ],
+)
+def test_parameter_counts_of_the_released_networks(arguments: dict[str, Any], parameters: int) -> None:
+    """Counted on the authors' networks with D = 16, V = 262,144, G = 1, the codebook included."""
+    with torch.device("meta"):
+        tokenizer = GSQTokenizer(GroupedSphericalQuantizer(16, 262_144), **arguments)
+    assert sum(parameter.numel() for parameter in tokenizer.parameters()) == parameters
+
+
+def build(**arguments: Any) -> GSQTokenizer:
+    settings: dict[str, Any] = {
+        "channel_multipliers": (1, 2),
+        "base_channels": 8,
+        "encoder_blocks": 1,
+        "decoder_blocks": 1,
+        "norm_groups": 4,
+        **arguments,
+    }
+    return GSQTokenizer(GroupedSphericalQuantizer(8, 16, 2), **settings)
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        {"adaptive_norm": False},
+        {"upsampling": "nearest"},
+        {"middle_attention": True, "encoder_blocks": 2, "decoder_blocks": 2},
+        {"attention_factors": [2]},
+        {"dropout": 0.1},
+        {"residual_kernel_size": 1},
+        {"input_kernel_size": 5, "encoder_output_kernel_size": 3, "decoder_output_kernel_size": 1},
+        {"encoder_blocks": [0, 2, 1], "decoder_blocks": [2, 0, 1]},
+    ],
+)
+def test_every_option_trains_every_weight(arguments: dict[str, Any]) -> None:
+    tokenizer = build(**arguments)
+    output = tokenizer.encode(torch.rand(2, 3, 8, 12) * 2 - 1)
+    reconstruction = tokenizer.decode(output.quantized)
+    assert reconstruction.shape == (2, 3, 8, 12)
+    (reconstruction.square().mean() + output.loss).backward()
+    assert [name for name, weight in tokenizer.named_parameters() if weight.grad is None] == []
+
+
+def kernel_sizes(network: nn.Module) -> list[int]:
+    return [layer.kernel_size[0] for layer in network.modules() if isinstance(layer, nn.Conv2d)]
+
+
+def test_kernel_sizes_reach_their_convolutions() -> None:
+    tokenizer = build(
+        residual_kernel_size=5, input_kernel_size=7, encoder_output_kernel_size=3, decoder_output_kernel_size=1
+    )
+    for network, last in ((tokenizer.encoder, 3), (tokenizer.decoder, 1)):
+        sizes = kernel_sizes(network)
+        assert (sizes[0], sizes[-1]) == (7, last)
+        assert 5 in sizes
+
+
+@pytest.mark.parametrize(
+    ("arguments", "count"),
+    [
+        ({}, 0),
+        ({"middle_attention": True, "encoder_blocks": 2, "decoder_blocks": 2}, 2),  # one between two middle blocks
+        ({"attention_factors": [2]}, 3),  # the level at 1/2: two blocks in the encoder (one widens), one in the decoder
+    ],
+)
+def test_attention_stands_where_it_is_asked_for(arguments: dict[str, Any], count: int) -> None:
+    tokenizer = build(**arguments)
+    assert sum(isinstance(layer, SelfAttention) for layer in tokenizer.modules()) == count
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ({"channel_multipliers": ()}, "one number of at least 1 per level"),
+        ({"channel_multipliers": (1, 0)}, "at least 1 per level"),
+        ({"base_channels": 10}, "base_channels 10 is not a multiple of norm_groups 4"),
+        ({"encoder_blocks": [1, 1]}, "or 3 of at least 0"),
+        ({"decoder_blocks": -1}, "decoder_blocks is -1"),
+        ({"residual_kernel_size": 2}, "must be odd"),
+        ({"dropout": 1.0}, "below 1"),
+        ({"attention_factors": [3]}, r"\[3\] do not occur in this network; its maps are at \[1, 2\]"),
+    ],
+)
+def test_wrong_arguments_are_named(arguments: dict[str, Any], message: str) -> None:
+    with pytest.raises(InputError, match=message):
+        build(**arguments)

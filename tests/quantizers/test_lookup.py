@@ -1,0 +1,358 @@
+"""The lookup against a float64 search over all codes, written here in NumPy."""
+
+import importlib.util
+import os
+import subprocess
+import sys
+import tracemalloc
+from itertools import count
+
+import numpy as np
+import pytest
+import torch
+from torch import Tensor
+from torch.utils._python_dispatch import TorchDispatchMode
+
+from gsq_lightning.quantizers import lookup
+from gsq_lightning.quantizers.lookup import CodeIndex, choose_method, nearest_code
+
+# (d, V) of the paper's Table 13 and Fig. 4
+PAPER_SHAPES = [
+    *((d, 8192) for d in (4, 8, 16, 32, 64)),
+    *((d, 262144) for d in (1, 2, 4, 8, 16, 32)),
+    *((d, v) for d in (8, 64) for v in (16384, 65536, 524288)),
+]
+
+
+def methods_for(dimension: int) -> list[str]:
+    of_dimension = {1: ["sorted"], 2: ["circle"]}.get(dimension, [])
+    return ["auto", *of_dimension, "kdtree", "matmul", "brute"]
+
+
+def float64_search(points: Tensor, codes: Tensor) -> Tensor:
+    codes64 = codes.double().numpy()
+    found = []
+    for point in points.double().numpy():
+        with np.errstate(over="ignore"):
+            found.append(np.square(point - codes64).sum(axis=1).argmin())
+    return torch.tensor(found, dtype=torch.int64)
+
+
+def seeded(seed: int = 0) -> torch.Generator:
+    return torch.Generator().manual_seed(seed)
+
+
+def gaussian(rows: int, dimension: int, seed: int) -> Tensor:
+    return torch.randn(rows, dimension, dtype=torch.float64, generator=seeded(seed))
+
+
+def on_sphere(rows: int, dimension: int, seed: int) -> Tensor:
+    return torch.nn.functional.normalize(gaussian(rows, dimension, seed), dim=1)
+
+
+@pytest.mark.parametrize(("dimension", "codebook_size"), PAPER_SHAPES)
+def test_paper_shapes(dimension: int, codebook_size: int) -> None:
+    make = gaussian if dimension == 1 else on_sphere  # the paper drops the normalization at d = 1
+    codes = make(codebook_size, dimension, 1)
+    points = make(max(16, min(256, 2**25 // (codebook_size * dimension))), dimension, 2)
+    expected = float64_search(points, codes)
+    slow = {"brute"} if codebook_size > 2**17 and dimension > 16 else set()
+    if dimension > 12:
+        slow.add("kdtree")
+    for method in methods_for(dimension):
+        if method not in slow:
+            assert torch.equal(nearest_code(points, codes, method, unit_norm=dimension > 1), expected), method
+
+
+def clustered(rows: int, dimension: int, seed: int) -> Tensor:
+    """The start of training without a spherical init: codes U(-1/V, 1/V), a few of them already moved."""
+    codes = (torch.rand(rows, dimension, dtype=torch.float64, generator=seeded(seed)) * 2 - 1) / rows
+    codes[::29] += gaussian(len(codes[::29]), dimension, seed)
+    return codes
+
+
+INPUTS = {
+    "sphere": (on_sphere, on_sphere),
+    "gaussian": (gaussian, gaussian),
+    "uniform": (lambda *a: gaussian(*a).sign() * gaussian(*a).abs().clamp(max=1), gaussian),
+    "latents inside the sphere": (lambda *a: gaussian(*a) * 0.1, on_sphere),
+    "latents near its center": (lambda *a: gaussian(*a) * 1e-8, on_sphere),
+    "latents far outside": (lambda *a: gaussian(*a) * 1e5, on_sphere),
+    "clustered codes": (gaussian, clustered),
+    "clipped": (lambda *a: (3 * gaussian(*a)).clamp(-1, 1), lambda *a: (3 * gaussian(*a)).clamp(-1, 1)),
+    "codes a hair apart": (gaussian, lambda *a: 1 + 1e-9 * gaussian(*a)),
+    "one code far out": (on_sphere, lambda *a: torch.cat([on_sphere(*a)[1:], on_sphere(*a)[:1] * 1e6])),
+    "a zero code": (on_sphere, lambda *a: torch.cat([on_sphere(*a)[1:], on_sphere(*a)[:1] * 0])),
+    "not quite unit norm": (on_sphere, lambda *a: on_sphere(*a).float().double() * 1.0001),
+    "all shifted": (lambda *a: gaussian(*a) + 1000, lambda *a: gaussian(*a) + 1000),
+    "tiny": (lambda *a: gaussian(*a) * 1e-30, lambda *a: gaussian(*a) * 1e-30),
+    "huge": (lambda *a: gaussian(*a) * 1e30, lambda *a: gaussian(*a) * 1e30),
+    "huge latents": (lambda *a: gaussian(*a) * 1e30, on_sphere),
+    "squares beyond float64": (lambda *a: gaussian(*a) * 1e200, lambda *a: gaussian(*a) * 1e200),
+    "huge latents beyond float64": (lambda *a: gaussian(*a) * 1e200, on_sphere),
+    "squares below float64": (lambda *a: gaussian(*a) * 1e-200, lambda *a: gaussian(*a) * 1e-200),
+}
+
+
+@pytest.mark.parametrize("dimension", [1, 2, 3, 5, 8, 16])
+@pytest.mark.parametrize("name", INPUTS)
+def test_inputs_of_all_kinds(name: str, dimension: int) -> None:
+    make_points, make_codes = INPUTS[name]
+    points, codes = make_points(150, dimension, 3), make_codes(700, dimension, 4)
+    expected = float64_search(points, codes)
+    for method in methods_for(dimension):
+        assert torch.equal(nearest_code(points, codes, method), expected), method
+
+
+@pytest.mark.parametrize("dimension", [1, 2, 3, 8, 16])
+def test_exact_ties_go_to_the_lowest_index(dimension: int) -> None:
+    # Small integers and halves: float64 is exact, many codes are equally far, many are equal.
+    codes = (gaussian(2000, dimension, 5) * 1.5).round()
+    points = torch.cat([(gaussian(200, dimension, 6) * 3).round() / 2, torch.zeros(3, dimension)])
+    expected = float64_search(points, codes)
+    for method in methods_for(dimension):
+        assert torch.equal(nearest_code(points, codes, method), expected), method
+
+
+def test_ties_on_the_circle() -> None:
+    corners = torch.tensor([[0.0, 1.0], [-1.0, 0.0], [1.0, 0.0], [0.0, -1.0]], dtype=torch.float64)
+    codes = corners[torch.randint(4, (1000,), generator=seeded(7))]
+    points = torch.cat([corners, corners + corners[[1, 2, 3, 0]], torch.zeros(1, 2)])
+    expected = float64_search(points, codes)
+    for method in methods_for(2):
+        assert torch.equal(nearest_code(points, codes, method, unit_norm=True), expected), method
+
+
+@pytest.mark.parametrize("dimension", [1, 2, 4, 8, 32])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16])
+def test_neither_dtype_nor_autocast_nor_tf32_costs_precision(dtype: torch.dtype, dimension: int) -> None:
+    points, codes = on_sphere(200, dimension, 8).to(dtype), on_sphere(5000, dimension, 9).to(dtype)
+    expected = float64_search(points, codes)
+    before = torch.get_float32_matmul_precision()
+    try:
+        torch.set_float32_matmul_precision("medium")
+        with torch.autocast("cpu", torch.bfloat16):
+            for method in methods_for(dimension):
+                assert torch.equal(nearest_code(points, codes, method), expected), method
+        assert torch.get_float32_matmul_precision() == "medium"  # the caller's setting is given back
+    finally:
+        torch.set_float32_matmul_precision(before)
+
+
+@pytest.mark.parametrize("dimension", [1, 2, 4, 16])
+def test_points_that_are_not_finite_get_index_0(dimension: int) -> None:
+    points, codes = gaussian(60, dimension, 10), gaussian(300, dimension, 11)
+    expected = float64_search(points, codes)
+    for row, value in ((3, torch.nan), (10, torch.inf), (59, -torch.inf)):
+        points[row, -1] = value
+        expected[row] = 0
+    for method in methods_for(dimension):
+        assert torch.equal(nearest_code(points, codes, method), expected), method
+
+
+@pytest.mark.parametrize("dimension", [1, 2, 4, 16])
+def test_codes_that_are_not_finite_are_never_chosen(dimension: int) -> None:
+    points, codes = gaussian(60, dimension, 12), gaussian(300, dimension, 13)
+    codes[0], codes[7, 0], codes[100, -1] = torch.nan, torch.inf, -torch.inf
+    finite = codes.isfinite().all(dim=1)
+    expected = finite.nonzero()[:, 0][float64_search(points, codes[finite])]
+    for method in methods_for(dimension):
+        assert torch.equal(nearest_code(points, codes, method), expected), method
+        no_finite_code = nearest_code(points, torch.full_like(codes, torch.nan), method)
+        assert torch.equal(no_finite_code, torch.zeros(60, dtype=torch.int64)), method
+
+
+@pytest.mark.parametrize("dimension", [1, 2, 3, 16])
+@pytest.mark.parametrize("codebook_size", [1, 2, 3, 4, 5, 33])
+def test_few_codes_and_few_points(codebook_size: int, dimension: int) -> None:
+    codes = on_sphere(codebook_size, dimension, 14)
+    for rows in (0, 1, 2, 65):
+        points = gaussian(rows, dimension, 15)
+        for method in methods_for(dimension):
+            index = nearest_code(points, codes, method)
+            assert index.dtype == torch.int64
+            assert torch.equal(index, float64_search(points, codes)), method
+
+
+def test_what_cannot_be_looked_up_is_refused_in_one_line() -> None:
+    points, codes = torch.zeros(5, 3), torch.zeros(7, 3)
+    for bad in (torch.zeros(0, 3), torch.zeros(7), torch.zeros(7, 3, dtype=torch.int64)):
+        with pytest.raises(ValueError, match=r"^codes must be .*given"):
+            nearest_code(points, bad)
+    for bad in (torch.zeros(5, 4), torch.zeros(3), torch.zeros(5, 3, dtype=torch.int64)):
+        with pytest.raises(ValueError, match=r"^points must be .*\(n, 3\).*given"):
+            nearest_code(bad, codes)
+    with pytest.raises(ValueError, match="'sorted' needs d = 1; given d = 3"):
+        nearest_code(points, codes, "sorted")
+    with pytest.raises(ValueError, match="'circle' needs d = 2; given d = 3"):
+        nearest_code(points, codes, "circle")
+    with pytest.raises(ValueError, match="one of auto, sorted, circle.*given 'kdtrees'"):
+        nearest_code(points, codes, "kdtrees")  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize(
+    ("dimension", "method"), [(1, "sorted"), (2, "circle"), (3, "kdtree"), (3, "matmul"), (3, "brute")]
+)
+def test_random_tie_break(dimension: int, method: lookup.Method) -> None:
+    far, near = on_sphere(1, dimension, 16) * -1, on_sphere(1, dimension, 16)
+    codes = torch.cat([far, near, near, far, near, near])
+    chosen = torch.cat([nearest_code(near, codes, method, generator=seeded(seed)) for seed in range(400)])
+    votes = chosen.bincount(minlength=6).tolist()
+    assert votes[0] == votes[3] == 0
+    assert all(60 <= votes[tied] <= 140 for tied in (1, 2, 4, 5)), votes  # 100 each, ±4.6 sigma
+    again = torch.cat([nearest_code(near, codes, method, generator=seeded(seed)) for seed in range(5)])
+    assert torch.equal(again, chosen[:5])
+    # Where nothing ties, the draw changes nothing.
+    points, codes = gaussian(100, dimension, 17), gaussian(200, dimension, 18)
+    assert torch.equal(
+        nearest_code(points, codes, method, generator=seeded()), nearest_code(points, codes, method)
+    )
+
+
+class LargestTensor(TorchDispatchMode):
+    """Elements of the largest tensor that any operation inside returned."""
+
+    elements = 0
+
+    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+        result = func(*args, **(kwargs or {}))
+        for item in result if isinstance(result, tuple | list) else (result,):
+            if isinstance(item, Tensor):
+                self.elements = max(self.elements, item.untyped_storage().nbytes() // item.element_size())
+        return result
+
+
+@pytest.mark.parametrize(
+    ("dimension", "method"),
+    [(1, "sorted"), (2, "circle"), (2, "kdtree"), (2, "matmul"), (8, "kdtree"), (16, "matmul"), (1, "brute")],
+)
+@pytest.mark.parametrize("name", ["sphere", "latents near its center", "clipped"])
+def test_memory_is_not_n_times_v(name: str, dimension: int, method: lookup.Method) -> None:
+    make_points, make_codes = INPUTS[name]
+    rows, codebook_size = (2048, 32768) if method != "brute" else (512, 32768)
+    points, codes = make_points(rows, dimension, 19), make_codes(codebook_size, dimension, 20)
+    tracemalloc.start()  # what NumPy and SciPy take
+    with LargestTensor() as largest:
+        nearest_code(points, codes, method)
+    _, numpy_peak = tracemalloc.get_traced_memory()
+    tracemalloc.stop()
+    assert largest.elements * 4 <= max(rows * codebook_size // 2, 2**24)
+    assert numpy_peak < 2**24
+
+
+def test_memory_does_not_grow_with_n_times_v() -> None:
+    elements = []
+    for factor in (1, 4):
+        points, codes = on_sphere(2048 * factor, 16, 21), on_sphere(8192 * factor, 16, 22)
+        with LargestTensor() as largest:
+            nearest_code(points, codes, "matmul")
+        elements.append(largest.elements)
+    assert elements[1] <= 4 * elements[0]  # 16 times as many pairs
+
+
+def test_index_can_be_reused() -> None:
+    codes = on_sphere(3000, 4, 23)
+    index = CodeIndex(codes)
+    assert index.method == "kdtree"
+    for seed in (24, 25):
+        points = on_sphere(100, 4, seed)
+        assert torch.equal(index.query(points), float64_search(points, codes))
+
+
+def test_tree_hands_slow_points_to_matmul(monkeypatch: pytest.MonkeyPatch) -> None:
+    points, codes = on_sphere(500, 3, 26), on_sphere(1000, 3, 27)
+    clock = count(step=60)
+    monkeypatch.setattr(lookup.time, "perf_counter", lambda: float(next(clock)))  # a minute per slice
+    index = CodeIndex(codes, "kdtree")
+    assert torch.equal(index.query(points), float64_search(points, codes))
+    assert next(clock) == 120  # the tree was asked once
+
+
+def test_automatic_choice() -> None:
+    assert choose_method(1, 262144, 8192, "cpu") == "sorted"
+    assert choose_method(2, 262144, 8192, "cpu", unit_norm=True) == "circle"
+    assert choose_method(2, 262144, 8192, "cpu") == "kdtree"
+    assert choose_method(8, 262144, 8192, "cpu") == "kdtree"
+    assert choose_method(8, 262144, 10, "cpu") == "matmul"  # too few points to pay for a tree
+    assert choose_method(16, 262144, 8192, "cpu") == "matmul"
+    assert choose_method(1, 262144, 8192, "cuda") == "sorted"
+    has_triton = importlib.util.find_spec("triton") is not None
+    assert choose_method(8, 262144, 8192, "cuda") == ("triton" if has_triton else "matmul")
+
+
+def test_gradients_stay_outside() -> None:
+    points = gaussian(20, 4, 28).requires_grad_()
+    codes = torch.nn.Parameter(gaussian(50, 4, 29))
+    index = nearest_code(points, codes)
+    assert not index.requires_grad
+    assert torch.equal(index, float64_search(points.detach(), codes.detach()))
+
+
+def test_works_inside_a_compiled_function() -> None:
+    points, codes = gaussian(20, 2, 30), gaussian(50, 2, 31)
+
+    @torch.compile(backend="eager")
+    def double_then_find(points: Tensor) -> Tensor:
+        return nearest_code(points * 2, codes) + 1
+
+    assert torch.equal(double_then_find(points), float64_search(points * 2, codes) + 1)
+
+
+TRITON_IN_INTERPRETER = """
+import torch
+from gsq_lightning.quantizers.lookup import nearest_code
+generator = torch.Generator().manual_seed(0)
+def draw(rows, dimension):
+    return torch.randn(rows, dimension, dtype=torch.float64, generator=generator)
+def compare(points, codes):
+    assert torch.equal(nearest_code(points, codes, "triton"), nearest_code(points, codes, "brute")), codes.shape
+for dimension, size, rows in [(1, 300, 70), (2, 513, 65), (3, 64, 64), (5, 129, 1), (8, 200, 33), (16, 200, 40),
+                              (64, 70, 20), (3, 1, 9), (4, 2, 9)]:
+    points, codes = draw(rows, dimension), draw(size, dimension)
+    compare(points, codes)
+    compare(torch.nn.functional.normalize(points), torch.nn.functional.normalize(codes))
+    compare((points * 2).round(), (codes * 2).round())  # exact ties, equal codes
+    compare(points * 1e-9, torch.nn.functional.normalize(codes))  # beyond float32: the float64 pass
+    compare(points * 1e30, codes * 1e30)
+    compare(points.bfloat16(), codes.bfloat16())
+    points[0], codes[-1] = torch.nan, torch.inf
+    if size > 1:
+        compare(points, codes)
+print("all equal")
+"""
+
+
+@pytest.mark.skipif(importlib.util.find_spec("triton") is None, reason="Triton is not installed")
+def test_triton_kernel_in_the_interpreter() -> None:
+    result = subprocess.run(
+        [sys.executable, "-c", TRITON_IN_INTERPRETER],
+        env={**os.environ, "TRITON_INTERPRET": "1", "CUDA_VISIBLE_DEVICES": ""},
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert result.stdout.strip() == "all equal", result.stderr
+
+
+@pytest.mark.skipif(importlib.util.find_spec("triton") is None, reason="Triton is not installed")
+@pytest.mark.skipif(os.environ.get("TRITON_INTERPRET") == "1", reason="Triton's interpreter runs on the CPU")
+def test_triton_refuses_cpu_tensors() -> None:
+    with pytest.raises(ValueError, match="'triton' needs tensors on a CUDA device; given cpu"):
+        nearest_code(torch.zeros(5, 3), torch.zeros(7, 3), "triton")
+
+
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
+@pytest.mark.parametrize("name", INPUTS)
+@pytest.mark.parametrize("dimension", [1, 2, 3, 8, 16, 64])
+def test_cuda_agrees_with_the_cpu(name: str, dimension: int) -> None:
+    make_points, make_codes = INPUTS[name]
+    points, codes = make_points(500, dimension, 32), make_codes(3000, dimension, 33)
+    expected = nearest_code(points, codes, "brute")
+    torch.backends.cuda.matmul.allow_tf32 = True
+    try:
+        for method in [*methods_for(dimension), "triton"]:
+            if method != "kdtree" and (method != "triton" or importlib.util.find_spec("triton")):
+                index = nearest_code(points.cuda(), codes.cuda(), method)
+                assert torch.equal(index.cpu(), expected), method
+    finally:
+        torch.backends.cuda.matmul.allow_tf32 = False

@@ -1,0 +1,170 @@
+import warnings
+
+import numpy as np
+import pytest
+import torch
+
+from gsq_lightning import GroupedSphericalQuantizer, InputError
+from gsq_lightning.quantizers.spherical import normalize
+
+
+def numpy_normalize(vectors: np.ndarray, normalization: str) -> np.ndarray:
+    if normalization == "l2":
+        return vectors / np.sqrt((vectors**2).sum(-1, keepdims=True))
+    if normalization == "l1":
+        return vectors / np.abs(vectors).sum(-1, keepdims=True)
+    return np.clip(vectors, -1, 1) if normalization == "clip" else vectors
+
+
+def brute_force(latent: torch.Tensor, codebook: torch.Tensor, groups: int, normalization: str) -> np.ndarray:
+    """(B, D, h, w) → (B, h, w, G) by Eq. 5 in float64."""
+    channels = latent.detach().double().numpy().transpose(0, 2, 3, 1)
+    vectors = numpy_normalize(channels.reshape(*channels.shape[:3], groups, -1), normalization)
+    codes = numpy_normalize(codebook.detach().double().numpy(), normalization)
+    return ((vectors[..., None, :] - codes) ** 2).sum(-1).argmin(-1)
+
+
+@pytest.mark.parametrize("normalization", ["l2", "l1", "none", "clip"])
+@pytest.mark.parametrize(("channels", "groups"), [(12, 1), (12, 4), (12, 2)])
+@pytest.mark.parametrize("kind", [torch.float32, torch.bfloat16, torch.float16])
+def test_indices_are_the_nearest_codes(normalization: str, channels: int, groups: int, kind: torch.dtype) -> None:
+    quantizer = GroupedSphericalQuantizer(channels, 100, groups, normalization)
+    latent = (2 * torch.randn(2, channels, 5, 3)).to(kind)
+    expected = brute_force(latent, quantizer.codebook, groups, normalization)
+    for enabled in (False, True):
+        with torch.autocast("cpu", dtype=torch.bfloat16, enabled=enabled):
+            assert quantizer(latent).indices.numpy().tolist() == expected.tolist()
+            assert quantizer.latent_to_indices(latent).numpy().tolist() == expected.tolist()
+
+
+def test_groups_are_consecutive_channels() -> None:
+    quantizer = GroupedSphericalQuantizer(6, 50, 3)
+    single = GroupedSphericalQuantizer(2, 50, 1, normalization="none")
+    with torch.no_grad():
+        single.codebook.copy_(quantizer.codebook)
+    latent = torch.randn(1, 6, 2, 2)
+    output = quantizer(latent)
+    for group in range(3):
+        chunk = normalize(latent[:, 2 * group : 2 * group + 2].permute(0, 2, 3, 1), "l2").permute(0, 3, 1, 2)
+        assert torch.equal(output.indices[..., group], single(chunk).indices[..., 0])
+        assert torch.equal(output.quantized[:, 2 * group : 2 * group + 2], single(chunk).quantized)
+
+
+def test_value_is_the_stored_code_to_the_bit() -> None:
+    quantizer = GroupedSphericalQuantizer(8, 20, 2)
+    with torch.no_grad():
+        quantizer.codebook.mul_(3.7)  # off the sphere, as codes drift in training
+    for mode in (True, False):
+        quantizer.train(mode)
+        output = quantizer(torch.randn(2, 8, 3, 3))
+        rows = quantizer.codebook[output.indices]  # (B, h, w, G, d)
+        assert torch.equal(output.quantized, rows.flatten(3).permute(0, 3, 1, 2))
+        assert torch.equal(output.quantized, quantizer.indices_to_quantized(output.indices))
+
+
+def test_loss_and_gradients_by_hand() -> None:
+    """z = (3, 4) on the codebook {(1, 0), (0, 1)}: ẑ = (0.6, 0.8), q = (0, 1)."""
+    quantizer = GroupedSphericalQuantizer(2, 2, normalization="l2", commitment_weight=0.25)
+    with torch.no_grad():
+        quantizer.codebook.copy_(torch.eye(2))
+    latent = torch.tensor([3.0, 4.0]).view(1, 2, 1, 1).requires_grad_()
+    output = quantizer(latent)
+    assert output.indices.item() == 1
+    squares = ((0.0 - 0.6) ** 2 + (1.0 - 0.8) ** 2) / 2
+    assert output.loss.item() == pytest.approx(1.25 * squares)
+    assert output.terms["codebook"].item() == pytest.approx(squares)
+    assert output.terms["commitment"].item() == pytest.approx(squares)
+    output.loss.backward()
+    # d mean((q - ẑ)²)/dq = q - ẑ; the commitment term gives ẑ 0.25 · (ẑ - q), of which normalization passes what is
+    # orthogonal to ẑ, divided by ‖z‖ = 5
+    expected_code = torch.tensor([0.0 - 0.6, 1.0 - 0.8])
+    torch.testing.assert_close(quantizer.codebook.grad, torch.stack([torch.zeros(2), expected_code]))
+    unit, pull = torch.tensor([0.6, 0.8]), 0.25 * torch.tensor([0.6, -0.2])
+    torch.testing.assert_close(latent.grad.flatten(), (pull - unit * (unit @ pull)) / 5.0)
+
+
+def test_straight_through_gradient_goes_to_the_latent_alone() -> None:
+    quantizer = GroupedSphericalQuantizer(4, 10, normalization="none")
+    latent = torch.randn(1, 4, 2, 2, requires_grad=True)
+    weights = torch.randn(1, 4, 2, 2)
+    (quantizer(latent).quantized * weights).sum().backward()
+    assert torch.equal(latent.grad, weights)
+    assert quantizer.codebook.grad is None
+
+
+def test_lowest_index_on_ties() -> None:
+    quantizer = GroupedSphericalQuantizer(2, 6, normalization="none")
+    with torch.no_grad():
+        quantizer.codebook.copy_(torch.tensor([[5.0, 5.0], [1.0, 0.0], [-1.0, 0.0], [1.0, 0.0], [0.0, 1.0], [9.0, 9.0]]))
+    points = torch.tensor([[0.0, 0.0], [2.0, 0.0]]).T.view(1, 2, 1, 2)
+    assert quantizer.latent_to_indices(points).flatten().tolist() == [1, 1]
+
+
+def test_sphere_initialization_is_uniform_on_the_sphere() -> None:
+    codes = GroupedSphericalQuantizer(16, 4096).codebook.detach()
+    torch.testing.assert_close(codes.norm(dim=1), torch.ones(4096))
+    assert codes.mean(dim=0).abs().max() < 5 / (4096 * 16) ** 0.5
+    torch.testing.assert_close(codes.T @ codes / 4096, torch.eye(16) / 16, atol=6e-3, rtol=0)
+
+
+@pytest.mark.parametrize(("channels", "bound"), [(4, 1 / 512), (1, 1.0)])
+def test_uniform_initialization(channels: int, bound: float) -> None:
+    codes = GroupedSphericalQuantizer(channels, 512, normalization="none", init="uniform").codebook.detach()
+    assert 0.98 * bound < codes.abs().max() <= bound
+    assert codes.std() == pytest.approx(bound / 3**0.5, rel=0.08)
+
+
+@pytest.mark.parametrize("normalization", ["l2", "l1"])
+@pytest.mark.parametrize("scale", [1e-38, 1e-30, 1e30, 1e38])
+def test_normalization_of_extreme_scales(normalization: str, scale: float) -> None:
+    vectors = torch.tensor([[0.6, -0.8, 0.0]])
+    expected = torch.from_numpy(numpy_normalize(vectors.double().numpy(), normalization)).float()
+    torch.testing.assert_close(normalize(vectors * scale, normalization), expected)
+
+
+def test_normalization_keeps_zero_at_zero_with_finite_gradient() -> None:
+    for normalization in ("l2", "l1"):
+        zero = torch.zeros(2, 3, requires_grad=True)
+        result = normalize(zero, normalization)
+        result.sum().backward()
+        assert torch.equal(result, torch.zeros(2, 3))
+        assert zero.grad.isfinite().all()
+
+
+@pytest.mark.parametrize("normalization", ["l2", "l1", "none", "clip"])
+def test_non_finite_latents_get_an_index_in_range_and_a_loss_that_shows(normalization: str) -> None:
+    quantizer = GroupedSphericalQuantizer(4, 10, 2, normalization)
+    latent = torch.randn(1, 4, 2, 2)
+    latent[0, 0, 0, 0] = float("nan")
+    output = quantizer(latent)
+    assert 0 <= output.indices.min() <= output.indices.max() < 10
+    assert output.loss.isnan()
+
+
+def test_l2_with_two_channels_or_fewer_warns_with_the_reason() -> None:
+    with pytest.warns(UserWarning, match=r"(?s)2 channel\(s\) per group.*perplexity 278.*omits ℓ2 for d ≤ 2"):
+        GroupedSphericalQuantizer(4, 8, 2)
+    with pytest.warns(UserWarning, match="only the sign"):
+        GroupedSphericalQuantizer(4, 8, 4)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        GroupedSphericalQuantizer(6, 8, 2)
+        GroupedSphericalQuantizer(4, 8, 2, normalization="none")
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ((10, 8, 4), "num_groups 4 does not divide latent_channels 10; use one of 1, 2, 5, 10"),
+        ((8, 0, 1), "codebook_size is 0; it must be at least 1"),
+        ((8, 8, 0), "num_groups is 0"),
+        ((8, 8, 1, "l2", "sphere", -1.0), "commitment_weight is -1.0"),
+    ],
+)
+def test_wrong_arguments_are_named(arguments: tuple, message: str) -> None:
+    with pytest.raises(InputError, match=message):
+        GroupedSphericalQuantizer(*arguments)
+
+
+def test_bits_per_position() -> None:
+    assert GroupedSphericalQuantizer(32, 512, 8).bits_per_position == 72.0

@@ -1,0 +1,241 @@
+"""The command, called in this process, as a user would type it."""
+
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+import yaml
+from safetensors.torch import load_file
+
+from gsq_lightning import GSQTokenizer
+from gsq_lightning.__main__ import main
+
+TINY = [
+    "--model.tokenizer.base_channels=8",
+    "--model.tokenizer.channel_multipliers=[1,2]",
+    "--model.tokenizer.norm_groups=4",
+    "--model.tokenizer.quantizer.codebook_size=16",
+    "--model.discriminator.channels=4",
+    "--model.discriminator.num_layers=1",
+    "--trainer.enable_progress_bar=false",
+    "--trainer.enable_model_summary=false",
+]
+
+
+def images(root: Path, size: int = 16) -> list[str]:
+    return [
+        "--data=ImageNetDataModule",
+        f"--data.root={root}",
+        f"--data.image_size={size}",
+        "--data.global_batch_size=4",
+        "--data.num_workers=0",
+    ]
+
+
+@pytest.fixture(scope="module")
+def trained(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The run folder of a tiny tokenizer, trained for three steps on images beside it."""
+    from tests.conftest import write_images
+
+    folder = tmp_path_factory.mktemp("trained")
+    write_images(folder / "images" / "train", 8)
+    write_images(folder / "images" / "val", 5, seed=1)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.chdir(folder)
+        main(["fit", "--config", "quickstart.yaml", *TINY, *images(Path("images")), "--trainer.max_steps=3"])
+    return folder / "runs" / "quickstart" / "version_0"
+
+
+def error_of(arguments: list[str], capsys: pytest.CaptureFixture[str]) -> str:
+    """The one line that a wrong command ends with; exit code 2."""
+    with pytest.raises(SystemExit) as exit_info:
+        main(arguments)
+    assert exit_info.value.code == 2
+    lines = [line for line in capsys.readouterr().err.splitlines() if line.startswith("gsq: error: ")]
+    assert len(lines) == 1
+    return lines[0]
+
+
+def test_fit_trains_validates_and_says_where_everything_is(trained: Path) -> None:
+    assert (trained / "reconstructions.png").is_file()
+    assert (trained / "checkpoints" / "last.ckpt").is_file()
+    assert list(trained.glob("events.out.tfevents.*"))
+    config = yaml.safe_load((trained / "config.yaml").read_text())
+    assert config["model"]["tokenizer"]["init_args"]["quantizer"]["init_args"]["codebook_size"] == 16
+
+
+def test_validate_needs_a_checkpoint_and_images_alone(trained: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    checkpoint = trained / "checkpoints" / "last.ckpt"
+    main(["validate", f"--ckpt_path={checkpoint}", f"--data.root={trained.parents[2] / 'images'}"])
+    output = capsys.readouterr().out
+    for name in ("PSNR", "SSIM", "rfd_random", "codebook usage", "codebook perplexity", "bits per pixel"):
+        assert name in output
+    assert (trained / "checkpoints" / "validate" / "reconstructions.png").is_file()
+    # again into the same folder
+    main(["validate", f"--ckpt_path={checkpoint}", f"--data.root={trained.parents[2] / 'images' / 'val'}"])
+
+
+def test_test_reports_like_validate(trained: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    main(
+        ["test", f"--ckpt_path={trained / 'checkpoints' / 'last.ckpt'}", f"--data.root={trained.parents[2] / 'images'}"]
+    )
+    assert "PSNR" in capsys.readouterr().out
+
+
+def test_predict_writes_tokens_that_the_exported_tokenizer_decodes(trained: Path, tmp_path: Path) -> None:
+    checkpoint = trained / "checkpoints" / "last.ckpt"
+    main(
+        [
+            "predict",
+            f"--ckpt_path={checkpoint}",
+            f"--data.root={trained.parents[2] / 'images'}",
+            f"--tokens.folder={tmp_path / 'tokens'}",
+        ]
+    )
+    (shard,) = (load_file(path) for path in (tmp_path / "tokens").glob("*.safetensors"))
+    tokenizer = GSQTokenizer.from_pretrained(checkpoint)
+    assert shard["indices"].shape == (5, 8, 8, 8)
+    assert tokenizer.decode_indices(shard["indices"].long()).shape == (5, 3, 16, 16)
+
+
+def printed_config(arguments: list[str], capsys: pytest.CaptureFixture[str]) -> dict[str, Any]:
+    capsys.readouterr()
+    with pytest.raises(SystemExit) as exit_info:
+        main([*arguments, "--print_config"])
+    assert exit_info.value.code in (0, None)
+    return yaml.safe_load(capsys.readouterr().out)
+
+
+def test_flags_beat_configs_beat_the_checkpoint(
+    trained: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    checkpoint = f"--ckpt_path={trained / 'checkpoints' / 'last.ckpt'}"
+    overlay = tmp_path / "overlay.yaml"
+    overlay.write_text("model: {ema_decay: 0.5, accumulate_batches: 3, loss_weights: {adversarial: 0.7}}")
+
+    alone = printed_config(["validate", checkpoint], capsys)
+    assert alone["model"]["tokenizer"]["init_args"]["quantizer"]["init_args"]["codebook_size"] == 16
+    assert alone["model"]["ema_decay"] == 0.98
+    assert alone["data"]["init_args"]["image_size"] == 16
+
+    flags = ["--model.accumulate_batches=5", "--data.image_size=32"]
+    for order in (
+        [checkpoint, f"--config={overlay}", *flags],
+        [*flags, "--config", str(overlay), checkpoint],
+    ):
+        config = printed_config(["validate", *order], capsys)
+        assert config["model"]["accumulate_batches"] == 5
+        assert config["model"]["ema_decay"] == 0.5
+        assert config["model"]["loss_weights"]["adversarial"] == 0.7
+        assert config["model"]["loss_weights"]["perceptual"] == 1.0
+        assert config["model"]["tokenizer"]["init_args"]["base_channels"] == 8
+        assert config["data"]["init_args"]["image_size"] == 32
+
+
+def test_overlays_change_single_values_of_nested_objects(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    overlay = tmp_path / "overlay.yaml"
+    overlay.write_text("model: {tokenizer: {init_args: {quantizer: {init_args: {normalization: none}}}}}")
+    config = printed_config(["fit", "--config", "quickstart.yaml", "--config", str(overlay)], capsys)
+    quantizer = config["model"]["tokenizer"]["init_args"]["quantizer"]["init_args"]
+    assert (quantizer["normalization"], quantizer["codebook_size"]) == ("none", 512)
+    assert config["model"]["tokenizer"]["init_args"]["base_channels"] == 16
+
+
+def test_recipes_are_found_from_any_folder(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    assert printed_config(["fit", "-c", "quickstart.yaml"], capsys)["trainer"]["max_steps"] == 600
+    (tmp_path / "quickstart.yaml").write_text("trainer: {max_steps: 7}")
+    assert printed_config(["fit", "-c", "quickstart.yaml"], capsys)["trainer"]["max_steps"] == 7
+
+
+def test_a_run_is_resumed_from_its_checkpoint(trained: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(trained.parents[2])
+    last = trained / "checkpoints" / "last.ckpt"
+    main(
+        ["fit", "--config", "quickstart.yaml", *TINY, *images(Path("images")), "--trainer.max_steps=5"]
+        + [f"--ckpt_path={last}"]
+    )
+    resumed = torch.load(trained.parent / "version_1" / "checkpoints" / "last.ckpt", weights_only=True)
+    assert resumed["global_step"] == 5
+    assert int(resumed["state_dict"]["ema.n_averaged"]) == 5
+
+
+QUICKSTART = ["fit", "--config", "quickstart.yaml"]
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["fit", "--config", "f7.yaml"], "there is no config file f7.yaml, here or among the recipes: "),
+        ([*QUICKSTART, "--model.discriminator_loss=hing"], "'vanilla', 'hinge', 'non_saturating'"),
+        ([*QUICKSTART, "--model.tokenizer.quantizer.normalization=l3"], "'l2', 'l1', 'none', 'clip'"),
+        ([*QUICKSTART, "--model.nonsense=1"], "--model.nonsense"),
+        ([*QUICKSTART, "--model.tokenizer.quantizer.num_groups=5"], "num_groups 5 does not divide latent_channels 32"),
+        ([*QUICKSTART, "--data.image_size=60", "--data.num_workers=0"], "height 56 or 64 and width 56 or 64"),
+        ([*QUICKSTART, "--data.global_batch_size=0"], "global_batch_size 0"),
+        ([*QUICKSTART, "--trainer.gradient_clip_val=1"], "model.tokenizer_clip_norm"),
+        ([*QUICKSTART, *images(Path("nowhere"))], "there is no folder nowhere; set data.root"),
+        (["validate", "--ckpt_path=nowhere.ckpt"], "there is no checkpoint nowhere.ckpt"),
+        (["validate"], "gsq validate needs --ckpt_path"),
+        (["fit"], "gsq fit needs --config, such as f8.yaml"),
+        ([*QUICKSTART, "--data=ImageNetDataModule"], "data.root is missing"),
+        (["fitt"], "invalid choice: 'fitt'"),
+    ],
+)
+def test_wrong_input_ends_in_one_line(
+    arguments: list[str],
+    message: str,
+    capsys: pytest.CaptureFixture[str],
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    assert message in error_of(arguments, capsys)
+
+
+def test_a_wrong_word_in_a_config_file_ends_in_one_line(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    config = tmp_path / "typo.yaml"
+    config.write_text("model: {emma_decay: 0.9}")
+    assert "emma_decay" in error_of(["fit", "--config", "quickstart.yaml", "--config", str(config)], capsys)
+    config.write_text("model: [unclosed")
+    assert f"{config} cannot be read as YAML" in error_of(["fit", "--config", str(config)], capsys)
+    config.write_text("just words")
+    assert f"{config} holds no config" in error_of(["fit", "--config", str(config)], capsys)
+
+
+def test_a_checkpoint_of_another_shape_ends_in_one_line(trained: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    arguments = ["validate", f"--ckpt_path={trained / 'checkpoints' / 'last.ckpt'}", "--data.root", "images"]
+    arguments[-1] = str(trained.parents[2] / "images")
+    line = error_of([*arguments, "--model.tokenizer.quantizer.codebook_size=32"], capsys)
+    assert "tokenizer.quantizer.codebook: (16, 4) in the file, (32, 4) in the model" in line
+
+
+def test_a_damaged_checkpoint_ends_in_one_line(
+    trained: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    whole = (trained / "checkpoints" / "last.ckpt").read_bytes()
+    (tmp_path / "half.ckpt").write_bytes(whole[: len(whole) // 2])
+    line = error_of(["validate", f"--ckpt_path={tmp_path / 'half.ckpt'}"], capsys)
+    assert "half.ckpt is not a readable checkpoint" in line
+
+
+@pytest.mark.parametrize("num_workers", [0, 1])
+def test_an_unreadable_image_is_named(
+    trained: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], num_workers: int
+) -> None:
+    (tmp_path / "broken.jpg").write_bytes(b"no picture")
+    arguments = [f"--ckpt_path={trained / 'checkpoints' / 'last.ckpt'}", f"--data.root={tmp_path}"]
+    line = error_of(["validate", *arguments, f"--data.num_workers={num_workers}"], capsys)
+    assert line.startswith(f"gsq: error: {tmp_path / 'broken.jpg'} cannot be read as an image")
+
+
+def test_the_installed_command_answers(tmp_path: Path) -> None:
+    for command in ([sys.executable, "-m", "gsq_lightning"], [str(Path(sys.executable).parent / "gsq")]):
+        result = subprocess.run([*command, "--version"], capture_output=True, text=True, cwd=tmp_path)
+        assert result.stdout.startswith("gsq-lightning 0.")
+        assert result.returncode == 0

@@ -1,0 +1,404 @@
+"""The training step: gradients, counting, averaging, checkpoints."""
+
+import copy
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from lightning.pytorch import Callback, LightningModule, Trainer
+from lightning.pytorch.callbacks import ModelCheckpoint
+from torch import Tensor, nn
+from torch.nn import functional as F
+from torch.utils.data import DataLoader
+
+from gsq_lightning import GSQTokenizer, InputError, TokenizerModule
+from gsq_lightning.discriminators import Discriminator, PatchDiscriminator
+from gsq_lightning.errors import TrainingDiverged
+from gsq_lightning.losses import LPIPS, LossWeights
+from gsq_lightning.metrics import ReconstructionMetrics
+
+Build = Callable[..., GSQTokenizer]
+
+
+def sgd(parameters: Any) -> torch.optim.SGD:
+    return torch.optim.SGD(parameters, lr=0.1)
+
+
+def discriminator() -> PatchDiscriminator:
+    return PatchDiscriminator(channels=8, num_layers=1)
+
+
+def images(count: int = 16, size: int = 16) -> Tensor:
+    return torch.rand(count, 3, size, size, generator=torch.Generator().manual_seed(1)) * 2 - 1
+
+
+def trainer(folder: Path, **settings: Any) -> Trainer:
+    return Trainer(
+        **{
+            "default_root_dir": folder,
+            "accelerator": "cpu",
+            "logger": False,
+            "enable_checkpointing": False,
+            "enable_progress_bar": False,
+            "enable_model_summary": False,
+            "max_epochs": -1,
+            **settings,
+        }
+    )
+
+
+def fit(module: TokenizerModule, folder: Path, batch_size: int = 2, **settings: Any) -> Trainer:
+    run = trainer(folder, **settings)
+    run.fit(module, DataLoader(images(), batch_size=batch_size))  # type: ignore[arg-type]
+    return run
+
+
+def weights(module: nn.Module) -> dict[str, Tensor]:
+    return {name: value.detach().clone() for name, value in module.named_parameters()}
+
+
+def changed(before: dict[str, Tensor], module: nn.Module) -> bool:
+    return any(not torch.equal(value, before[name]) for name, value in module.named_parameters())
+
+
+@pytest.mark.parametrize("adversary", [True, False])
+def test_global_step_counts_generator_steps(small_tokenizer: Build, tmp_path: Path, adversary: bool) -> None:
+    module = TokenizerModule(small_tokenizer(), discriminator() if adversary else None)
+    steps: list[int] = []
+
+    class Count(Callback):
+        def on_train_batch_end(self, trainer: Trainer, *_: Any) -> None:
+            steps.append(trainer.global_step)
+
+    fit(module, tmp_path, max_steps=5, callbacks=[Count()])
+    assert steps == [1, 2, 3, 4, 5]
+
+
+def test_late_discriminator_starts_at_its_step(small_tokenizer: Build, tmp_path: Path) -> None:
+    module = TokenizerModule(small_tokenizer(), discriminator(), discriminator_start_step=3)
+    before = weights(module.discriminator)  # type: ignore[arg-type]
+    moved: list[bool] = []
+    seen: list[bool] = []
+
+    class Watch(Callback):
+        def on_train_batch_end(self, trainer: Trainer, pl_module: LightningModule, *_: Any) -> None:
+            moved.append(changed(before, pl_module.discriminator))  # type: ignore[arg-type]
+            seen.append("train/loss_adversarial" in trainer.callback_metrics)
+
+    run = fit(module, tmp_path, max_steps=5, callbacks=[Watch()])
+    assert moved == [False, False, False, True, True]
+    assert seen == [False, False, False, True, True]
+    assert run.global_step == 5
+
+
+def test_each_step_leaves_the_other_network_alone(small_tokenizer: Build, tmp_path: Path) -> None:
+    """The generator step must not move or mark the discriminator, nor the reverse."""
+    module = TokenizerModule(
+        small_tokenizer(), discriminator(), tokenizer_optimizer=sgd, discriminator_optimizer=sgd, ema_decay=None
+    )
+    snapshots: dict[str, bool] = {}
+
+    class Watch(Callback):
+        def on_before_optimizer_step(self, trainer: Trainer, pl_module: Any, optimizer: Any) -> None:
+            of_tokenizer = optimizer.param_groups[0]["params"][0] is next(pl_module.tokenizer.parameters())
+            other = pl_module.discriminator if of_tokenizer else pl_module.tokenizer
+            name = "tokenizer" if of_tokenizer else "discriminator"
+            snapshots[f"{name} step finds gradients on the other"] = any(
+                parameter.grad is not None for parameter in other.parameters()
+            )
+            snapshots[f"{name} frozen"] = not all(parameter.requires_grad for parameter in other.parameters())
+
+    fit(module, tmp_path, max_steps=1, callbacks=[Watch()])
+    assert snapshots == {
+        "tokenizer step finds gradients on the other": False,
+        "tokenizer frozen": False,
+        "discriminator step finds gradients on the other": False,
+        "discriminator frozen": False,
+    }
+
+
+def test_one_step_equals_the_equations(small_tokenizer: Build, tmp_path: Path) -> None:
+    """Both updates of one batch, recomputed with plain autograd."""
+    tokenizer, adversary = small_tokenizer(), discriminator()
+    module = TokenizerModule(
+        copy.deepcopy(tokenizer),
+        copy.deepcopy(adversary),
+        loss_weights=LossWeights(reconstruction=2.0, quantizer=0.5, adversarial=0.3, discriminator=0.7),
+        tokenizer_optimizer=sgd,
+        discriminator_optimizer=sgd,
+        tokenizer_clip_norm=None,
+        discriminator_clip_norm=None,
+        ema_decay=None,
+    )
+    fit(module, tmp_path, max_steps=1)
+
+    image = images()[:2]
+    output = tokenizer.encode(image)
+    reconstruction = tokenizer.decode(output.quantized)
+    logits = adversary(reconstruction).flatten(1).mean(1)
+    loss = (
+        2.0 * (reconstruction - image).square().mean()
+        + 0.5 * output.loss
+        + 0.3 * -torch.log(torch.sigmoid(logits)).mean()
+    )
+    gradients = torch.autograd.grad(loss, list(tokenizer.parameters()))
+    for (name, value), gradient, got in zip(
+        tokenizer.named_parameters(), gradients, module.tokenizer.parameters(), strict=True
+    ):
+        torch.testing.assert_close(got, value - 0.1 * gradient, msg=lambda text, name=name: f"{name}: {text}")
+
+    real, fake = adversary(image), adversary(reconstruction.detach())
+    loss = 0.7 * 0.5 * (F.relu(1 - real).mean() + F.relu(1 + fake).mean())
+    gradients = torch.autograd.grad(loss, list(adversary.parameters()))
+    assert module.discriminator is not None
+    for value, gradient, got in zip(adversary.parameters(), gradients, module.discriminator.parameters(), strict=True):
+        torch.testing.assert_close(got, value - 0.1 * gradient)
+
+
+def test_weight_zero_skips_the_work(small_tokenizer: Build, tmp_path: Path) -> None:
+    class Untouchable(Discriminator):
+        def __init__(self) -> None:
+            super().__init__()
+            self.weight = nn.Parameter(torch.zeros(1))
+
+        def forward(self, image: Tensor) -> Tensor:
+            raise AssertionError("a weight of 0 must not run the discriminator")
+
+    module = TokenizerModule(
+        small_tokenizer(), Untouchable(), loss_weights=LossWeights(adversarial=0.0, discriminator=0.0)
+    )
+    fit(module, tmp_path, max_steps=2)
+
+
+def test_clipping_bounds_the_gradient(small_tokenizer: Build, tmp_path: Path) -> None:
+    def moved(clip: float | None) -> float:
+        torch.manual_seed(0)
+        tokenizer = small_tokenizer()
+        before = weights(tokenizer)
+        module = TokenizerModule(tokenizer, tokenizer_optimizer=sgd, tokenizer_clip_norm=clip, ema_decay=None)
+        fit(module, tmp_path, max_steps=1)
+        return (
+            sum(float((value.detach() - before[name]).square().sum()) for name, value in tokenizer.named_parameters())
+            ** 0.5
+        )
+
+    free = moved(None)
+    assert free > 0.1 * 0.01
+    assert moved(free / 0.1 / 2) == pytest.approx(free / 2, rel=1e-3)
+    assert moved(free / 0.1 * 2) == pytest.approx(free, rel=1e-3)
+
+
+def test_accumulated_batches_give_the_gradient_of_the_whole(small_tokenizer: Build, tmp_path: Path) -> None:
+    def train(batch_size: int, accumulate: int) -> tuple[dict[str, Tensor], int]:
+        torch.manual_seed(0)
+        adversary = PatchDiscriminator(channels=8, num_layers=1, norm="none")  # batch norm would see other batches
+        module = TokenizerModule(
+            small_tokenizer(),
+            adversary,
+            tokenizer_optimizer=sgd,
+            discriminator_optimizer=sgd,
+            accumulate_batches=accumulate,
+            ema_decay=None,
+        )
+        run = fit(module, tmp_path, batch_size=batch_size, max_steps=3)
+        return weights(module), run.global_step
+
+    whole, steps = train(batch_size=4, accumulate=1)
+    parts, steps_of_parts = train(batch_size=2, accumulate=2)
+    assert steps == steps_of_parts == 3
+    for name, value in whole.items():
+        torch.testing.assert_close(
+            parts[name], value, rtol=1e-3, atol=1e-5, msg=lambda text, name=name: f"{name}: {text}"
+        )
+
+
+def test_average_follows_the_tokenizer(small_tokenizer: Build, tmp_path: Path) -> None:
+    """First a copy, then average ← 0.75 · average + 0.25 · weights, after each generator step."""
+    module = TokenizerModule(small_tokenizer(), discriminator(), ema_decay=0.75)
+    assert module.evaluated_tokenizer is module.tokenizer  # never swapped in before its first update
+    history: list[dict[str, Tensor]] = []
+
+    class Record(Callback):
+        def on_train_batch_end(self, trainer: Trainer, pl_module: Any, *_: Any) -> None:
+            history.append(weights(pl_module.tokenizer))
+
+    fit(module, tmp_path, max_steps=3, callbacks=[Record()])
+    assert module.evaluated_tokenizer is not module.tokenizer
+    for name, got in module.evaluated_tokenizer.named_parameters():
+        expected = history[0][name]
+        for step in history[1:]:
+            expected = 0.75 * expected + 0.25 * step[name]
+        torch.testing.assert_close(got, expected)
+
+
+def test_without_a_discriminator_it_is_an_autoencoder(small_tokenizer: Build, tmp_path: Path) -> None:
+    module = TokenizerModule(small_tokenizer())
+    before = F.mse_loss(module.tokenizer(images()), images()).item()
+    run = fit(module, tmp_path, max_steps=60)
+    assert len(run.optimizers) == 1
+    assert F.mse_loss(module.tokenizer(images()), images()).item() < 0.8 * before
+    assert not [name for name in run.callback_metrics if "adversarial" in name or "discriminator" in name]
+
+
+def test_every_loss_term_is_logged(small_tokenizer: Build, tmp_path: Path) -> None:
+    perceptual = LPIPS(weights="random")
+    module = TokenizerModule(small_tokenizer(), discriminator(), perceptual)
+    run = trainer(tmp_path, max_steps=1)
+    run.fit(module, DataLoader(images(size=32), batch_size=2))  # type: ignore[arg-type]
+    expected = {f"train/loss_{name}" for name in ("reconstruction", "perceptual", "adversarial", "quantizer")}
+    expected |= {"train/loss_discriminator", "train/loss_tokenizer", "train/quantizer_commitment"}
+    assert expected <= set(run.callback_metrics)
+    assert all(run.callback_metrics[name].isfinite() for name in expected)
+
+
+class _Poison(Callback):
+    """Makes the gradients of some batches NaN, as an overflow in the network would."""
+
+    def __init__(self, batches: set[int]) -> None:
+        self.batches = batches
+
+    def on_train_batch_start(self, trainer: Trainer, pl_module: Any, batch: Tensor, batch_idx: int) -> None:
+        if batch_idx in self.batches:
+            batch[0, 0, 0, 0] = float("nan")
+
+
+def test_a_step_with_non_finite_gradients_is_skipped(small_tokenizer: Build, tmp_path: Path) -> None:
+    module = TokenizerModule(small_tokenizer(), PatchDiscriminator(channels=8, num_layers=1, norm="none"))
+    run = fit(module, tmp_path, max_steps=4, callbacks=[_Poison({1, 2})])
+    assert all(value.isfinite().all() for value in module.state_dict().values())
+    assert run.global_step == 4
+    assert run.callback_metrics["train/skipped_steps_tokenizer"] == 2
+
+
+def test_training_that_stays_non_finite_stops(small_tokenizer: Build, tmp_path: Path) -> None:
+    module = TokenizerModule(small_tokenizer(), max_skipped_steps=3)
+    with pytest.raises(TrainingDiverged, match="tokenizer were not finite 3 times in a row, last at step 2"):
+        fit(module, tmp_path, max_steps=8, callbacks=[_Poison(set(range(2, 8)))])
+    assert all(value.isfinite().all() for value in module.state_dict().values())
+
+
+def test_schedulers_step_once_per_generator_step(small_tokenizer: Build, tmp_path: Path) -> None:
+    module = TokenizerModule(
+        small_tokenizer(),
+        discriminator(),
+        tokenizer_optimizer=sgd,
+        discriminator_optimizer=sgd,
+        tokenizer_scheduler=lambda optimizer: torch.optim.lr_scheduler.StepLR(optimizer, step_size=2, gamma=0.1),
+        discriminator_scheduler=lambda optimizer: torch.optim.lr_scheduler.StepLR(optimizer, step_size=3, gamma=0.5),
+        accumulate_batches=2,
+    )
+    run = fit(module, tmp_path, max_steps=4)
+    assert run.optimizers[0].param_groups[0]["lr"] == pytest.approx(0.1 * 0.1**2)
+    assert run.optimizers[1].param_groups[0]["lr"] == pytest.approx(0.1 * 0.5)
+
+
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        ({"gradient_clip_val": 1.0}, "model.tokenizer_clip_norm"),
+        ({"accumulate_grad_batches": 2}, "model.accumulate_batches"),
+    ],
+)
+@pytest.mark.filterwarnings("ignore")
+def test_the_trainers_own_clipping_and_accumulation_are_refused(
+    small_tokenizer: Build, tmp_path: Path, settings: dict[str, Any], message: str
+) -> None:
+    with pytest.raises(InputError, match=message):
+        fit(TokenizerModule(small_tokenizer()), tmp_path, max_steps=1, **settings)
+
+
+def test_half_precision_without_bfloat16_is_refused(
+    small_tokenizer: Build, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(Trainer, "precision", "16-mixed")
+    with pytest.raises(InputError, match="bf16-mixed or 32-true"):
+        fit(TokenizerModule(small_tokenizer()), tmp_path, max_steps=1)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ({"accumulate_batches": 0}, "accumulate_batches is 0"),
+        ({"ema_decay": 1.0}, "ema_decay is 1.0"),
+        ({"tokenizer_clip_norm": 0.0}, "tokenizer_clip_norm is 0.0"),
+    ],
+)
+def test_wrong_arguments_are_named(small_tokenizer: Build, arguments: dict[str, Any], message: str) -> None:
+    with pytest.raises(InputError, match=message):
+        TokenizerModule(small_tokenizer(), **arguments)
+
+
+def test_negative_loss_weights_are_refused() -> None:
+    with pytest.raises(InputError, match=r"loss_weights.adversarial is -0.1"):
+        LossWeights(adversarial=-0.1)
+
+
+def test_validation_uses_the_average_and_reports_bits(small_tokenizer: Build, tmp_path: Path) -> None:
+    module = TokenizerModule(small_tokenizer(), metrics=ReconstructionMetrics(["psnr", "codebook"]), ema_decay=0.5)
+    fit(module, tmp_path, max_steps=4)
+    run = trainer(tmp_path)
+    (values,) = run.validate(module, DataLoader(images(), batch_size=5), verbose=False)  # type: ignore[arg-type]
+    with torch.no_grad():
+        module.eval()
+        rounded = [((x.clamp(-1, 1) + 1) * 127.5).round() for x in (images(), module.evaluated_tokenizer(images()))]
+    errors = (rounded[0] - rounded[1]).square().mean(dim=(1, 2, 3))
+    assert values["val/psnr"] == pytest.approx(float((10 * torch.log10(255**2 / errors)).mean()), abs=1e-3)
+    assert values["val/bits_per_image"] == 4 * 4 * 2 * 5
+    assert values["val/bits_per_pixel"] == 4 * 4 * 2 * 5 / 256
+    assert 0 < values["val/codebook_usage"] <= 1
+    assert 1 <= values["val/codebook_perplexity"] <= 32
+
+
+def test_checkpoint_resumes_and_holds_no_frozen_network(small_tokenizer: Build, tmp_path: Path) -> None:
+    def module() -> TokenizerModule:
+        torch.manual_seed(3)
+        return TokenizerModule(small_tokenizer(), discriminator(), LPIPS(weights="random"), ema_decay=0.5)
+
+    keep = ModelCheckpoint(tmp_path, filename="{step}", every_n_train_steps=2, save_top_k=-1)
+    data = DataLoader(images(size=32), batch_size=2)  # type: ignore[arg-type]
+    whole = module()
+    trainer(tmp_path, max_steps=4, enable_checkpointing=True, callbacks=[keep]).fit(whole, data)
+
+    checkpoint = torch.load(tmp_path / "step=2.ckpt", weights_only=True)
+    assert {name.split(".")[0] for name in checkpoint["state_dict"]} == {"tokenizer", "ema", "discriminator"}
+    assert len(checkpoint["optimizer_states"]) == 2
+    assert checkpoint["global_step"] == 2
+
+    resumed = module()
+    run = trainer(tmp_path, max_steps=4)
+    run.fit(resumed, data, ckpt_path=tmp_path / "step=2.ckpt")
+    assert run.global_step == 4
+    assert resumed.ema is not None
+    assert int(resumed.ema.n_averaged) == 4
+
+    exported = GSQTokenizer.from_pretrained(tmp_path / "step=4.ckpt")
+    for name, value in whole.evaluated_tokenizer.state_dict().items():
+        assert torch.equal(exported.state_dict()[name], value)
+
+
+def test_a_checkpoint_of_another_shape_is_refused_with_the_first_tensors(
+    small_tokenizer: Build, tmp_path: Path
+) -> None:
+    run = fit(TokenizerModule(small_tokenizer()), tmp_path, max_steps=1)
+    run.save_checkpoint(tmp_path / "small.ckpt")
+    other = TokenizerModule(small_tokenizer(codebook_size=64))
+    with pytest.raises(
+        InputError, match=r"tokenizer.quantizer.codebook: \(32, 4\) in the file, \(64, 4\) in the model"
+    ):
+        trainer(tmp_path, max_steps=2).fit(
+            other,
+            DataLoader(images(), batch_size=2),
+            ckpt_path=tmp_path / "small.ckpt",  # type: ignore[arg-type]
+        )
+
+
+def test_prediction_gives_indices_of_the_average(small_tokenizer: Build, tmp_path: Path) -> None:
+    module = TokenizerModule(small_tokenizer())
+    fit(module, tmp_path, max_steps=1)
+    (batch,) = trainer(tmp_path).predict(module, DataLoader(images(3), batch_size=3))  # type: ignore[arg-type, misc]
+    module.eval()
+    with torch.no_grad():
+        assert torch.equal(batch.indices, module.evaluated_tokenizer.encode_indices(images(3)))
+    assert batch.label.tolist() == [-1, -1, -1]
