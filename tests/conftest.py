@@ -1,6 +1,6 @@
 """What tests of several parts need: small tokenizers, folders of images, a quiet and repeatable torch."""
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
@@ -12,9 +12,8 @@ from gsq_lightning import GroupedSphericalQuantizer, GSQTokenizer
 
 
 @pytest.fixture(autouse=True)
-def _repeatable() -> Iterator[None]:
+def _repeatable() -> None:
     torch.manual_seed(0)
-    yield
 
 
 @pytest.fixture

@@ -157,8 +157,15 @@ def test_a_run_is_resumed_from_its_checkpoint(trained: Path, monkeypatch: pytest
     monkeypatch.chdir(trained.parents[2])
     last = trained / "checkpoints" / "last.ckpt"
     main(
-        ["fit", "--config", "quickstart.yaml", *TINY, *images(Path("images")), "--trainer.max_steps=5"]
-        + [f"--ckpt_path={last}"]
+        [
+            "fit",
+            "--config",
+            "quickstart.yaml",
+            *TINY,
+            *images(Path("images")),
+            "--trainer.max_steps=5",
+            f"--ckpt_path={last}",
+        ]
     )
     resumed = torch.load(trained.parent / "version_1" / "checkpoints" / "last.ckpt", weights_only=True)
     assert resumed["global_step"] == 5

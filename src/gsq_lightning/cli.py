@@ -13,8 +13,9 @@ from typing import Any, NoReturn
 import torch
 import yaml
 from jsonargparse import ActionConfigFile
-from lightning.pytorch import Callback, LightningDataModule
+from lightning.pytorch import Callback, LightningDataModule, Trainer
 from lightning.pytorch.cli import ArgsType, LightningArgumentParser, LightningCLI
+from lightning.pytorch.strategies import DDPStrategy
 from lightning.pytorch.utilities.exceptions import MisconfigurationException
 
 import gsq_lightning
@@ -37,7 +38,7 @@ def main(args: ArgsType = None) -> None:
     Raises:
         SystemExit: with code 2 for bad input, 1 where training diverged.
     """
-    arguments = sys.argv[1:] if args is None else list(args)  # type: ignore[arg-type]
+    arguments = sys.argv[1:] if args is None else list(args)
     leave_out_noise()
     try:
         GSQCommand(
@@ -68,10 +69,12 @@ def input_error(error: BaseException | None) -> BaseException | None:
 
 
 def leave_out_noise() -> None:
-    """Drops Lightning's advertisements and a warning about its own use of torch."""
+    """Drops Lightning's advertisements and warnings that do not hold here."""
     logging.getLogger("lightning.pytorch.utilities.rank_zero").addFilter(
         lambda record: "litlogger" not in record.getMessage() and "litmodels" not in record.getMessage()
     )
+    # metrics are equal on all processes when they are logged
+    warnings.filterwarnings("ignore", message="It is recommended to use `self.log")
     warnings.filterwarnings("ignore", message=".*isinstance.treespec, LeafSpec.*")
 
 
@@ -86,7 +89,7 @@ def fail(message: str, code: int) -> NoReturn:
 class RecipeFile(ActionConfigFile):
     """`--config`: a file here, or the name of a recipe that comes with the package."""
 
-    def __call__(self, parser: Any, cfg: Any, values: str, option_string: str | None = None) -> None:
+    def __call__(self, parser: Any, cfg: Any, values: Any, option_string: str | None = None) -> None:
         if not is_inline(values):
             values = find_recipe(values)
             check_yaml(Path(values))
@@ -114,6 +117,14 @@ class GSQCommand(LightningCLI):
         )
         return parser
 
+    def _prepare_subcommand_parser(self, klass: type, subcommand: str, **kwargs: Any) -> LightningArgumentParser:
+        parser = super()._prepare_subcommand_parser(klass, subcommand, **kwargs)
+        if subcommand in ("validate", "test"):
+            parser.set_defaults(verbose=False)  # our table instead of Lightning's
+        if subcommand == "predict":
+            parser.set_defaults(return_predictions=False)  # they go to disk; all tokens would not fit in memory
+        return parser
+
     def add_arguments_to_parser(self, parser: LightningArgumentParser) -> None:
         parser.add_lightning_class_args(RunCheckpoint, "checkpoint")
         parser.add_lightning_class_args(ReconstructionGrid, "reconstructions")
@@ -122,18 +133,47 @@ class GSQCommand(LightningCLI):
 
     def parse_arguments(self, parser: LightningArgumentParser, args: ArgsType) -> None:
         """As Lightning's, which warns that the process was started with arguments too."""
-        self.config = parser.parse_args(args)
+        self.config = parser.parse_args(args)  # type: ignore[arg-type]
 
     def before_instantiate_classes(self) -> None:
         trainer = self._get(self.config, "trainer")
-        callbacks: list[Callback] = [Report()]
+        self.report = Report()
+        callbacks: list[Callback] = [self.report]
         own_bar = any("ProgressBar" in callback.class_path for callback in trainer.callbacks or [])
         if trainer.enable_progress_bar is not False and not own_bar:
             callbacks.append(LossProgressBar())
         self.trainer_defaults = {"callbacks": callbacks}
 
+    def after_fit(self) -> None:
+        """Validates the last weights where training ended between two validations."""
+        trainer = self.trainer
+        if self.report.validated_step != trainer.global_step and trainer.limit_val_batches and not trainer.interrupted:
+            trainer.validate(self.model, datamodule=self.datamodule, verbose=False)
+
+    def instantiate_trainer(self, **kwargs: Any) -> Trainer:
+        """With several processes and no strategy named, data parallel as two networks in one module need it."""
+        trainer = self._get(self.config_init, "trainer")
+        if trainer.strategy == "auto" and world_size(trainer) > 1:
+            # in the step of one network the other gets no gradient; validation batches differ in number between
+            # processes, so that buffers must not be exchanged in each forward pass
+            kwargs["strategy"] = DDPStrategy(find_unused_parameters=True, broadcast_buffers=False)
+        return super().instantiate_trainer(**kwargs)
+
     def _parse_ckpt_path(self) -> None:
         """Nothing: `ordered` has put the checkpoint's hyperparameters below the config files already."""
+
+
+def world_size(trainer: Any) -> int:
+    """Processes that a Trainer with this config would run."""
+    log = logging.getLogger("lightning.pytorch.utilities.rank_zero")
+    level = log.level
+    log.setLevel(logging.ERROR)  # the Trainer to come says it all
+    try:
+        return Trainer(
+            accelerator=trainer.accelerator, devices=trainer.devices, num_nodes=trainer.num_nodes, logger=False
+        ).world_size
+    finally:
+        log.setLevel(level)
 
 
 def ordered(arguments: list[str]) -> list[str]:

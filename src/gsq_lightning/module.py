@@ -315,7 +315,7 @@ class TokenizerModule(LightningModule):
     @property
     def _optimizers(self) -> list[LightningOptimizer]:
         optimizers = self.optimizers()
-        return optimizers if isinstance(optimizers, list) else [optimizers]  # type: ignore[list-item]
+        return optimizers if isinstance(optimizers, list) else [optimizers]
 
     def _log_training(self, terms: dict[str, Tensor]) -> None:
         self.log_dict({f"train/{name}": value.detach() for name, value in terms.items()}, batch_size=1)

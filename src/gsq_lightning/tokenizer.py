@@ -147,7 +147,7 @@ class GSQTokenizer(nn.Module):
                 f"indices have shape {tuple(indices.shape)}; they must be (B, h, w, G) with "
                 f"G = {self.quantizer.num_groups}"
             )
-        if indices.numel() and not (0 <= int(indices.min()) and int(indices.max()) < self.quantizer.codebook_size):
+        if indices.numel() and (int(indices.min()) < 0 or int(indices.max()) >= self.quantizer.codebook_size):
             raise InputError(
                 f"indices range from {int(indices.min())} to {int(indices.max())}; the codebook has "
                 f"{self.quantizer.codebook_size} codes, so 0 to {self.quantizer.codebook_size - 1} are allowed"
@@ -315,7 +315,7 @@ def _read_folder(folder: Path) -> tuple[dict[str, Any], dict[str, Tensor]]:
 
 def _download(repository: str, revision: str | None) -> Path:
     from huggingface_hub import snapshot_download
-    from huggingface_hub.errors import HFValidationError, HfHubHTTPError, LocalEntryNotFoundError
+    from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalEntryNotFoundError
 
     try:
         return Path(snapshot_download(repository, revision=revision, allow_patterns=[CONFIG_FILE, WEIGHTS_FILE]))

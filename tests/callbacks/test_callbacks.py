@@ -111,7 +111,7 @@ def test_tokens_are_written_with_labels_and_names(small_tokenizer: Build, image_
         "tokens-00000-00001.safetensors",
     ]
     shards = [load_file(path) for path in sorted(folder.glob("*.safetensors"))]
-    names = sum((json.loads(path.read_text()) for path in sorted(folder.glob("*.json"))), [])
+    names = [name for path in sorted(folder.glob("*.json")) for name in json.loads(path.read_text())]
     indices = torch.cat([shard["indices"] for shard in shards])
     assert indices.dtype == torch.uint8
     assert indices.shape == (6, 4, 4, 2)

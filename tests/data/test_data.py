@@ -1,5 +1,6 @@
 """Order, crops, labels, unreadable images and resuming of the data modules."""
 
+import itertools
 from pathlib import Path
 from typing import Any
 
@@ -21,13 +22,13 @@ from tests.conftest import write_images
 
 
 def keys(sampler: EpochSampler) -> list[int]:
-    return [key.index for key in sampler]
+    return [key.item for key in sampler]
 
 
 @pytest.mark.parametrize("world", [1, 2, 3, 5, 12])
 def test_unpadded_shards_cover_everything_exactly_once(world: int) -> None:
     shards = [keys(EpochSampler(range(10), world, rank)) for rank in range(world)]  # type: ignore[arg-type]
-    assert sorted(sum(shards, [])) == list(range(10))
+    assert sorted(itertools.chain(*shards)) == list(range(10))
     assert [len(shard) for shard in shards] == [len(range(rank, 10, world)) for rank in range(world)]
 
 
@@ -39,7 +40,7 @@ def test_global_batches_are_the_same_for_any_number_of_devices(world: int) -> No
     ]
     share = 8 // world
     batches = [
-        sorted(sum((keys(sampler)[start : start + share] for sampler in samplers), []))
+        sorted(itertools.chain(*(keys(sampler)[start : start + share] for sampler in samplers)))
         for start in range(0, len(samplers[0]), share)
     ]
     single = keys(EpochSampler(range(22), shuffle=True, seed=5, multiple_of=8))  # type: ignore[arg-type]

@@ -54,7 +54,7 @@ def on_sphere(rows: int, dimension: int, seed: int) -> Tensor:
 def test_paper_shapes(dimension: int, codebook_size: int) -> None:
     make = gaussian if dimension == 1 else on_sphere  # the paper drops the normalization at d = 1
     codes = make(codebook_size, dimension, 1)
-    points = make(max(16, min(256, 2**25 // (codebook_size * dimension))), dimension, 2)
+    points = make(max(12, min(256, 2**23 // (codebook_size * dimension))), dimension, 2)
     expected = float64_search(points, codes)
     slow = {"brute"} if codebook_size > 2**17 and dimension > 16 else set()
     if dimension > 12:
@@ -229,15 +229,15 @@ class LargestTensor(TorchDispatchMode):
 @pytest.mark.parametrize("name", ["sphere", "latents near its center", "clipped"])
 def test_memory_is_not_n_times_v(name: str, dimension: int, method: lookup.Method) -> None:
     make_points, make_codes = INPUTS[name]
-    rows, codebook_size = (2048, 32768) if method != "brute" else (512, 32768)
+    rows, codebook_size = 1024, 16384
     points, codes = make_points(rows, dimension, 19), make_codes(codebook_size, dimension, 20)
     tracemalloc.start()  # what NumPy and SciPy take
     with LargestTensor() as largest:
         nearest_code(points, codes, method)
     _, numpy_peak = tracemalloc.get_traced_memory()
     tracemalloc.stop()
-    assert largest.elements * 4 <= max(rows * codebook_size // 2, 2**24)
-    assert numpy_peak < 2**24
+    assert largest.elements <= rows * codebook_size / 4
+    assert numpy_peak <= rows * codebook_size
 
 
 def test_memory_does_not_grow_with_n_times_v() -> None:

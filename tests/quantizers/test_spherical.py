@@ -95,7 +95,7 @@ def test_straight_through_gradient_goes_to_the_latent_alone() -> None:
 def test_lowest_index_on_ties() -> None:
     quantizer = GroupedSphericalQuantizer(2, 6, normalization="none")
     with torch.no_grad():
-        quantizer.codebook.copy_(torch.tensor([[5.0, 5.0], [1.0, 0.0], [-1.0, 0.0], [1.0, 0.0], [0.0, 1.0], [9.0, 9.0]]))
+        quantizer.codebook.copy_(torch.tensor([[5.0, 5], [1, 0], [-1, 0], [1, 0], [0, 1], [9, 9]]))
     points = torch.tensor([[0.0, 0.0], [2.0, 0.0]]).T.view(1, 2, 1, 2)
     assert quantizer.latent_to_indices(points).flatten().tolist() == [1, 1]
 

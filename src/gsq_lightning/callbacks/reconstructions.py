@@ -28,7 +28,11 @@ class ReconstructionGrid(Callback):
         self.num_images = num_images
         self.columns = columns
         self._images: list[Tensor] = []
+        self._folder: str | None = None
         self.path: Path | None = None
+
+    def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
+        self._folder = trainer.log_dir  # asks all processes, so that all must ask
 
     def on_validation_epoch_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         self._images = []
@@ -52,13 +56,13 @@ class ReconstructionGrid(Callback):
             self._images.append(image[positions.to(image.device)].detach())
 
     def on_validation_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        if not self._images or trainer.log_dir is None:
+        if not self._images or self._folder is None:
             return
         with torch.no_grad(), trainer.precision_plugin.val_step_context():
             grids = [side_by_side(image, pl_module(image)) for image in self._images]
         # originals and reconstructions alternate: a pair takes two places of a row
         grid = make_grid(torch.cat(grids).cpu(), nrow=2 * self.columns, padding=GAP, pad_value=1.0)
-        self.path = Path(trainer.log_dir) / "reconstructions.png"
+        self.path = Path(self._folder) / "reconstructions.png"
         self.path.parent.mkdir(parents=True, exist_ok=True)
         save_image(grid, self.path)
         for experiment in tensorboard_writers(trainer):
@@ -69,7 +73,7 @@ class ReconstructionGrid(Callback):
 
 
 def share_of_batch(num_images: int, batch_idx: int, batches: float) -> int:
-    """How many of `num_images` a batch contributes so that they spread over all; the first ones where none are known."""
+    """How many of `num_images` a batch contributes so that they spread over all; the first where that is unknown."""
     if math.isinf(batches):
         return 1 if batch_idx < num_images else 0
     return int((batch_idx + 1) * num_images // batches - batch_idx * num_images // batches)

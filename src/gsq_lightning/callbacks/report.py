@@ -39,13 +39,28 @@ class LossProgressBar(TQDMProgressBar):
 
 
 class Report(Callback):
-    """Prints the metrics of the last validation or test as a table, and where the run's files lie."""
+    """Prints the metrics of the last validation or test as a table, and where the run's files lie.
 
-    def on_fit_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        self._print(trainer, "val/")
+    Attributes:
+        validated_step: generator step of the last validation, or None.
+    """
+
+    def __init__(self) -> None:
+        self.validated_step: int | None = None
+        self._folder: str | None = None
+
+    def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
+        self._folder = trainer.log_dir  # asks all processes, so that all must ask
 
     def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        if trainer.sanity_checking:
+            return
+        self.validated_step = trainer.global_step
         if trainer.state.fn == "validate":
+            self._print(trainer, "val/")
+
+    def on_fit_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        if self.validated_step == trainer.global_step:
             self._print(trainer, "val/")
 
     def on_test_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
@@ -60,7 +75,18 @@ class Report(Callback):
             if name.startswith(prefix)
         }
         sys.stderr.flush()  # what the progress bar still holds
-        print("\n" + "\n".join([*metrics_table(values), *_places(trainer)]), flush=True)
+        print("\n" + "\n".join([*metrics_table(values), *self._places(trainer)]), flush=True)
+
+    def _places(self, trainer: Trainer) -> list[str]:
+        places: list[tuple[str, Path | str]] = []
+        for callback in trainer.callbacks:  # type: ignore[attr-defined]
+            if isinstance(callback, ReconstructionGrid) and callback.path is not None:
+                places.append(("pictures", callback.path))
+            if isinstance(callback, ModelCheckpoint) and callback.last_model_path:
+                places.append(("checkpoint", callback.last_model_path))
+        if self._folder is not None and trainer.loggers:
+            places.append(("logs", f"{self._folder}   (tensorboard --logdir {self._folder})"))
+        return ["", *(f"  {name:<10}  {place}" for name, place in places)] if places else []
 
 
 def metrics_table(values: dict[str, float]) -> list[str]:
@@ -73,15 +99,3 @@ def metrics_table(values: dict[str, float]) -> list[str]:
         return []
     widths = [max(len(row[column]) for row in rows) for column in (0, 1)]
     return [f"  {label:<{widths[0]}}  {value:>{widths[1]}}  {meaning}".rstrip() for label, value, meaning in rows]
-
-
-def _places(trainer: Trainer) -> list[str]:
-    places: list[tuple[str, Path | str]] = []
-    for callback in trainer.callbacks:  # type: ignore[attr-defined]
-        if isinstance(callback, ReconstructionGrid) and callback.path is not None:
-            places.append(("pictures", callback.path))
-        if isinstance(callback, ModelCheckpoint) and callback.last_model_path:
-            places.append(("checkpoint", callback.last_model_path))
-    if trainer.log_dir is not None and trainer.loggers:
-        places.append(("logs", f"{trainer.log_dir}   (tensorboard --logdir {trainer.log_dir})"))
-    return ["", *(f"  {name:<10}  {place}" for name, place in places)] if places else []

@@ -54,7 +54,7 @@ class FolderImages(Dataset[Sample | UnreadableImage]):
     def __getitem__(self, key: SampleKey) -> Sample | UnreadableImage:
         unreadable: list[UnreadableImage] = []
         for step in range(len(self) if self.substitute else 1):
-            relative = self.paths[(key.index + step) % len(self)]
+            relative = self.paths[(key.item + step) % len(self)]
             image = self._read(relative)
             if isinstance(image, Image.Image):
                 pixels = self.transform(image, sample_generator(self.seed, key))

@@ -120,7 +120,10 @@ class ImageDataModule(LightningDataModule):
 
     def _batches_processed(self) -> int:
         """Training batches of this device so far, those of the runs before this one included."""
-        return self.trainer.fit_loop.epoch_loop.batch_progress.total.processed if self.trainer is not None else 0
+        if self.trainer is None:
+            return 0
+        total: Any = self.trainer.fit_loop.epoch_loop.batch_progress.total
+        return int(total.processed)
 
     def _sampler(self, dataset: ImageDataset, shuffle: bool = False, multiple_of: int = 1) -> EpochSampler:
         rank = self.trainer.global_rank if self.trainer is not None else 0

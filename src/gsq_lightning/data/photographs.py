@@ -117,7 +117,7 @@ class Tiles(Dataset[Sample]):
         return len(self.tiles)
 
     def __getitem__(self, key: SampleKey) -> Sample:
-        return self.tiles[key.index]
+        return self.tiles[key.item]
 
 
 def load_photograph(name: str, short_side: int) -> Tensor:

@@ -12,7 +12,7 @@ class SampleKey(NamedTuple):
     """Which sample, and in which epoch: all that a dataset's random choices may depend on, besides its seed."""
 
     epoch: int
-    index: int
+    item: int
 
 
 class EpochSampler(DistributedSampler[SampleKey]):
@@ -66,5 +66,5 @@ class EpochSampler(DistributedSampler[SampleKey]):
 
 def sample_generator(seed: int, key: SampleKey) -> torch.Generator:
     """The random stream of one sample, the same wherever and whenever it is drawn."""
-    state = np.random.SeedSequence((seed, key.epoch, key.index)).generate_state(1, np.uint64)
+    state = np.random.SeedSequence((seed, key.epoch, key.item)).generate_state(1, np.uint64)
     return torch.Generator().manual_seed(int(state[0]))

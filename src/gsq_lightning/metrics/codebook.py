@@ -50,7 +50,7 @@ class CodebookUsage(Metric):
         return codebook_statistics(self.counts.sum(dim=0))
 
     def compute_per_group(self) -> CodebookStatistics:
-        """Of each group; (G,) each. With several processes, call it where `compute` synchronizes: see `sync_context`."""
+        """Of each group; (G,) each. With several processes all must call it."""
         with self.sync_context():
             return codebook_statistics(self.counts)
 

@@ -58,7 +58,7 @@ class ReconstructionMetrics(nn.Module):
         """
         original, reconstructed = image_to_pixels(image), image_to_pixels(reconstruction)
         for name in self.names:
-            metric = self.metrics[name]
+            metric = self._metric(name)
             if name == "codebook":
                 metric.update(indices)
             elif name in FRECHET_METRICS:
@@ -71,7 +71,7 @@ class ReconstructionMetrics(nn.Module):
         """Values by name, over all batches and processes; every process must call it."""
         values: dict[str, float] = {}
         for name in self.names:
-            result = self.metrics[name].compute()
+            result = self._metric(name).compute()
             if name == "codebook":
                 values["codebook_usage"] = float(result.usage)
                 values["codebook_perplexity"] = float(result.perplexity)
@@ -80,9 +80,13 @@ class ReconstructionMetrics(nn.Module):
         return values
 
     def reset(self) -> None:
-        for metric in self.metrics.values():
-            assert isinstance(metric, Metric)
-            metric.reset()
+        for name in self.metrics:
+            self._metric(name).reset()
+
+    def _metric(self, name: str) -> Metric:
+        metric = self.metrics[name]
+        assert isinstance(metric, Metric)
+        return metric
 
     def _make(self, name: str, codebook_size: int, num_groups: int) -> Metric:
         if name == "psnr":

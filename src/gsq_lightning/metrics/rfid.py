@@ -3,6 +3,7 @@
 The distance itself is torchmetrics' FrechetInceptionDistance (arXiv 1706.08500), over uint8 images.
 """
 
+import itertools
 import tempfile
 
 import torch
@@ -69,7 +70,7 @@ class RandomFeatures(nn.Module):
         widths = (3, 32, 64, self.num_features)
         self.convolutions = nn.ModuleList(
             nn.Conv2d(inputs, outputs, kernel_size=3, stride=2, padding=1)
-            for inputs, outputs in zip(widths, widths[1:], strict=False)
+            for inputs, outputs in itertools.pairwise(widths)
         )
         for convolution in self.convolutions:
             assert isinstance(convolution, nn.Conv2d)
@@ -102,5 +103,5 @@ class _UnloadedInception(NoTrainInceptionV3):
             torch.save({}, file.name)
             super().__init__("inception-v3-compat", [str(INCEPTION_FEATURES)], file.name)
 
-    def load_state_dict(self, *_: object) -> None:  # type: ignore[override]
+    def load_state_dict(self, *_: object) -> None:
         """The constructor calls this with what it read from the file: nothing."""

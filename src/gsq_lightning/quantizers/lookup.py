@@ -369,13 +369,11 @@ class _Sorted:
         radial = torch.maximum(self._least_radius - radius, radius - self._greatest_radius)
         radial = (radial - 1e-15 * (radius + self._greatest_radius)).clamp(min=0)
         beyond = radial.square() + 4 * radius * self._least_radius * (angle / 2).sin().square()
-        return beyond * (1 - 1e-12)
+        return beyond * (1 - 1e-12) - 1e-300
 
 
 class _Tree:
     """SciPy's cKDTree. Of equally near codes it takes any: such points are asked again, with more neighbours."""
-
-    _SAME = 1 + 1e-12  # relative; the tree's own rounding is about (d + 4) · 1e-16
 
     def __init__(self, codes: Tensor) -> None:
         from scipy.spatial import cKDTree  # a second of import time, for this method alone
@@ -402,20 +400,24 @@ class _Tree:
 
     def _ask(self, points: Tensor) -> Tensor:
         distance, index = self._nearest(points, 2)
-        tied = ~(distance[:, 1] > distance[:, 0] * self._SAME)
+        tied = ~self._farther(distance)
         if tied.any():
             index[tied, 0] = self._ask_tied(points[tied])
         return index[:, 0]
 
     def _ask_tied(self, points: Tensor) -> Tensor:
         distance, index = self._nearest(points, 16)
-        settled = distance[:, -1] > distance[:, 0] * self._SAME
+        settled = self._farther(distance)
         index = index.clamp(max=len(self._codes) - 1)  # SciPy says V where it has no further code
         exact = squared_distance(points[:, None], self._codes[index])
         nearest = torch.where(exact == exact.amin(dim=1, keepdim=True), index, len(self._codes)).amin(dim=1)
         if not settled.all():
             nearest[~settled] = self._by_tiles(points[~settled])
         return nearest
+
+    def _farther(self, distance: Tensor) -> Tensor:
+        """The last neighbour is truly farther than the first: by more than rounding or underflow of squares."""
+        return distance[:, -1] > (distance[:, 0] * (1 + 1e-12)).clamp(min=1e-150)
 
     def _nearest(self, points: Tensor, count: int) -> tuple[Tensor, Tensor]:
         workers = torch.get_num_threads()
@@ -480,12 +482,13 @@ class _Tiles:
         dimension = points.shape[1]
         shifted = (points - self._center) * self._scale
         norm = torch.linalg.vector_norm(shifted, dim=1)
-        near = norm < 2.0**60  # beyond, float32 would overflow, and float64 can hardly tell codes apart
+        # What the float64 search itself may round, at these magnitudes, and lose to underflow.
+        slack = (dimension + 8) * 4 * FLOAT64_ROUNDING * (norm + self._offset + 3).square()
+        slack += dimension * (self._scale * 2.0**-535).square() + 2.0**-100
+        near = slack < 2.0**64  # beyond, float64 can hardly tell codes apart, and float32 might overflow
         scaled = torch.cat([shifted, torch.ones_like(norm)[:, None]], dim=1)
         scaled = torch.where(near[:, None], scaled, 0).float()
-        # What the float64 search itself may round, at these magnitudes.
-        slack = (dimension + 8) * 4 * FLOAT64_ROUNDING * (norm + 1 + self._offset + 2).square()
-        slack = torch.where(near, slack, torch.inf).float() + 2.0**-100
+        slack = torch.where(near, slack, 0).float()
         norm = torch.where(near, norm, 0).float()
 
         index = torch.empty(len(points), dtype=torch.int64, device=points.device)
