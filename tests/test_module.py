@@ -14,7 +14,8 @@ from torch.nn import functional as F
 from torch.utils.data import DataLoader
 
 from gsq_lightning import GSQTokenizer, InputError, TokenizerModule
-from gsq_lightning.discriminators import Discriminator, PatchDiscriminator
+from gsq_lightning.callbacks import RunCheckpoint
+from gsq_lightning.discriminators import DINODiscriminator, Discriminator, PatchDiscriminator
 from gsq_lightning.errors import TrainingDiverged
 from gsq_lightning.losses import LPIPS, LossWeights
 from gsq_lightning.metrics import ReconstructionMetrics
@@ -402,3 +403,128 @@ def test_prediction_gives_indices_of_the_average(small_tokenizer: Build, tmp_pat
     with torch.no_grad():
         assert torch.equal(batch.indices, module.evaluated_tokenizer.encode_indices(images(3)))
     assert batch.label.tolist() == [-1, -1, -1]
+
+
+def logged(module: TokenizerModule, folder: Path, steps: int, names: list[str], **settings: Any) -> list[list[float]]:
+    """Values of logged terms after each batch, NaN where a term was not computed."""
+    values: list[list[float]] = []
+
+    class Record(Callback):
+        def on_train_batch_end(self, trainer: Trainer, *_: Any) -> None:
+            values.append([float(trainer.callback_metrics.get(f"train/{name}", float("nan"))) for name in names])
+
+    fit(module, folder, max_steps=steps, callbacks=[Record()], **settings)
+    return values
+
+
+def test_adversarial_weight_starts_and_rises(small_tokenizer: Build, tmp_path: Path) -> None:
+    module = TokenizerModule(
+        small_tokenizer(),
+        discriminator(),
+        loss_weights=LossWeights(adversarial=0.5),
+        discriminator_start_step=1,
+        adversarial_start_step=2,
+        adversarial_ramp_steps=4,
+    )
+    weights_seen: list[float] = []
+
+    class Record(Callback):
+        def on_train_batch_start(self, *_: Any) -> None:
+            weights_seen.append(module._adversarial_weight())
+
+    fit(module, tmp_path, max_steps=7, callbacks=[Record()])
+    assert weights_seen == pytest.approx([0.0, 0.0, 0.125, 0.25, 0.375, 0.5, 0.5])
+
+
+def test_discriminator_trains_before_the_adversarial_loss_counts(small_tokenizer: Build, tmp_path: Path) -> None:
+    module = TokenizerModule(
+        small_tokenizer(), discriminator(), discriminator_start_step=1, adversarial_start_step=3
+    )
+    values = logged(module, tmp_path, 5, ["loss_discriminator", "loss_adversarial"])
+    assert [[value == value for value in row] for row in values] == [
+        [False, False],
+        [True, False],
+        [True, False],
+        [True, True],
+        [True, True],
+    ]
+
+
+def test_adaptive_weight_scales_the_adversarial_gradient(small_tokenizer: Build, tmp_path: Path) -> None:
+    tokenizer, adversary = small_tokenizer(), discriminator()
+    module = TokenizerModule(
+        copy.deepcopy(tokenizer),
+        copy.deepcopy(adversary),
+        adaptive_weight=True,
+        loss_weights=LossWeights(adversarial=0.4),
+        tokenizer_optimizer=sgd,
+        discriminator_optimizer=sgd,
+        tokenizer_clip_norm=None,
+        ema_decay=None,
+    )
+    ((factor,),) = logged(module, tmp_path, 1, ["adaptive_weight"])
+    image = images()[:2]
+    output = tokenizer.encode(image)
+    reconstruction = tokenizer.decode(output.quantized)
+    reconstruction_loss = F.mse_loss(reconstruction, image)
+    adversarial_loss = F.softplus(-adversary(reconstruction).flatten(1).mean(1)).mean()
+    last = tokenizer.decoder.last_layer
+    norms = [
+        torch.autograd.grad(loss, last, retain_graph=True)[0].norm() for loss in (reconstruction_loss, adversarial_loss)
+    ]
+    expected = float(norms[0] / (norms[1] + 1e-6))
+    assert factor == pytest.approx(expected, rel=1e-4)
+    (gradient,) = torch.autograd.grad(reconstruction_loss + 0.4 * expected * adversarial_loss, last)
+    torch.testing.assert_close(module.tokenizer.decoder.last_layer, last - 0.1 * gradient)
+
+
+@pytest.mark.parametrize("term", ["lecam", "gradient_penalty"])
+def test_regularizers_change_the_discriminators_step_alone(
+    small_tokenizer: Build, tmp_path: Path, term: str
+) -> None:
+    def trained(weight: float) -> tuple[TokenizerModule, float]:
+        torch.manual_seed(0)
+        module = TokenizerModule(
+            small_tokenizer(),
+            discriminator(),
+            loss_weights=LossWeights(**{term: weight}),
+            tokenizer_optimizer=sgd,
+            discriminator_optimizer=sgd,
+        )
+        ((value,),) = logged(module, tmp_path, 1, [f"loss_{term}"])
+        return module, value
+
+    (without, missing), (with_term, value) = trained(0.0), trained(10.0)
+    assert missing != missing  # a weight of 0 does not compute it
+    assert value > 0
+    assert not changed(weights(without.tokenizer), with_term.tokenizer)
+    assert changed(weights(without.discriminator), with_term.discriminator)  # type: ignore[arg-type]
+
+
+def test_gradient_penalty_is_refused_where_there_is_no_second_derivative(small_tokenizer: Build) -> None:
+    with pytest.raises(InputError, match="DINODiscriminator has no second derivatives; set it to 0"):
+        TokenizerModule(small_tokenizer(), DINODiscriminator(), loss_weights=LossWeights(gradient_penalty=10.0))
+
+
+def test_compiled_channels_last_training_gives_the_same_weights(small_tokenizer: Build, tmp_path: Path) -> None:
+    def trained(**settings: Any) -> tuple[dict[str, Tensor], list[str]]:
+        torch.manual_seed(0)
+        module = TokenizerModule(small_tokenizer(), discriminator(), tokenizer_optimizer=sgd, **settings)
+        fit(module, tmp_path, max_steps=2)
+        return weights(module.tokenizer), list(module.state_dict())
+
+    plain, plain_names = trained()
+    fast, fast_names = trained(compile=True, channels_last=True)
+    assert fast_names == plain_names
+    for name, value in plain.items():
+        torch.testing.assert_close(fast[name], value, rtol=1e-3, atol=1e-5)
+
+
+def test_a_run_that_diverges_leaves_a_checkpoint_with_finite_weights(small_tokenizer: Build, tmp_path: Path) -> None:
+    module = TokenizerModule(small_tokenizer(), discriminator(), max_skipped_steps=2)
+    keep = RunCheckpoint(every_n_train_steps=1000, dirpath=str(tmp_path))
+    with pytest.raises(TrainingDiverged):
+        fit(module, tmp_path, max_steps=8, enable_checkpointing=True, callbacks=[_Poison(set(range(3, 8))), keep])
+    checkpoint = torch.load(tmp_path / "last.ckpt", weights_only=True)
+    assert checkpoint["global_step"] == 3
+    assert all(value.isfinite().all() for value in checkpoint["state_dict"].values())

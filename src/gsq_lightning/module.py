@@ -18,7 +18,16 @@ from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
 from gsq_lightning.discriminators import Discriminator
 from gsq_lightning.errors import InputError, TrainingDiverged
-from gsq_lightning.losses import AdversarialLoss, LossWeights, PerceptualLoss, discriminator_loss, generator_loss
+from gsq_lightning.losses import (
+    AdversarialLoss,
+    LeCamRegularizer,
+    LossWeights,
+    PerceptualLoss,
+    adaptive_weight,
+    discriminator_loss,
+    generator_loss,
+    gradient_penalty,
+)
 from gsq_lightning.metrics import ReconstructionMetrics
 from gsq_lightning.tokenizer import GSQTokenizer, check_weights
 
@@ -83,7 +92,12 @@ class TokenizerModule(LightningModule):
         loss_weights: factors of the loss terms.
         adversarial_loss: of the generator. The paper's best pair is non_saturating and hinge ("NH", Table 7).
         discriminator_loss: of the discriminator.
-        discriminator_start_step: generator steps before the discriminator is trained and counts.
+        discriminator_start_step: generator steps before the discriminator is trained.
+        adversarial_start_step: generator steps before the adversarial loss counts; never before the discriminator
+            is trained.
+        adversarial_ramp_steps: steps over which the adversarial weight then rises from 0 to its full value.
+        adaptive_weight: multiply the adversarial weight by the ratio of the gradients of reconstruction and
+            adversarial loss at the decoder's last layer (VQGAN; Table 11).
         tokenizer_optimizer, discriminator_optimizer: parameters → optimizer.
         tokenizer_scheduler, discriminator_scheduler: optimizer → schedule, stepped once per generator step.
         tokenizer_clip_norm, discriminator_clip_norm: largest gradient norm of each network, or none.
@@ -92,6 +106,8 @@ class TokenizerModule(LightningModule):
             none. The average starts as a copy after the first step.
         max_skipped_steps: steps with non-finite gradients are skipped and counted; after this many in a row the
             run stops.
+        compile: compile encoder and decoder when training starts; validation runs uncompiled.
+        channels_last: keep weights and images in the layout that CUDA's convolutions prefer.
 
     Raises:
         InputError: for values that make no sense.
@@ -108,6 +124,9 @@ class TokenizerModule(LightningModule):
         adversarial_loss: AdversarialLoss = "non_saturating",
         discriminator_loss: AdversarialLoss = "hinge",
         discriminator_start_step: int = 0,
+        adversarial_start_step: int = 0,
+        adversarial_ramp_steps: int = 0,
+        adaptive_weight: bool = False,
         tokenizer_optimizer: OptimizerCallable = PaperAdamW,
         discriminator_optimizer: OptimizerCallable = PaperAdamW,
         tokenizer_scheduler: LRSchedulerCallable | None = None,
@@ -117,6 +136,8 @@ class TokenizerModule(LightningModule):
         accumulate_batches: int = 1,
         ema_decay: float | None = 0.999,
         max_skipped_steps: int = 50,
+        compile: bool = False,
+        channels_last: bool = False,
     ) -> None:
         super().__init__()
         if accumulate_batches < 1:
@@ -129,6 +150,20 @@ class TokenizerModule(LightningModule):
         ):
             if norm is not None and not norm > 0:
                 raise InputError(f"{name} is {norm}; it must be above 0, or null for no clipping")
+        for name, steps in (
+            ("discriminator_start_step", discriminator_start_step),
+            ("adversarial_start_step", adversarial_start_step),
+            ("adversarial_ramp_steps", adversarial_ramp_steps),
+        ):
+            if steps < 0:
+                raise InputError(f"{name} is {steps}; it must be at least 0")
+        if max_skipped_steps < 1:
+            raise InputError(f"max_skipped_steps is {max_skipped_steps}; it must be at least 1")
+        if loss_weights.gradient_penalty > 0 and discriminator and not discriminator.supports_gradient_penalty:
+            raise InputError(
+                f"loss_weights.gradient_penalty is {loss_weights.gradient_penalty}, but {type(discriminator).__name__} "
+                "has no second derivatives; set it to 0, or use PatchDiscriminator or StyleGANDiscriminator"
+            )
         # from the command line the arguments arrive as plain data, which can rebuild the module
         self.save_hyperparameters(ignore=() if _given_hyperparameters.get() is not None else OBJECTS)
         self.automatic_optimization = False
@@ -141,6 +176,9 @@ class TokenizerModule(LightningModule):
         self.adversarial_loss: AdversarialLoss = adversarial_loss
         self.discriminator_loss: AdversarialLoss = discriminator_loss
         self.discriminator_start_step = discriminator_start_step
+        self.adversarial_start_step = adversarial_start_step
+        self.adversarial_ramp_steps = adversarial_ramp_steps
+        self.adaptive_weight = adaptive_weight
         self.tokenizer_optimizer = tokenizer_optimizer
         self.discriminator_optimizer = discriminator_optimizer
         self.tokenizer_scheduler = tokenizer_scheduler
@@ -150,6 +188,9 @@ class TokenizerModule(LightningModule):
         self.accumulate_batches = accumulate_batches
         self.ema_decay = ema_decay
         self.max_skipped_steps = max_skipped_steps
+        self.compile_networks = compile
+        self.channels_last = channels_last
+        self.lecam = LeCamRegularizer() if loss_weights.lecam > 0 else None
         self.ema: AveragedModel | None = None
         if ema_decay is not None:
             self.ema = AveragedModel(tokenizer, multi_avg_fn=get_ema_multi_avg_fn(ema_decay)).requires_grad_(False)
@@ -192,6 +233,11 @@ class TokenizerModule(LightningModule):
                 self.perceptual_loss.load()
             if self.discriminator is not None:
                 self.discriminator.load()
+            if self.channels_last:
+                self.to(memory_format=torch.channels_last)
+            if self.compile_networks:
+                self.tokenizer.encoder.compile()
+                self.tokenizer.decoder.compile()
         if self.metrics is not None and stage in ("fit", "validate", "test"):
             self.metrics.load(self.tokenizer.quantizer.codebook_size, self.tokenizer.quantizer.num_groups)
 
@@ -211,54 +257,89 @@ class TokenizerModule(LightningModule):
     def training_step(self, batch: Any, batch_idx: int) -> None:
         """One batch (its first item, or itself, is the image): generator step, then discriminator step."""
         image = _image_of(batch)
-        adversarial = self.discriminator is not None and self.global_step >= self.discriminator_start_step
+        if self.channels_last:
+            image = image.contiguous(memory_format=torch.channels_last)
+        discriminates = self.discriminator is not None and self.global_step >= self.discriminator_start_step
         completes = (batch_idx + 1) % self.accumulate_batches == 0 or self.trainer.is_last_batch
-        with nullcontext() if completes else self._without_gradient_exchange():
-            reconstruction = self._generator_backward(image, adversarial)
+        with (
+            nullcontext() if completes else self._without_gradient_exchange(),
+            self.discriminator.within_step() if self.discriminator is not None else nullcontext(),
+        ):
+            reconstruction = self._generator_backward(image, self._adversarial_weight() if discriminates else 0.0)
             stepped = completes and self._step_tokenizer()
-            if adversarial and self.loss_weights.discriminator > 0:
+            if discriminates and self.loss_weights.discriminator > 0:
                 self._discriminator_backward(image, reconstruction.detach())
                 if completes:
                     self._step_discriminator()
         if stepped:
             self._after_generator_step()
 
-    def _generator_backward(self, image: Tensor, adversarial: bool) -> Tensor:
+    def _adversarial_weight(self) -> float:
+        """λadv at this step: 0 before its start, then up a ramp."""
+        since = self.global_step - max(self.adversarial_start_step, self.discriminator_start_step)
+        if since < 0:
+            return 0.0
+        share = min(1.0, (since + 1) / self.adversarial_ramp_steps) if self.adversarial_ramp_steps else 1.0
+        return self.loss_weights.adversarial * share
+
+    def _generator_backward(self, image: Tensor, adversarial_weight: float) -> Tensor:
         """Adds the generator's gradients; returns the reconstruction."""
         weights = self.loss_weights
         output = self.tokenizer.encode(image)
         reconstruction = self.tokenizer.decode(output.quantized)
 
-        reconstruction_loss = F.mse_loss(reconstruction.float(), image.float())
-        loss = weights.reconstruction * reconstruction_loss + weights.quantizer * output.loss
-        terms = {"loss_reconstruction": reconstruction_loss, "loss_quantizer": output.loss}
-        terms |= {f"quantizer_{name}": value for name, value in output.terms.items()}
+        terms = {"loss_reconstruction": F.mse_loss(reconstruction.float(), image.float())}
+        loss = weights.reconstruction * terms["loss_reconstruction"]
         if self.perceptual_loss is not None and weights.perceptual > 0:
             terms["loss_perceptual"] = self.perceptual_loss(reconstruction, image)
             loss = loss + weights.perceptual * terms["loss_perceptual"]
-        if adversarial and weights.adversarial > 0:
-            assert self.discriminator is not None
-            self.discriminator.requires_grad_(False)
-            terms["loss_adversarial"] = generator_loss(self.discriminator(reconstruction), self.adversarial_loss)
-            self.discriminator.requires_grad_(True)
-            loss = loss + weights.adversarial * terms["loss_adversarial"]
+        if adversarial_weight > 0:
+            terms["loss_adversarial"] = self._judged(reconstruction)
+            weight: float | Tensor = adversarial_weight
+            if self.adaptive_weight:
+                terms["adaptive_weight"] = adaptive_weight(
+                    loss, terms["loss_adversarial"], self.tokenizer.decoder.last_layer
+                )
+                weight = adversarial_weight * terms["adaptive_weight"]
+            loss = loss + weight * terms["loss_adversarial"]
+        terms["loss_quantizer"] = output.loss
+        terms |= {f"quantizer_{name}": value for name, value in output.terms.items()}
+        loss = loss + weights.quantizer * output.loss
         terms["loss_tokenizer"] = loss
 
         self.manual_backward(loss / self.accumulate_batches)
         self._log_training(terms)
         return reconstruction
 
+    def _judged(self, reconstruction: Tensor) -> Tensor:
+        """The generator's GAN loss; the discriminator's weights get no gradient of it."""
+        assert self.discriminator is not None
+        self.discriminator.requires_grad_(False)
+        loss = generator_loss(self.discriminator(reconstruction), self.adversarial_loss)
+        self.discriminator.requires_grad_(True)
+        return loss
+
     def _discriminator_backward(self, image: Tensor, reconstruction: Tensor) -> None:
         """Adds the discriminator's gradients."""
         assert self.discriminator is not None
-        real_logits, fake_logits = self.discriminator(image), self.discriminator(reconstruction)
-        loss = discriminator_loss(real_logits, fake_logits, self.discriminator_loss)
-        self.manual_backward(self.loss_weights.discriminator * loss / self.accumulate_batches)
+        weights = self.loss_weights
+        real, fake = self.discriminator.forward_pair(image, reconstruction)
+        terms = {"loss_discriminator": discriminator_loss(real, fake, self.discriminator_loss)}
+        loss = weights.discriminator * terms["loss_discriminator"]
+        if self.lecam is not None:
+            terms["loss_lecam"] = self.lecam(real, fake)
+            loss = loss + weights.lecam * terms["loss_lecam"]
+        if weights.gradient_penalty > 0:
+            terms["loss_gradient_penalty"] = gradient_penalty(self.discriminator, image, reconstruction)
+            loss = loss + weights.gradient_penalty * terms["loss_gradient_penalty"]
+        self.manual_backward(loss / self.accumulate_batches)
+        self._log_training(terms)
         self._log_training(
             {
-                "loss_discriminator": loss,
-                "logits_real": real_logits.float().mean(),
-                "logits_fake": fake_logits.float().mean(),
+                "logits_real": real.float().mean(),
+                "logits_fake": fake.float().mean(),
+                "accuracy_real": (real > 0).float().mean(),
+                "accuracy_fake": (fake < 0).float().mean(),
             }
         )
 

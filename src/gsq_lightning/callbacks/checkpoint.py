@@ -6,6 +6,8 @@ from typing import Any
 from lightning.pytorch import LightningModule, Trainer
 from lightning.pytorch.callbacks import ModelCheckpoint
 
+from gsq_lightning.errors import TrainingDiverged
+
 
 class RunCheckpoint(ModelCheckpoint):
     """Keeps `last.ckpt` up to date: every so many training steps, and always when training ends.
@@ -32,6 +34,11 @@ class RunCheckpoint(ModelCheckpoint):
             # Lightning explains that a manual optimization saves the weights after the step: so it should
             warnings.filterwarnings("ignore", message="Using ModelCheckpoint with manual optimization")
             super().on_train_batch_end(trainer, pl_module, outputs, batch, batch_idx)
+
+    def on_exception(self, trainer: Trainer, pl_module: LightningModule, exception: BaseException) -> None:
+        super().on_exception(trainer, pl_module, exception)
+        if isinstance(exception, TrainingDiverged):  # the weights are still those of the last good step
+            self.on_train_end(trainer, pl_module)
 
     def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         if self._last_global_step_saved != trainer.global_step:

@@ -211,7 +211,11 @@ class LocalBatchNorm(nn.Module):
 def _norm_layers(norm: Norm) -> list[nn.Module]:
     if norm == "none":
         return []
-    return [nn.BatchNorm1d(DINOV2_CHANNELS) if norm == "batch" else LocalBatchNorm(DINOV2_CHANNELS)]
+    return [
+        nn.BatchNorm1d(DINOV2_CHANNELS, track_running_stats=False)
+        if norm == "batch"
+        else LocalBatchNorm(DINOV2_CHANNELS)
+    ]
 
 
 def _convolution(out_channels: int, kernel_size: int, bias: bool, spectral_norm: bool) -> nn.Module:

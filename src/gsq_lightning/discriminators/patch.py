@@ -33,8 +33,8 @@ class PatchDiscriminator(Discriminator):
             stride = 2 if layer < num_layers else 1
             # a bias before a batch norm would be subtracted again
             layers.append(nn.Conv2d(width, out_width, KERNEL_SIZE, stride, padding=1, bias=norm == "none"))
-            if norm == "batch":
-                layers.append(nn.BatchNorm2d(out_width))
+            if norm == "batch":  # without running averages: a discriminator only ever judges in training
+                layers.append(nn.BatchNorm2d(out_width, track_running_stats=False))
             layers.append(nn.LeakyReLU(LEAK))
             width = out_width
         layers.append(nn.Conv2d(width, 1, KERNEL_SIZE, stride=1, padding=1))

@@ -15,6 +15,8 @@ class LossWeights:
         adversarial: of the generator's GAN loss (λadv).
         quantizer: of the quantizer's own loss.
         discriminator: of the discriminator's GAN loss (λdisc).
+        lecam: of the LeCam regularizer in the discriminator's loss (0.001 in Table 11).
+        gradient_penalty: of the gradient penalty in the discriminator's loss (10 in Table 11).
     """
 
     reconstruction: float = 1.0
@@ -22,6 +24,8 @@ class LossWeights:
     adversarial: float = 0.1
     quantizer: float = 1.0
     discriminator: float = 1.0
+    lecam: float = 0.0
+    gradient_penalty: float = 0.0
 
     def __post_init__(self) -> None:
         for field in fields(self):
