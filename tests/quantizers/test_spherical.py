@@ -1,3 +1,4 @@
+import copy
 import warnings
 
 import numpy as np
@@ -168,3 +169,99 @@ def test_wrong_arguments_are_named(arguments: tuple, message: str) -> None:
 
 def test_bits_per_position() -> None:
     assert GroupedSphericalQuantizer(32, 512, 8).bits_per_position == 72.0
+
+
+def test_auxiliary_losses_are_added_with_their_weights() -> None:
+    latent = torch.randn(2, 6, 3, 3)
+    plain = GroupedSphericalQuantizer(6, 20, 2)
+    weighted = GroupedSphericalQuantizer(6, 20, 2, entropy_weight=0.1, coding_rate_weight=0.01)
+    weighted.load_state_dict(plain.state_dict())
+    output = weighted(latent)
+    extra = 0.1 * output.terms["entropy"] + 0.01 * output.terms["coding_rate"]
+    torch.testing.assert_close(output.loss, plain(latent).loss + extra)
+    assert set(plain(latent).terms) == {"codebook", "commitment"}
+
+
+def test_rotation_gradient_differs_and_value_does_not() -> None:
+    latent = torch.randn(1, 6, 2, 2)
+    straight = GroupedSphericalQuantizer(6, 20, 2)
+    rotated = GroupedSphericalQuantizer(6, 20, 2, gradient="rotation")
+    rotated.load_state_dict(straight.state_dict())
+    gradients = []
+    for quantizer in (straight, rotated):
+        z = latent.clone().requires_grad_()
+        quantized = quantizer(z).quantized
+        quantized.square().sum().backward()
+        gradients.append(z.grad)
+        assert torch.equal(quantized, quantizer.indices_to_quantized(quantizer(z).indices))
+    assert not torch.allclose(gradients[0], gradients[1])
+
+
+def test_per_group_codebooks_are_searched_by_their_group() -> None:
+    quantizer = GroupedSphericalQuantizer(6, 40, 2, per_group_codebooks=True, entropy_weight=0.1)
+    assert quantizer.codebook.shape == (2, 40, 3)
+    latent = torch.randn(2, 6, 3, 3)
+    output = quantizer(latent)
+    for group in range(2):
+        chunk = latent[:, 3 * group : 3 * group + 3]
+        expected = brute_force(chunk, quantizer.codebook[group], 1, "l2")
+        assert output.indices[..., group].numpy().tolist() == expected[..., 0].tolist()
+    rows = torch.stack([quantizer.codebook[g][output.indices[..., g]] for g in range(2)], dim=-2)
+    assert torch.equal(output.quantized, rows.flatten(3).permute(0, 3, 1, 2))
+    assert torch.equal(output.quantized, quantizer.indices_to_quantized(output.indices))
+    output.loss.backward()
+    assert quantizer.codebook.grad.flatten(1).norm(dim=1).min() > 0
+
+
+def test_projected_codes_lie_on_the_sphere() -> None:
+    quantizer = GroupedSphericalQuantizer(6, 20, 2, project_codes=True)
+    with torch.no_grad():
+        quantizer.codebook.mul_(5.0)
+    output = quantizer(torch.randn(1, 6, 4, 4))
+    torch.testing.assert_close(output.quantized.view(1, 2, 3, 4, 4).norm(dim=2), torch.ones(1, 2, 4, 4))
+    assert torch.equal(output.quantized, quantizer.indices_to_quantized(output.indices))
+    with pytest.raises(InputError, match='project_codes needs normalization "l2"'):
+        GroupedSphericalQuantizer(6, 20, 2, normalization="none", project_codes=True)
+
+
+def test_ties_can_be_broken_at_random_by_a_seed() -> None:
+    def choice(seed: int | None) -> int:
+        quantizer = GroupedSphericalQuantizer(2, 30, normalization="none", tie_break_seed=seed)
+        with torch.no_grad():
+            quantizer.codebook.copy_(torch.ones(30, 2))
+        return int(quantizer.latent_to_indices(torch.zeros(1, 2, 1, 1)))
+
+    assert choice(None) == 0
+    assert choice(5) == choice(5)
+    assert len({choice(seed) for seed in range(20)}) > 8
+
+
+@pytest.mark.parametrize("kind", [torch.bfloat16, torch.float16])
+def test_the_codebook_stays_in_float32(kind: torch.dtype) -> None:
+    quantizer = GroupedSphericalQuantizer(8, 20, 2)
+    before = quantizer.codebook.detach().clone()
+    quantizer.to(kind)
+    assert torch.equal(quantizer.codebook, before)
+    assert quantizer.double().codebook.dtype == torch.float64
+
+
+@pytest.mark.parametrize("method", ["auto", "kdtree", "matmul", "brute"])
+def test_all_lookup_methods_give_the_same_indices(method: str) -> None:
+    reference = GroupedSphericalQuantizer(12, 300, 3)
+    quantizer = GroupedSphericalQuantizer(12, 300, 3, lookup_method=method)
+    quantizer.load_state_dict(reference.state_dict())
+    latent = torch.randn(2, 12, 5, 5)
+    assert torch.equal(quantizer.latent_to_indices(latent), reference.latent_to_indices(latent))
+
+
+def test_a_changed_codebook_is_noticed_in_evaluation() -> None:
+    quantizer = GroupedSphericalQuantizer(4, 50, normalization="none").eval()
+    latent = torch.randn(1, 4, 3, 3)
+    first = quantizer.latent_to_indices(latent)
+    assert torch.equal(quantizer.latent_to_indices(latent), first)
+    quantizer.codebook.data = quantizer.codebook.data.flip(0)
+    assert torch.equal(quantizer.latent_to_indices(latent), 49 - first)
+    duplicate = copy.deepcopy(quantizer)
+    duplicate.codebook.data.copy_(quantizer.codebook.data.flip(0))
+    assert torch.equal(duplicate.latent_to_indices(latent), first)
+    assert torch.equal(quantizer.latent_to_indices(latent), 49 - first)

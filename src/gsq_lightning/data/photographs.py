@@ -16,6 +16,10 @@ from gsq_lightning.errors import InputError
 
 TRAIN_PHOTOGRAPHS = (
     "astronaut.png",
+    "brick.png",
+    "camera.png",
+    "grass.png",
+    "gravel.png",
     "hubble_deep_field.jpg",
     "ihc.png",
     "motorcycle_left.png",

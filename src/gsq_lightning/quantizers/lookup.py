@@ -373,7 +373,7 @@ class _Sorted:
 
 
 class _Tree:
-    """SciPy's cKDTree. Of equally near codes it takes any: such points are asked again, with more neighbours."""
+    """SciPy's cKDTree. Of equally near codes it takes any: such points are looked up again."""
 
     def __init__(self, codes: Tensor) -> None:
         from scipy.spatial import cKDTree  # a second of import time, for this method alone
@@ -416,7 +416,7 @@ class _Tree:
         return nearest
 
     def _farther(self, distance: Tensor) -> Tensor:
-        """The last neighbour is truly farther than the first: by more than rounding or underflow of squares."""
+        """Is the last neighbour farther than the first, by more than rounding and underflow?"""
         return distance[:, -1] > (distance[:, 0] * (1 + 1e-12)).clamp(min=1e-150)
 
     def _nearest(self, points: Tensor, count: int) -> tuple[Tensor, Tensor]:

@@ -5,7 +5,9 @@ z is a latent vector of one group, ẑ the normalized one, c a row of the codebo
 stop-gradient. "Eq." numbers are the paper's.
 """
 
+import copy
 import warnings
+from collections.abc import Callable
 from typing import Any, Literal
 
 import torch
@@ -14,7 +16,9 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from gsq_lightning.errors import InputError
-from gsq_lightning.quantizers.lookup import nearest_code
+from gsq_lightning.quantizers.auxiliary import coding_rate_loss, entropy_loss
+from gsq_lightning.quantizers.gradients import rotate_and_scale, straight_through
+from gsq_lightning.quantizers.lookup import CodeIndex, Method
 from gsq_lightning.quantizers.quantizer import Quantizer, QuantizerOutput
 
 Normalization = Literal["l2", "l1", "none", "clip"]
@@ -28,8 +32,10 @@ class GroupedSphericalQuantizer(Quantizer):
     - Initialization (Eq. 4): "sphere", c ~ ℓ2(N(0, I_d)); "uniform", c ~ U(-1/V, 1/V), for d = 1 U(-1, 1).
     - Lookup (Eq. 5): index = argmin_j ‖ẑ - ĉ_j‖², both sides normalized by ℓ2, by ℓ1, not at all, or clamped to
       [-1, 1] ("clip", the paper's 16×1*). Exact whatever the autocast state, see `lookup.py`.
-    - Loss: mean((q - sg ẑ)²) + commitment_weight · mean((sg q - ẑ)²).
-    - Straight-through: the decoder gets exactly q, the codebook's row as stored; its gradient goes to ẑ.
+    - Loss: mean((q - sg ẑ)²) + commitment_weight · mean((sg q - ẑ)²), and the auxiliary losses where asked for.
+    - Value: exactly q, the codebook's row as stored; its gradient goes to ẑ.
+
+    The codebook stays in float32 when the module is cast to a smaller type.
 
     Args:
         latent_channels: D, a multiple of `num_groups`.
@@ -38,9 +44,18 @@ class GroupedSphericalQuantizer(Quantizer):
         normalization: of latents and codes for the lookup. The paper has "l2", but "none" where d ≤ 2.
         init: initialization of the codebook.
         commitment_weight: ≥ 0.
+        gradient: past the choice of a code: "straight_through", or "rotation" (arXiv 2410.06424).
+        entropy_weight: of the entropy loss, ≥ 0 (Table 2 tries 0.01, 0.1, 0.5).
+        coding_rate_weight: of the total coding rate loss, ≥ 0 (TCR; Table 2 tries 0.01).
+        per_group_codebooks: a codebook for each group instead of one for all.
+        project_codes: normalize q too, so that what the decoder gets lies on the sphere; with "l2" alone. The paper's
+            checkpoints have q as stored.
+        tie_break_seed: choose at random, from this seed, between codes at exactly the same distance; by default the
+            lowest index.
+        lookup_method: how to search, see `lookup.py`; "auto" takes the fastest. All give the same indices.
 
     Attributes:
-        codebook: (V, d), float32 parameter.
+        codebook: (V, d), or (G, V, d) with `per_group_codebooks`; float32 parameter.
 
     Raises:
         InputError: for sizes that do not fit each other.
@@ -54,32 +69,55 @@ class GroupedSphericalQuantizer(Quantizer):
         normalization: Normalization = "l2",
         init: Initialization = "sphere",
         commitment_weight: float = 0.25,
+        gradient: Literal["straight_through", "rotation"] = "straight_through",
+        entropy_weight: float = 0.0,
+        coding_rate_weight: float = 0.0,
+        per_group_codebooks: bool = False,
+        project_codes: bool = False,
+        tie_break_seed: int | None = None,
+        lookup_method: Method = "auto",
     ) -> None:
         super().__init__()
-        for name, value in (
+        for name, size in (
             ("latent_channels", latent_channels),
             ("codebook_size", codebook_size),
             ("num_groups", num_groups),
         ):
-            if value < 1:
-                raise InputError(f"{name} is {value}; it must be at least 1")
+            if size < 1:
+                raise InputError(f"{name} is {size}; it must be at least 1")
         if latent_channels % num_groups:
             allowed = [g for g in range(1, latent_channels + 1) if latent_channels % g == 0]
             raise InputError(
                 f"num_groups {num_groups} does not divide latent_channels {latent_channels}; "
                 f"use one of {', '.join(map(str, allowed))}"
             )
-        if commitment_weight < 0:
-            raise InputError(f"commitment_weight is {commitment_weight}; it must be at least 0")
+        for name, weight in (
+            ("commitment_weight", commitment_weight),
+            ("entropy_weight", entropy_weight),
+            ("coding_rate_weight", coding_rate_weight),
+        ):
+            if not weight >= 0:
+                raise InputError(f"{name} is {weight}; it must be at least 0")
+        if project_codes and normalization != "l2":
+            raise InputError(f'project_codes needs normalization "l2", which has a sphere; it is "{normalization}"')
         self._latent_channels = latent_channels
         self._codebook_size = codebook_size
         self._num_groups = num_groups
         self.normalization: Normalization = normalization
         self.init: Initialization = init
         self.commitment_weight = commitment_weight
+        self.gradient = gradient
+        self.entropy_weight = entropy_weight
+        self.coding_rate_weight = coding_rate_weight
+        self.per_group_codebooks = per_group_codebooks
+        self.project_codes = project_codes
+        self.tie_break_seed = tie_break_seed
+        self.lookup_method: Method = lookup_method
         if normalization == "l2" and self.group_channels <= 2:
             _warn_of_l2_in_few_dimensions(self.group_channels)
-        self.codebook = nn.Parameter(torch.empty(codebook_size, self.group_channels))
+        shape = (num_groups,) * per_group_codebooks + (codebook_size, self.group_channels)
+        self.codebook = nn.Parameter(torch.empty(shape))
+        self._indexed: list[tuple[Tensor, CodeIndex]] = []  # of each codebook, from evaluation to evaluation
         self.reset_codebook()
 
     @property
@@ -114,21 +152,31 @@ class GroupedSphericalQuantizer(Quantizer):
             vectors = self._split(latent)
             normalized = normalize(vectors, self.normalization)
             indices = self._nearest(vectors)
-            codes = F.embedding(indices, self.codebook).to(vectors.dtype)
-            codebook_loss = F.mse_loss(codes, normalized.detach())
-            commitment_loss = F.mse_loss(normalized, codes.detach())
+            codes = self._codes_of(indices).to(vectors.dtype)
+            terms = {
+                "codebook": F.mse_loss(codes, normalized.detach()),
+                "commitment": F.mse_loss(normalized, codes.detach()),
+            }
+            loss = terms["codebook"] + self.commitment_weight * terms["commitment"]
+            if self.entropy_weight > 0:
+                terms["entropy"] = self._entropy_loss(normalized)
+                loss = loss + self.entropy_weight * terms["entropy"]
+            if self.coding_rate_weight > 0:
+                terms["coding_rate"] = coding_rate_loss(normalized.flatten(0, -2))
+                loss = loss + self.coding_rate_weight * terms["coding_rate"]
+            passed = rotate_and_scale if self.gradient == "rotation" else straight_through
             return QuantizerOutput(
-                quantized=self._merge(_StraightThrough.apply(normalized, codes)),
+                quantized=self._merge(passed(normalized, codes)),
                 indices=indices,
-                loss=codebook_loss + self.commitment_weight * commitment_loss,
-                terms={"codebook": codebook_loss.detach(), "commitment": commitment_loss.detach()},
+                loss=loss,
+                terms={name: term.detach() for name, term in terms.items()},
             )
 
     def latent_to_indices(self, latent: Tensor) -> Tensor:
         return self._nearest(self._split(latent))
 
     def indices_to_quantized(self, indices: Tensor) -> Tensor:
-        return self._merge(F.embedding(indices, self.codebook))
+        return self._merge(self._codes_of(indices))
 
     def _split(self, latent: Tensor) -> Tensor:
         """(B, D, h, w) → (B, h, w, G, d), float32 or better."""
@@ -139,13 +187,68 @@ class GroupedSphericalQuantizer(Quantizer):
         """(B, h, w, G, d) → (B, D, h, w), contiguous: the layout decides bits in the decoder's convolutions."""
         return rearrange(codes, "b h w g d -> b (g d) h w").contiguous()
 
+    def _codes_of(self, indices: Tensor) -> Tensor:
+        """(B, h, w, G) → (B, h, w, G, d)."""
+        if self.per_group_codebooks:
+            indices = indices + torch.arange(self.num_groups, device=indices.device) * self.codebook_size
+        codes = F.embedding(indices, self.codebook.flatten(0, -2))
+        return normalize(codes, "l2") if self.project_codes else codes
+
+    def _codebooks(self) -> list[Tensor]:
+        """The codebook of all groups, or that of each."""
+        return list(self.codebook) if self.per_group_codebooks else [self.codebook]
+
+    def _entropy_loss(self, normalized: Tensor) -> Tensor:
+        groups = normalized.unbind(-2) if self.per_group_codebooks else [normalized]
+        losses = [
+            entropy_loss(points.flatten(0, -2), normalize(codebook, self.normalization))
+            for points, codebook in zip(groups, self._codebooks(), strict=True)
+        ]
+        return torch.stack(losses).mean()
+
     @torch.no_grad()
     def _nearest(self, vectors: Tensor) -> Tensor:
         """(B, h, w, G, d) → (B, h, w, G): Eq. 5, normalized and compared in float64."""
-        points = normalize(vectors.double(), self.normalization).flatten(0, -2)
-        codes = normalize(self.codebook.double(), self.normalization)
-        indices = nearest_code(points, codes, unit_norm=self.normalization == "l2")
-        return indices.view(vectors.shape[:-1])
+        device = vectors.device if vectors.device.type in ("cpu", "cuda") else torch.device("cpu")  # has float64
+        points = normalize(vectors.to(device).double(), self.normalization)
+        groups = points.unbind(-2) if self.per_group_codebooks else [points]
+        indices = [
+            self._index(number, codebook.to(device), group.numel() // self.group_channels).query(group.flatten(0, -2))
+            for number, (group, codebook) in enumerate(zip(groups, self._codebooks(), strict=True))
+        ]
+        nearest = torch.stack(indices, dim=-1) if self.per_group_codebooks else indices[0]
+        return nearest.view(vectors.shape[:-1]).to(vectors.device)
+
+    def _index(self, number: int, codebook: Tensor, num_points: int) -> CodeIndex:
+        """The lookup's index of a codebook; kept from call to call in evaluation, where building it would dominate."""
+        keep = not self.training and codebook.device.type == "cpu"
+        if keep and number < len(self._indexed) and torch.equal(self._indexed[number][0], codebook):
+            return self._indexed[number][1]
+        generator = None if self.tie_break_seed is None else torch.Generator().manual_seed(self.tie_break_seed)
+        index = CodeIndex(
+            normalize(codebook.double(), self.normalization),
+            self.lookup_method,
+            unit_norm=self.normalization == "l2",
+            num_points=None if keep else num_points,
+            generator=generator,
+        )
+        self._indexed[number:] = [(codebook.detach().clone(), index)] if keep else []
+        return index
+
+    def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> "GroupedSphericalQuantizer":
+        def keep_precision(tensor: Tensor) -> Tensor:
+            applied = fn(tensor)
+            return tensor.to(applied.device) if applied.dtype.itemsize < 4 else applied
+
+        super()._apply(keep_precision, recurse)
+        return self
+
+    def __deepcopy__(self, memo: dict[int, Any]) -> "GroupedSphericalQuantizer":
+        self._indexed = []  # a copy's codebook will part from this one's
+        duplicate = type(self).__new__(type(self))
+        memo[id(self)] = duplicate
+        duplicate.__dict__ = copy.deepcopy(self.__dict__, memo)
+        return duplicate
 
     def extra_repr(self) -> str:
         return ", ".join(f"{name}={value!r}" for name, value in self.arguments.items())
@@ -164,18 +267,6 @@ def normalize(vectors: Tensor, normalization: Normalization) -> Tensor:
     largest = vectors.detach().abs().amax(dim=-1, keepdim=True)
     scaled = vectors / largest.masked_fill(largest == 0, 1.0)
     return F.normalize(scaled, p=2.0 if normalization == "l2" else 1.0, dim=-1)
-
-
-class _StraightThrough(torch.autograd.Function):
-    """Value: the codes, to the bit. Gradient: all to the latents, none to the codes."""
-
-    @staticmethod
-    def forward(ctx: Any, latents: Tensor, codes: Tensor) -> Tensor:
-        return codes.clone()
-
-    @staticmethod
-    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, None]:
-        return gradient, None
 
 
 def _warn_of_l2_in_few_dimensions(dimensions: int) -> None:
