@@ -14,8 +14,10 @@ In one run, on the same inputs, for each (d, V) of Table 13 (f8 at D = 8 from Fi
 
 Ours always runs on all n rows. The others run on as many as fit `--budget` seconds; their time is then scaled
 to n and marked ≈. Time is the median of three runs, or of as many as fit. Extra memory is the peak above the
-inputs: resident memory of a process of its own (Linux) or the CUDA allocator's. "Exact" is the share of
-lookups, in a sample, that equal a float64 search over all codes; the script exits with 1 if ours is not 100 %.
+inputs: resident memory of a process of its own (Linux) or the CUDA allocator's. "Exact" is the share of a
+sample of the lookups that equals a float64 search over all codes; ours below 100 % ends with exit code 1.
+
+Measure on an idle machine: ours takes many short parallel steps, and each waits for its slowest thread.
 """
 
 import argparse

@@ -21,6 +21,7 @@ MAY_IMPORT = {
     "metrics": {"errors", "pretrained"},
     "data": {"errors"},
     "callbacks": {"errors"},
+    "schedules": {"errors"},
     "tokenizer": {"errors", "networks", "quantizers"},
     "module": {"errors", "discriminators", "losses", "metrics", "tokenizer"},
     "cli": {"", "errors", "callbacks", "data", "module"},

@@ -69,6 +69,7 @@ class DifferentiableAugmentation(nn.Module):
         super().__init__()
         if unknown := [name for name in policy if name not in get_args(Operation)]:
             raise InputError(f"augmentation policy has {unknown[0]!r}; it takes {', '.join(get_args(Operation))}")
+        self.policy = list(policy)
         self._operations = [_OPERATIONS[name] for name in policy]
         self.same_draw = same_draw
         self._in_step = False

@@ -26,6 +26,9 @@ class PatchDiscriminator(Discriminator):
         super().__init__()
         if channels < 1 or num_layers < 1:
             raise InputError(f"channels {channels} and num_layers {num_layers} must be at least 1")
+        self.channels = channels
+        self.num_layers = num_layers
+        self.norm = norm
         layers: list[nn.Module] = [nn.Conv2d(3, channels, KERNEL_SIZE, stride=2, padding=1), nn.LeakyReLU(LEAK)]
         width = channels
         for layer in range(1, num_layers + 1):

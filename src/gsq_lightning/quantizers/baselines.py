@@ -38,7 +38,7 @@ LARGEST_BINARY_CODEBOOK = 2**20  # its table of all codes: 84 MB, and twice that
 
 
 class _LibraryQuantizer(Quantizer):
-    """What all wrappers share: the value of a latent is the code of its indices, in float32 whatever the module's type."""
+    """What all wrappers share: the value of a latent is the code of its indices; float32 whatever the module's type."""
 
     def __init__(self, library: nn.Module, latent_channels: int, codebook_size: int, num_groups: int) -> None:
         super().__init__()
@@ -305,7 +305,7 @@ class LFQ(_LibraryQuantizer):
         inverse_temperature: float = 100.0,
     ) -> None:
         name, bits = type(self).__name__, codebook_size.bit_length() - 1
-        _check_at_least(2, codebook_size=codebook_size)
+        _check_at_least(4 if self._spherical else 2, codebook_size=codebook_size)
         _check_at_least(1, num_groups=num_groups)
         _check_at_least(0, entropy_weight=entropy_weight, diversity_weight=diversity_weight)
         _check_at_least(0, commitment_weight=commitment_weight)
@@ -392,7 +392,8 @@ class BSQ(LFQ):
     the library holds: num_groups=4 with V = 2^9 has as many bits, on four spheres.
 
     Args:
-        codebook_size, num_groups, entropy_weight, diversity_weight, commitment_weight, inverse_temperature: as for LFQ.
+        codebook_size: as for LFQ, and at least 4: on a sphere of d = 1 a latent has no gradient.
+        num_groups, entropy_weight, diversity_weight, commitment_weight, inverse_temperature: as for LFQ.
 
     Raises:
         InputError: as for LFQ.
