@@ -85,7 +85,7 @@ class _LibraryQuantizer(Quantizer):
     def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> Self:
         def keep_precision(tensor: Tensor) -> Tensor:
             applied = fn(tensor)
-            return tensor.to(applied.device) if applied.dtype.itemsize < 4 else applied
+            return tensor.to(applied.device) if applied.dtype.itemsize < tensor.dtype.itemsize else applied
 
         super()._apply(keep_precision, recurse)
         return self
