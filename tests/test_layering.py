@@ -24,7 +24,7 @@ MAY_IMPORT = {
     "schedules": {"errors"},
     "tokenizer": {"errors", "networks", "quantizers"},
     "module": {"errors", "discriminators", "losses", "metrics", "tokenizer"},
-    "cli": {"", "errors", "callbacks", "data", "module"},
+    "cli": {"", "errors", "callbacks", "data", "module", "pretrained"},
     "__main__": {"cli"},
     "__init__": {"errors", "module", "quantizers", "tokenizer"},
 }

@@ -437,9 +437,7 @@ def test_adversarial_weight_starts_and_rises(small_tokenizer: Build, tmp_path: P
 
 
 def test_discriminator_trains_before_the_adversarial_loss_counts(small_tokenizer: Build, tmp_path: Path) -> None:
-    module = TokenizerModule(
-        small_tokenizer(), discriminator(), discriminator_start_step=1, adversarial_start_step=3
-    )
+    module = TokenizerModule(small_tokenizer(), discriminator(), discriminator_start_step=1, adversarial_start_step=3)
     values = logged(module, tmp_path, 5, ["loss_discriminator", "loss_adversarial"])
     assert [[value == value for value in row] for row in values] == [
         [False, False],
@@ -479,9 +477,7 @@ def test_adaptive_weight_scales_the_adversarial_gradient(small_tokenizer: Build,
 
 
 @pytest.mark.parametrize("term", ["lecam", "gradient_penalty"])
-def test_regularizers_change_the_discriminators_step_alone(
-    small_tokenizer: Build, tmp_path: Path, term: str
-) -> None:
+def test_regularizers_change_the_discriminators_step_alone(small_tokenizer: Build, tmp_path: Path, term: str) -> None:
     def trained(weight: float) -> tuple[TokenizerModule, float]:
         torch.manual_seed(0)
         module = TokenizerModule(

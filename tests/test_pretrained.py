@@ -1,190 +1,140 @@
-import threading
+"""Weights of pretrained networks: where they come from, and what is said where they cannot be had."""
+
 import time
-import urllib.error
 from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 import torch
-from safetensors.torch import save_file
-from torch import Tensor, nn
+from torch import nn
 
-from gsq_lightning import pretrained
-from gsq_lightning.errors import InputError
-from gsq_lightning.pretrained import FrozenNetwork, fixed_random_weights, read_hub_weights, read_weights
+from gsq_lightning import InputError, pretrained
+from gsq_lightning.__main__ import main
+from gsq_lightning.losses import LPIPS
+from gsq_lightning.metrics.rfid import INCEPTION_URL, load_inception
+from gsq_lightning.pretrained import FrozenNetwork, read_weights, recorded_files
 
-URL = "https://example.invalid/files/network-1234.pth"
-STATE = {"weight": torch.arange(6.0).view(2, 3)}
-
-Read = Callable[[str], dict[str, Tensor]]
-
-
-def from_url(weights: str) -> dict[str, Tensor]:
-    return read_weights(weights, URL, "the loss", "loss.weights")
-
-
-def from_hub(weights: str) -> dict[str, Tensor]:
-    return read_hub_weights(weights, "owner/network", "the loss", "loss.weights")
-
-
-@pytest.fixture(autouse=True)
-def caches(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Path:
-    """Empty ones."""
-    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(tmp_path / "hub"))
-    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", False)
-    monkeypatch.setattr(torch.hub, "get_dir", lambda: str(tmp_path / "torch"))
-    return tmp_path
+URL = "https://example.invalid/weights-1234.pth"
 
 
 @pytest.fixture
-def offline(monkeypatch: pytest.MonkeyPatch) -> None:
+def offline(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Path:
+    """Empty caches, and no answer from anywhere."""
+    monkeypatch.setenv("TORCH_HOME", str(tmp_path / "torch"))
+    monkeypatch.setenv("HF_HOME", str(tmp_path / "hub"))
     monkeypatch.setattr(pretrained, "_reachable", lambda url: False)
+    return tmp_path
 
 
-@pytest.mark.parametrize("read", [from_url, from_hub])
-@pytest.mark.parametrize("suffix", [".pth", ".safetensors"])
-def test_a_file_by_path_is_read(read: Read, suffix: str, tmp_path: Path) -> None:
-    path = tmp_path / f"network{suffix}"
-    if suffix == ".pth":
-        torch.save(STATE, path)
-    else:
-        save_file(STATE, path)
-    torch.testing.assert_close(read(str(path)), STATE)
+def test_frozen_network_is_seen_by_nobody_and_moves_along() -> None:
+    class Owner(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.frozen = FrozenNetwork(nn.Sequential(nn.Linear(2, 2), nn.Dropout(0.5)))
+
+    owner = Owner()
+    assert list(owner.parameters()) == []
+    assert owner.state_dict() == {}
+    owner.train()
+    assert not owner.frozen.network.training
+    owner.to(torch.float64)
+    x = torch.randn(3, 2, dtype=torch.float64, requires_grad=True)
+    assert torch.equal(owner.frozen(x), owner.frozen(x))  # no dropout
+    owner.frozen(x).sum().backward()
+    assert x.grad is not None
+    assert all(parameter.grad is None for parameter in owner.frozen.network.parameters())
 
 
-@pytest.mark.parametrize("read", [from_url, from_hub])
-@pytest.mark.parametrize("suffix", [".pth", ".safetensors"])
-def test_a_damaged_file_is_named(read: Read, suffix: str, tmp_path: Path) -> None:
-    path = tmp_path / f"network{suffix}"
-    path.write_bytes(b"not weights")
-    with pytest.raises(InputError, match=f"the loss: {path} cannot be read as weights"):
-        read(str(path))
-
-
-@pytest.mark.parametrize(("read", "file"), [(from_url, "network-1234.pth"), (from_hub, "model.safetensors of owner/")])
-def test_a_missing_file_is_named(read: Read, file: str) -> None:
-    with pytest.raises(InputError, match=f"loss.weights is 'nowhere.pth'.* the path of {file}"):
-        read("nowhere.pth")
-
-
-@pytest.mark.usefixtures("offline")
-def test_without_network_the_message_says_what_to_do(caches: Path) -> None:
-    for read, command, cache in [
-        (from_url, f"curl -L --create-dirs -o {caches}/torch/checkpoints/network-1234.pth {URL}", "torch/checkpoints"),
-        (from_hub, "hf download owner/network model.safetensors", "hub"),
-    ]:
-        with pytest.raises(InputError) as error:
-            read("pretrained")
-        message = str(error.value)
-        assert message.startswith("the loss needs ")
-        assert f"{command};" in message
-        assert str(caches / cache) in message
-        assert "set loss.weights to the path of that file" in message
-
-
-@pytest.mark.usefixtures("offline")
-def test_a_file_in_the_cache_needs_no_network(caches: Path) -> None:
-    (caches / "torch" / "checkpoints").mkdir(parents=True)
-    torch.save(STATE, caches / "torch" / "checkpoints" / "network-1234.pth")
-    torch.testing.assert_close(from_url("pretrained"), STATE)
-
-    repository = caches / "hub" / "models--owner--network"  # as the Hub's own client lays it out
-    (repository / "refs").mkdir(parents=True)
-    (repository / "refs" / "main").write_text("0" * 40)
-    (repository / "snapshots" / ("0" * 40)).mkdir(parents=True)
-    save_file(STATE, repository / "snapshots" / ("0" * 40) / "model.safetensors")
-    torch.testing.assert_close(from_hub("pretrained"), STATE)
-
-
-def test_with_network_the_file_is_fetched(monkeypatch: pytest.MonkeyPatch, caches: Path) -> None:
-    asked: list[str] = []
-
-    def reachable(url: str) -> bool:
-        asked.append(url)
-        return True
-
-    def download(repository: str, filename: str) -> str:
-        save_file(STATE, caches / filename)
-        return str(caches / filename)
-
-    monkeypatch.setattr(pretrained, "_reachable", reachable)
-    monkeypatch.setattr(torch.hub, "download_url_to_file", lambda url, path: torch.save(STATE, path))
-    monkeypatch.setattr("huggingface_hub.hf_hub_download", download)
-    torch.testing.assert_close(from_url("pretrained"), STATE)
-    assert [path.name for path in (caches / "torch" / "checkpoints").iterdir()] == ["network-1234.pth"]
-    torch.testing.assert_close(from_hub("pretrained"), STATE)
-    assert asked[0] == URL
-    assert asked[1].endswith("/owner/network/resolve/main/model.safetensors")
-
-
-@pytest.mark.parametrize("read", [from_url, from_hub])
-def test_a_failed_download_is_one_line(read: Read, monkeypatch: pytest.MonkeyPatch) -> None:
-    def fail(*_: object) -> None:
-        raise urllib.error.URLError("no space\nleft")
-
-    monkeypatch.setattr(pretrained, "_reachable", lambda url: True)
-    monkeypatch.setattr(torch.hub, "download_url_to_file", fail)
-    monkeypatch.setattr("huggingface_hub.hf_hub_download", fail)
-    with pytest.raises(InputError, match=r"the loss: .* could not be fetched: .*no space"):
-        read("pretrained")
-
-
-def test_the_hubs_offline_switch_counts_as_no_network(monkeypatch: pytest.MonkeyPatch) -> None:
-    def ask(url: str) -> bool:
-        raise AssertionError("must not ask")
-
-    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
-    monkeypatch.setattr(pretrained, "_reachable", ask)
-    with pytest.raises(InputError, match="no network"):
-        from_hub("pretrained")
-
-
-@pytest.mark.parametrize("read", [from_url, from_hub])
-def test_a_network_that_hangs_costs_two_seconds_at_most(read: Read, monkeypatch: pytest.MonkeyPatch) -> None:
-    """As where packets are dropped, or looking up the server's name takes its minute."""
-    over = threading.Event()
-
-    def hang(*args: object, **options: object) -> None:
-        over.wait(10)
-        raise TimeoutError
-
-    monkeypatch.setattr("urllib.request.urlopen", hang)
+def test_missing_weights_are_named_with_command_and_option(offline: Path) -> None:
     start = time.monotonic()
-    with pytest.raises(InputError, match="no network"):
-        read("pretrained")
+    with pytest.raises(InputError) as error:
+        read_weights("pretrained", URL, "the example", "model.example.weights")
+    cached = offline / "torch" / "hub" / "checkpoints" / "weights-1234.pth"
+    for part in (
+        "the example needs weights-1234.pth",
+        f"curl -L --create-dirs -o {cached} {URL}",
+        "model.example.weights",
+    ):
+        assert part in str(error.value)
     assert time.monotonic() - start < 2.0
-    over.set()
 
 
-def test_a_server_that_refuses_is_a_network(monkeypatch: pytest.MonkeyPatch) -> None:
-    def refuse(*args: object, **options: object) -> None:
-        raise urllib.error.HTTPError(URL, 403, "forbidden", None, None)  # type: ignore[arg-type]
-
-    monkeypatch.setattr("urllib.request.urlopen", refuse)
-    assert pretrained._reachable(URL)
-
-
-def test_random_weights_are_fixed_and_leave_the_random_stream_alone(caplog: pytest.LogCaptureFixture) -> None:
-    torch.manual_seed(5)
-    expected = torch.rand(3)
-    torch.manual_seed(5)
-    layers = []
-    for _ in range(2):
-        with fixed_random_weights("the loss"):
-            layers.append(nn.Linear(3, 3))
-    assert torch.equal(layers[0].weight, layers[1].weight)
-    assert torch.equal(torch.rand(3), expected)
-    assert "the loss has random weights" in caplog.text
+def test_a_server_that_never_answers_counts_as_offline(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(pretrained.urllib.request, "urlopen", lambda *_, **__: time.sleep(60))
+    start = time.monotonic()
+    assert not pretrained._reachable(URL)
+    assert time.monotonic() - start < 2.0
 
 
-def test_a_frozen_network_is_out_of_sight_but_moves_along() -> None:
-    holder = nn.Sequential(FrozenNetwork(nn.Sequential(nn.Linear(2, 2), nn.BatchNorm1d(2), nn.Dropout())))
-    frozen = holder[0].network
-    holder.train().requires_grad_(True)
-    assert not list(holder.parameters())
-    assert not list(holder.buffers())
-    assert not holder.state_dict()
-    assert not any(module.training for module in frozen.modules())
-    assert not any(weight.requires_grad for weight in frozen.parameters())
-    holder.double()
-    assert frozen[0].weight.dtype == frozen[1].running_mean.dtype == torch.float64
+def test_weights_come_from_the_cache_or_a_path(offline: Path) -> None:
+    cached = offline / "torch" / "hub" / "checkpoints" / "weights-1234.pth"
+    cached.parent.mkdir(parents=True)
+    torch.save({"a": torch.ones(2)}, cached)
+    with recorded_files() as files:
+        for weights in ("pretrained", str(cached)):
+            assert torch.equal(read_weights(weights, URL, "the example", "option")["a"], torch.ones(2))
+    assert files == [("the example", cached)] * 2
+
+
+@pytest.mark.parametrize("content", [b"", b"half a file", b"PK\x03\x04rest"])
+def test_damaged_weights_are_named(tmp_path: Path, content: bytes) -> None:
+    path = tmp_path / "weights.pth"
+    path.write_bytes(content)
+    with pytest.raises(InputError, match=r"weights.pth cannot be read as weights.*remove it or fetch it anew"):
+        read_weights(str(path), URL, "the example", "option")
+
+
+def test_a_path_that_leads_nowhere_is_named() -> None:
+    with pytest.raises(
+        InputError, match="option is '/no/such.pth'; it takes \"pretrained\" or the path of weights-1234"
+    ):
+        read_weights("/no/such.pth", URL, "the example", "option")
+
+
+class _Payload:
+    def __reduce__(self) -> tuple[Callable[..., object], tuple[str]]:
+        return eval, ("__import__('pathlib').Path('payload-ran').touch()",)
+
+
+def test_weights_that_would_run_code_do_not(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    torch.save({"a": _Payload()}, tmp_path / "weights.pth")
+    with pytest.raises(InputError, match="cannot be read as weights"):
+        read_weights("weights.pth", URL, "the example", "option")
+    assert not (tmp_path / "payload-ran").exists()
+
+
+def test_inception_is_read_from_its_published_file(offline: Path) -> None:
+    original = load_inception("random")
+    path = offline / INCEPTION_URL.rsplit("/", 1)[-1]
+    torch.save(original.state_dict(), path)
+    loaded = load_inception(str(path))
+    for ours, theirs in zip(loaded.parameters(), original.parameters(), strict=True):
+        assert torch.equal(ours, theirs)
+    with pytest.raises(InputError, match="rFID needs weights-inception"):
+        load_inception("pretrained")
+
+
+def test_loading_happens_when_asked_for_and_not_before(offline: Path) -> None:
+    loss = LPIPS()
+    with pytest.raises(InputError, match=r"LPIPS needs vgg16-397923af\.pth"):
+        loss.load()
+
+
+def test_the_weights_command_prints_where_files_lie(offline: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    from torchvision.models import vgg16
+
+    path = offline / "vgg.pth"
+    torch.save(vgg16().state_dict(), path)
+    f8 = ["weights", "--config", "f8.yaml", f"--model.perceptual_loss.weights={path}", "--model.metrics.names=[psnr]"]
+    main([*f8, "--model.discriminator.weights=random", "--model.discriminator.input_size=28"])
+    assert str(path) in capsys.readouterr().out
+    with pytest.raises(SystemExit) as exit_info:
+        main(f8)
+    assert exit_info.value.code == 2
+    assert "vit_small_patch14_reg4_dinov2" in capsys.readouterr().err
+
+
+def test_the_weights_command_says_when_there_is_nothing_to_fetch(capsys: pytest.CaptureFixture[str]) -> None:
+    main(["weights", "--config", "quickstart.yaml"])
+    assert "needs no pretrained weights" in capsys.readouterr().out

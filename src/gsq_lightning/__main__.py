@@ -8,6 +8,7 @@ SUBCOMMANDS = {
     "validate": "metrics of a checkpoint: gsq validate --ckpt_path last.ckpt --data.root /data/imagenet",
     "test": "the same, logged as test",
     "predict": "turn images into token shards: gsq predict --ckpt_path last.ckpt --data.root /data/imagenet",
+    "weights": "fetch all pretrained weights that a recipe needs: gsq weights --config f8.yaml",
 }
 
 
@@ -20,6 +21,11 @@ def main(args: list[str] | None = None) -> None:
     arguments = sys.argv[1:] if args is None else args
     if not arguments or arguments[0] not in SUBCOMMANDS:
         _top_level_parser().parse_args(arguments or ["--help"])
+        return
+    if arguments[0] == "weights":
+        from gsq_lightning.cli import fetch_weights
+
+        fetch_weights(arguments[1:])
         return
     from gsq_lightning.cli import main as run
 

@@ -7,6 +7,8 @@ import json
 import logging
 import sys
 import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, NoReturn
 
@@ -23,10 +25,25 @@ from gsq_lightning.callbacks import LossProgressBar, ReconstructionGrid, Report,
 from gsq_lightning.data import ImageNetDataModule
 from gsq_lightning.errors import InputError, TrainingDiverged
 from gsq_lightning.module import TokenizerModule
+from gsq_lightning.pretrained import recorded_files
 
 EXIT_BAD_INPUT = 2
 EXIT_DIVERGED = 1
 SPECIAL_CHECKPOINTS = ("best", "last", "hpc", "registry")  # words that Lightning resolves
+
+
+@contextmanager
+def one_line_errors() -> Iterator[None]:
+    """Ends the process with one line and an exit code for what the user can mend, and for training that diverged."""
+    try:
+        yield
+    except (ValueError, MisconfigurationException) as error:
+        known = input_error(error)
+        if known is None:
+            raise
+        fail(str(known), EXIT_BAD_INPUT)
+    except TrainingDiverged as error:
+        fail(str(error), EXIT_DIVERGED)
 
 
 def main(args: ArgsType = None) -> None:
@@ -40,7 +57,7 @@ def main(args: ArgsType = None) -> None:
     """
     arguments = sys.argv[1:] if args is None else list(args)
     leave_out_noise()
-    try:
+    with one_line_errors():
         GSQCommand(
             TokenizerModule,
             LightningDataModule,
@@ -52,13 +69,34 @@ def main(args: ArgsType = None) -> None:
             seed_everything_default=0,
             args=ordered(arguments),
         )
-    except (ValueError, MisconfigurationException) as error:
-        known = input_error(error)
-        if known is None:
-            raise
-        fail(str(known), EXIT_BAD_INPUT)
-    except TrainingDiverged as error:
-        fail(str(error), EXIT_DIVERGED)
+
+
+def fetch_weights(arguments: list[str]) -> None:
+    """`gsq weights`: gets the pretrained networks of a recipe into the caches, and prints where their files lie.
+
+    Args:
+        arguments: as of `gsq fit`, without that word; what does not concern the model is ignored.
+
+    Raises:
+        SystemExit: with code 2 for bad input, and where a file is not to be had.
+    """
+    leave_out_noise()
+    with one_line_errors():
+        parser = OneLineErrors(prog="gsq weights", description="Fetches all pretrained weights that a recipe needs.")
+        parser.add_argument("-c", "--config", action=RecipeFile, help="A recipe; repeatable.")
+        parser.add_lightning_class_args(TokenizerModule, "model")
+        parser.add_argument("--seed_everything", type=bool | int, help="ignored")
+        for section in ("data", "trainer", "checkpoint", "reconstructions", "tokens"):
+            parser.add_argument(f"--{section}", type=dict, help="ignored")
+        config = parser.parse_args(ordered(["weights", *arguments])[1:])
+        model = parser.instantiate_classes(config).model
+        with recorded_files() as files:
+            model.load_training_networks()
+            model.load_metrics()
+        for purpose, path in files:
+            print(f"  {purpose:<24}  {path}")
+        if not files:
+            print("  this recipe needs no pretrained weights")
 
 
 def input_error(error: BaseException | None) -> BaseException | None:
@@ -201,7 +239,8 @@ def ordered(arguments: list[str]) -> list[str]:
         position += 1
     asks = bool(configs) or "--help" in flags or "-h" in flags
     if checkpoint is None and not asks:
-        needed = "--config, such as f8.yaml" if command == ["fit"] else "--ckpt_path, the checkpoint, or --config"
+        recipe = "--config, such as f8.yaml"
+        needed = recipe if command[0] in ("fit", "weights") else f"--ckpt_path, the checkpoint, or {recipe}"
         raise InputError(f"gsq {command[0]} needs {needed}")
     if checkpoint is not None and checkpoint not in (*SPECIAL_CHECKPOINTS, "null"):
         configs = ["--config", json.dumps(checkpoint_config(Path(checkpoint), command[0])), *configs]

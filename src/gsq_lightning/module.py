@@ -229,16 +229,25 @@ class TokenizerModule(LightningModule):
 
     def setup(self, stage: str) -> None:
         if stage == "fit":
-            if self.perceptual_loss is not None and self.loss_weights.perceptual > 0:
-                self.perceptual_loss.load()
-            if self.discriminator is not None:
-                self.discriminator.load()
+            self.load_training_networks()
             if self.channels_last:
                 self.to(memory_format=torch.channels_last)
             if self.compile_networks:
                 self.tokenizer.encoder.compile()
                 self.tokenizer.decoder.compile()
-        if self.metrics is not None and stage in ("fit", "validate", "test"):
+        if stage in ("fit", "validate", "test"):
+            self.load_metrics()
+
+    def load_training_networks(self) -> None:
+        """Gets ready what only training looks through. Raises InputError where weights are not to be had."""
+        if self.perceptual_loss is not None and self.loss_weights.perceptual > 0:
+            self.perceptual_loss.load()
+        if self.discriminator is not None:
+            self.discriminator.load()
+
+    def load_metrics(self) -> None:
+        """Gets the metrics' networks ready. Raises InputError where weights are not to be had."""
+        if self.metrics is not None:
             self.metrics.load(self.tokenizer.quantizer.codebook_size, self.tokenizer.quantizer.num_groups)
 
     def configure_optimizers(self) -> OptimizerLRScheduler:

@@ -109,9 +109,25 @@ def _given(weights: str, file: str, purpose: str, option: str) -> Path:
     return path
 
 
+@contextmanager
+def recorded_files() -> Iterator[list[tuple[str, Path]]]:
+    """Within it, notes what each file of weights was read for, and where it lies."""
+    files: list[tuple[str, Path]] = []
+    _records.append(files)
+    try:
+        yield files
+    finally:
+        _records.remove(files)
+
+
+_records: list[list[tuple[str, Path]]] = []
+
+
 def _read(path: Path, purpose: str) -> dict[str, Tensor]:
     from safetensors.torch import load_file
 
+    for files in _records:
+        files.append((purpose, path))
     try:
         if path.suffix == ".safetensors":
             return load_file(path)

@@ -285,7 +285,7 @@ def test_same_as_the_library_in_evaluation(make: Callable[[], Quantizer]) -> Non
     latent = 0.3 * latent_for(quantizer)
     library = quantizer.library
     if isinstance(quantizer, FSQ):
-        library = vector_quantize_pytorch.FSQ(quantizer.levels, num_codebooks=quantizer.num_groups)
+        library = vector_quantize_pytorch.FSQ(quantizer.levels, num_codebooks=quantizer.num_groups).eval()
     vectors = isinstance(quantizer, (ResidualVQ, SimVQ))
     quantized, indices, *_ = library(latent.permute(0, 2, 3, 1).reshape(2, 15, -1) if vectors else latent)
     if vectors:

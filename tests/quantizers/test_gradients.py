@@ -22,7 +22,8 @@ def test_rotation_trick_by_an_explicit_rotation() -> None:
     assert torch.equal(value, codes)
     value.backward(gradient)
     assert latents.grad is not None
-    for z, q, g, got in zip(latents.detach().numpy(), codes.numpy(), gradient.numpy(), latents.grad.numpy(), strict=True):
+    rows = (x.numpy() for x in (latents.detach(), codes, gradient, latents.grad))
+    for z, q, g, got in zip(*rows, strict=True):
         turn = rotation(z / np.linalg.norm(z), q / np.linalg.norm(q))
         np.testing.assert_allclose(turn @ z * np.linalg.norm(q) / np.linalg.norm(z), q, atol=1e-12)
         np.testing.assert_allclose(got, np.linalg.norm(q) / np.linalg.norm(z) * turn.T @ g, atol=1e-12)

@@ -211,9 +211,7 @@ def test_random_tie_break(dimension: int, method: lookup.Method) -> None:
     assert torch.equal(again, chosen[:5])
     # Where nothing ties, the draw changes nothing.
     points, codes = gaussian(100, dimension, 17), gaussian(200, dimension, 18)
-    assert torch.equal(
-        nearest_code(points, codes, method, generator=seeded()), nearest_code(points, codes, method)
-    )
+    assert torch.equal(nearest_code(points, codes, method, generator=seeded()), nearest_code(points, codes, method))
 
 
 class LargestTensor(TorchDispatchMode):

@@ -18,15 +18,15 @@ TRAIN_PHOTOGRAPHS = (
     "astronaut.png",
     "brick.png",
     "camera.png",
+    "chelsea.png",
     "grass.png",
     "gravel.png",
     "hubble_deep_field.jpg",
     "ihc.png",
     "motorcycle_left.png",
     "retina.jpg",
-    "rocket.jpg",
 )
-VAL_PHOTOGRAPHS = ("chelsea.png", "coffee.png")
+VAL_PHOTOGRAPHS = ("coffee.png", "rocket.jpg")
 
 
 class PhotographsDataModule(ImageDataModule):

@@ -17,7 +17,7 @@ Output = Literal["logits", "features"]
 
 INPUT_SIZE = 224
 MIN_INPUT_SIZE = 32  # five halvings leave one pixel
-OPTION = "perceptual_loss.weights"
+OPTION = "model.perceptual_loss.weights"
 
 
 class FeatureLoss(PerceptualLoss):

@@ -61,7 +61,7 @@ def load_lpips(weights: str) -> nn.Module:
     if weights == "random":
         with fixed_random_weights("LPIPS"):
             return build()
-    state = read_weights(weights, VGG16_URL, "LPIPS", "perceptual_loss.weights")
+    state = read_weights(weights, VGG16_URL, "LPIPS", "model.perceptual_loss.weights")
     network = build()
     try:
         for part in network.net.children():

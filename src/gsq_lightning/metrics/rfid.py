@@ -89,7 +89,7 @@ def load_inception(weights: str) -> nn.Module:
     if weights == "random":
         with fixed_random_weights("Inception v3"):
             return _UnloadedInception()
-    state = read_weights(weights, INCEPTION_URL, "rFID", "metrics.inception_weights")
+    state = read_weights(weights, INCEPTION_URL, "rFID", "model.metrics.inception_weights")
     network = _UnloadedInception()
     nn.Module.load_state_dict(network, state)
     return network

@@ -118,8 +118,7 @@ class CodeIndex:
     ) -> None:
         if codes.dim() != 2 or 0 in codes.shape or not codes.is_floating_point():
             raise ValueError(
-                "codes must be a floating-point (V, d) with V, d >= 1; "
-                f"given {codes.dtype} {tuple(codes.shape)}"
+                f"codes must be a floating-point (V, d) with V, d >= 1; given {codes.dtype} {tuple(codes.shape)}"
             )
         # Apple's GPU has no float64: such tensors are looked up on the CPU.
         self._device = codes.device if codes.device.type in ("cpu", "cuda") else torch.device("cpu")
@@ -237,24 +236,26 @@ def _distinct(codes: Tensor) -> Tensor | None:
     key = codes[:, 0] * weights[0]
     for channel in range(1, codes.shape[1]):
         key = key + codes[:, channel] * weights[channel]
-    in_order = _argsort(key, stable=False)[0]
+    in_order, order = _argsort(key)
     if not (in_order[1:] == in_order[:-1]).any():
         return None
-    order = _argsort(key, stable=True)[1]
-    return _first_of_equals(codes, order).sort().values
+    return _without_repeats(codes, order).sort().values
 
 
-def _first_of_equals(codes: Tensor, order: Tensor) -> Tensor:
-    """`order` without the codes that equal the one before them in it."""
+def _without_repeats(codes: Tensor, order: Tensor) -> Tensor:
+    """`order` with every run of equal codes in it replaced by the lowest index of the run."""
     ordered = codes[order]
-    repeated = (ordered[1:] == ordered[:-1]).all(dim=1)
-    return torch.cat([order[:1], order[1:][~repeated]])
+    new = torch.ones(len(order), dtype=torch.bool, device=codes.device)
+    new[1:] = (ordered[1:] != ordered[:-1]).any(dim=1)
+    run = new.cumsum(dim=0) - 1
+    lowest = torch.full_like(order, len(codes)).scatter_reduce(0, run, order, "amin")
+    return lowest[: int(run[-1]) + 1]
 
 
-def _argsort(keys: Tensor, stable: bool) -> tuple[Tensor, Tensor]:
-    """Sorted keys and their indices. NumPy's unstable sort is six times faster than torch's on AVX-512."""
-    if stable or keys.device.type != "cpu":
-        values, order = torch.sort(keys, stable=True)
+def _argsort(keys: Tensor) -> tuple[Tensor, Tensor]:
+    """Sorted keys and their indices, equal keys in any order: NumPy's is six times faster than torch's."""
+    if keys.device.type != "cpu":
+        values, order = torch.sort(keys)
         return values, order
     order = torch.from_numpy(np.argsort(keys.numpy()))
     return keys[order], order
@@ -321,10 +322,11 @@ class _Sorted:
 
     def __init__(self, codes: Tensor, circle: bool) -> None:
         self._circle = circle
-        keys, order = _argsort(self._key(codes), stable=False)
+        key = self._key(codes)
+        keys, order = _argsort(key)
         if (keys[1:] == keys[:-1]).any():
-            order = _first_of_equals(codes, _argsort(self._key(codes), stable=True)[1])
-            keys = self._key(codes)[order]
+            order = _without_repeats(codes, order)
+            keys = key[order]
         self._codes, self._keys, self._order = codes, keys.contiguous(), order
         self._ordered = codes[order]
         radius = torch.linalg.vector_norm(codes, dim=1)
@@ -450,7 +452,7 @@ class _Tiles:
         self._order = torch.arange(count, device=codes.device)
         alike = bool(norm.amin() > 0.5 * norm.amax())
         if not alike:
-            norm, self._order = _argsort(norm, stable=False)
+            norm, self._order = _argsort(norm)
             centered = centered[self._order]
         # Scaled by a power of two to |c| < 1, so that nothing overflows float32.
         self._scale = torch.ldexp(torch.ones_like(norm[0]), -torch.frexp(norm.amax()).exponent)
@@ -560,9 +562,7 @@ class _Tiles:
                 contested = []
         self._compare(index, best, points, contested)
 
-    def _compare(
-        self, index: Tensor, best: Tensor, points: Tensor, contested: list[tuple[Tensor, Tensor]]
-    ) -> None:
+    def _compare(self, index: Tensor, best: Tensor, points: Tensor, contested: list[tuple[Tensor, Tensor]]) -> None:
         """Improves `index` and its squared distance `best` by pairs (row, code), in float64."""
         if not contested:
             return

@@ -1,0 +1,81 @@
+"""What the README says, done."""
+
+import re
+from pathlib import Path
+
+import pytest
+
+from gsq_lightning.__main__ import main
+from tests.conftest import write_images
+
+ROOT = Path(__file__).parents[1]
+README = (ROOT / "README.md").read_text()
+CHECKPOINT = "runs/f8/version_0/checkpoints/last.ckpt"
+
+
+def blocks(language: str) -> list[str]:
+    return re.findall(rf"```{language}\n(.*?)```", README, flags=re.DOTALL)
+
+
+def commands(program: str) -> list[list[str]]:
+    lines = [line.split("#")[0].split() for block in blocks("bash") for line in block.splitlines()]
+    return [words[1:] for words in lines if words and words[0] == program]
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder with the checkpoint of a small f8 tokenizer where the README has one."""
+    folder = tmp_path_factory.mktemp("readme")
+    for split in ("train", "val"):
+        write_images(folder / "images" / split, 4)
+    small = ["base_channels=8", "norm_groups=4", "encoder_blocks=1", "decoder_blocks=1"]
+    with pytest.MonkeyPatch.context() as patch:
+        patch.chdir(folder)
+        main(
+            ["fit", "--config", "f8.yaml", "--data.root=images", "--data.image_size=16", "--data.global_batch_size=2"]
+            + [f"--model.tokenizer.{option}" for option in small]
+            + ["--model.discriminator=null", "--model.perceptual_loss=null", "--model.metrics.names=[psnr,codebook]"]
+            + ["--data.num_workers=0", "--trainer.max_steps=1", "--trainer.precision=32", "--trainer.accelerator=cpu"]
+        )
+    assert (folder / CHECKPOINT).is_file()
+    return folder
+
+
+@pytest.mark.parametrize("code", blocks("python"))
+def test_python_blocks_run(code: str, folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(folder)
+    exec(compile(code, "README.md", "exec"), {})
+
+
+@pytest.mark.parametrize("arguments", commands("gsq"), ids=" ".join)
+def test_commands_parse(
+    arguments: list[str], folder: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.chdir(folder)
+    with pytest.raises(SystemExit) as exit_info:
+        main([*arguments, "--print_config"])
+    assert exit_info.value.code in (0, None)
+    assert "tokenizer:" in capsys.readouterr().out
+
+
+def test_make_targets_exist() -> None:
+    targets = {words[0] for words in commands("make")}
+    assert targets == {"quickstart", "test"}
+    makefile = (ROOT / "Makefile").read_text()
+    for target in targets:
+        assert re.search(rf"^{target}:", makefile, flags=re.MULTILINE)
+
+
+def test_links_lead_somewhere() -> None:
+    links = re.findall(r"\]\(([^)#]+)(#[^)]*)?\)", README)
+    for link, _ in links:
+        assert link.startswith("https://") or (ROOT / link).exists(), link
+
+
+def test_the_map_of_the_code_names_what_is_there() -> None:
+    rows = re.findall(r"^\| (`[^|]+) \|", README, flags=re.MULTILINE)
+    named = {name.rstrip("/") for row in rows for name in re.findall(r"`([^`]+)`", row)}
+    package = {path.name for path in (ROOT / "src" / "gsq_lightning").iterdir()}
+    assert named <= package
+    silent = {"__init__.py", "py.typed", "errors.py", "__pycache__"}
+    assert package - named <= silent
