@@ -96,9 +96,7 @@ def library(shape: Shape, codes: Tensor) -> Search | None:
         from vector_quantize_pytorch import VectorQuantize
     except ImportError:
         return None
-    quantizer = VectorQuantize(
-        dim=shape.dimension, codebook_size=shape.codebook_size, use_cosine_sim=shape.normalized
-    )
+    quantizer = VectorQuantize(dim=shape.dimension, codebook_size=shape.codebook_size, use_cosine_sim=shape.normalized)
     quantizer = quantizer.to(codes.device).eval()
     quantizer._codebook.embed.data.copy_(codes[None])
 
@@ -261,9 +259,7 @@ def compare(shape: Shape, rows: int, arguments: argparse.Namespace) -> float:
     print("| " + " | ".join(cells) + " |", flush=True)
     if any(fitting[name] < rows for name in rivals):
         limits = ", ".join(f"{name} {fitting[name]:,}" for name in rivals if fitting[name] < rows)
-        print(
-            f"memory holds fewer than {rows:,} rows × {shape.codebook_size} codes: {limits}", file=sys.stderr
-        )
+        print(f"memory holds fewer than {rows:,} rows × {shape.codebook_size} codes: {limits}", file=sys.stderr)
     return shares["ours"]
 
 
@@ -271,15 +267,11 @@ def main() -> int:
     parser = argparse.ArgumentParser(description="Nearest-code lookup: speed, memory, exactness.")
     parser.add_argument("--n", type=int, nargs="+", default=[8192, 131072], help="numbers of lookups")
     parser.add_argument("--device", choices=["cpu", "cuda"], default="cpu")
-    parser.add_argument(
-        "--shape", type=int, nargs=2, action="append", metavar=("D", "V"), help="only these (d, V)"
-    )
+    parser.add_argument("--shape", type=int, nargs=2, action="append", metavar=("D", "V"), help="only these (d, V)")
     parser.add_argument("--budget", type=float, default=5.0, help="seconds for each time measured")
     parser.add_argument("--quick", action="store_true", help="three small shapes, 2,048 lookups, 0.5 s each")
     parser.add_argument("--cdist", action="store_true", help="torch.cdist as well")
-    parser.add_argument(
-        "--no-memory", action="store_true", help="skip peak memory (it starts a process each)"
-    )
+    parser.add_argument("--no-memory", action="store_true", help="skip peak memory (it starts a process each)")
     parser.add_argument("--peaks", help=argparse.SUPPRESS)
     arguments = parser.parse_args()
     if arguments.peaks is not None:
@@ -295,11 +287,7 @@ def main() -> int:
             known = ", ".join(f"{shape.dimension} {shape.codebook_size}" for shape in TABLE_13)
             parser.error(f"--shape must name (d, V) from: {known}")
 
-    device = (
-        torch.cuda.get_device_name()
-        if arguments.device == "cuda"
-        else f"{torch.get_num_threads()} CPU threads"
-    )
+    device = torch.cuda.get_device_name() if arguments.device == "cuda" else f"{torch.get_num_threads()} CPU threads"
     print(f"torch {torch.__version__}, {device}, budget {arguments.budget} s\n")
     names = ["expanded", "library", *(["cdist"] if arguments.cdist else [])]
     header = ["d", "V", "n", "inputs", "ours: method", "ours, ms", *(f"{name}, ms" for name in names)]

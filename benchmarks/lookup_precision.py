@@ -100,9 +100,7 @@ def plot(path: str, perplexity: dict[str, list[float]], lookups: int) -> None:
     for name, values in perplexity.items():
         color, marker = styles[name]
         axes.plot(PLOTTED_SIZES, values, color=color, marker=marker, markersize=4, label=name)
-    axes.set(
-        xscale="log", yscale="log", xlabel="codebook size V", ylabel=f"perplexity of {lookups:,} lookups"
-    )
+    axes.set(xscale="log", yscale="log", xlabel="codebook size V", ylabel=f"perplexity of {lookups:,} lookups")
     axes.set_xscale("log", base=2)
     axes.set_title("Codes in use on the unit circle (d = 2)", fontsize=10)
     axes.grid(alpha=0.25)

@@ -86,7 +86,7 @@ def test_damaged_weights_are_named(tmp_path: Path, content: bytes) -> None:
 
 def test_a_path_that_leads_nowhere_is_named() -> None:
     with pytest.raises(
-        InputError, match="option is '/no/such.pth'; it takes \"pretrained\" or the path of weights-1234"
+        InputError, match=r"option is '/no/such\.pth'; it takes .pretrained. or the path of weights-1234"
     ):
         read_weights("/no/such.pth", URL, "the example", "option")
 

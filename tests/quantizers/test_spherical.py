@@ -147,8 +147,11 @@ def test_l2_with_two_channels_or_fewer_warns_with_the_reason() -> None:
         GroupedSphericalQuantizer(4, 8, 2)
     with pytest.warns(UserWarning, match="only the sign"):
         GroupedSphericalQuantizer(4, 8, 4)
+    with pytest.warns(UserWarning, match='1 or -1. init="uniform" spreads them'):
+        GroupedSphericalQuantizer(4, 8, 4, normalization="none")
     with warnings.catch_warnings():
         warnings.simplefilter("error")
+        GroupedSphericalQuantizer(4, 8, 4, normalization="none", init="uniform")
         GroupedSphericalQuantizer(6, 8, 2)
         GroupedSphericalQuantizer(4, 8, 2, normalization="none")
 

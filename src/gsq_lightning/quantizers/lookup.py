@@ -244,7 +244,7 @@ def _distinct(codes: Tensor) -> Tensor | None:
 
 def _without_repeats(codes: Tensor, order: Tensor) -> Tensor:
     """`order` with every run of equal codes in it replaced by the lowest index of the run."""
-    ordered = codes[order]
+    ordered = codes.index_select(0, order)  # several times as fast as codes[order]
     new = torch.ones(len(order), dtype=torch.bool, device=codes.device)
     new[1:] = (ordered[1:] != ordered[:-1]).any(dim=1)
     run = new.cumsum(dim=0) - 1
@@ -258,7 +258,7 @@ def _argsort(keys: Tensor) -> tuple[Tensor, Tensor]:
         values, order = torch.sort(keys)
         return values, order
     order = torch.from_numpy(np.argsort(keys.numpy()))
-    return keys[order], order
+    return keys.index_select(0, order), order
 
 
 def squared_distance(points: Tensor, codes: Tensor) -> Tensor:
@@ -326,9 +326,9 @@ class _Sorted:
         keys, order = _argsort(key)
         if (keys[1:] == keys[:-1]).any():
             order = _without_repeats(codes, order)
-            keys = key[order]
+            keys = key.index_select(0, order)
         self._codes, self._keys, self._order = codes, keys.contiguous(), order
-        self._ordered = codes[order]
+        self._ordered = codes.index_select(0, order)
         radius = torch.linalg.vector_norm(codes, dim=1)
         self._least_radius, self._greatest_radius = radius.amin(), radius.amax()
         self._tiles: _Tiles | None = None

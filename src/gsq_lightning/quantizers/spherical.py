@@ -42,7 +42,7 @@ class GroupedSphericalQuantizer(Quantizer):
         codebook_size: V ≥ 1.
         num_groups: G ≥ 1.
         normalization: of latents and codes for the lookup. The paper has "l2", but "none" where d ≤ 2.
-        init: initialization of the codebook.
+        init: initialization of the codebook; "uniform" where d = 1, whose sphere has two points.
         commitment_weight: ≥ 0.
         gradient: past the choice of a code: "straight_through", or "rotation" (arXiv 2410.06424).
         entropy_weight: of the entropy loss, ≥ 0 (Table 2 tries 0.01, 0.1, 0.5).
@@ -115,6 +115,12 @@ class GroupedSphericalQuantizer(Quantizer):
         self.lookup_method: Method = lookup_method
         if normalization == "l2" and self.group_channels <= 2:
             _warn_of_l2_in_few_dimensions(self.group_channels)
+        elif init == "sphere" and self.group_channels == 1 and codebook_size > 2:
+            warnings.warn(
+                'spherical initialization with 1 channel per group: all codes begin as 1 or -1. init="uniform" spreads '
+                "them over (-1, 1).",
+                stacklevel=2,
+            )
         shape = (num_groups,) * per_group_codebooks + (codebook_size, self.group_channels)
         self.codebook = nn.Parameter(torch.empty(shape))
         self._indexed: list[tuple[Tensor, CodeIndex]] = []  # of each codebook, from evaluation to evaluation
