@@ -16,11 +16,10 @@ from gsq_lightning.module import TokenizerModule
 
 CONFIGS = Path(__file__).parents[1] / "configs"
 RECIPES = ["f8.yaml", "f16.yaml", "f32.yaml", "quickstart.yaml"]
-OVERLAYS = sorted(
-    str(path.relative_to(CONFIGS))
-    for folder in ("ablations", "quantizers")
-    for path in (CONFIGS / folder).glob("*.yaml")
-)
+OVERLAYS = [
+    "fast.yaml",
+    *sorted(str(path.relative_to(CONFIGS)) for path in CONFIGS.glob("*/*.yaml")),
+]
 
 
 class Parse(GSQCommand):
@@ -132,12 +131,14 @@ def test_every_overlay_stands_in_the_index_with_its_command() -> None:
         row = next((line for line in index.splitlines() if f"`{overlay}`" in line), None)
         assert row, f"{overlay} is not in configs/README.md"
         assert f"`{recipe_of(overlay)}`" in row
-    named = set(re.findall(r"`((?:ablations|quantizers)/[^`]+\.yaml)`", index))
+    named = set(re.findall(r"`((?:ablations|quantizers)/[^`]+\.yaml|fast\.yaml)`", index))
     assert named == set(OVERLAYS)
 
 
 def test_every_overlay_opens_with_its_table_and_marks_figures_as_the_papers() -> None:
     for overlay in OVERLAYS:
+        if overlay == "fast.yaml":
+            continue  # no row of the paper
         comment = (CONFIGS / overlay).read_text().split("\nmodel:")[0].split("\ndata:")[0]
         assert re.search(r"(Table|Fig\.) \d", comment), overlay
         assert "paper's" in comment, overlay

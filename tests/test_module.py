@@ -15,10 +15,17 @@ from torch.utils.data import DataLoader
 
 from gsq_lightning import GSQTokenizer, InputError, TokenizerModule
 from gsq_lightning.callbacks import RunCheckpoint
-from gsq_lightning.discriminators import DINODiscriminator, Discriminator, PatchDiscriminator
+from gsq_lightning.discriminators import (
+    DifferentiableAugmentation,
+    DINODiscriminator,
+    Discriminator,
+    PatchDiscriminator,
+    StyleGANDiscriminator,
+)
 from gsq_lightning.errors import TrainingDiverged
 from gsq_lightning.losses import LPIPS, LossWeights
 from gsq_lightning.metrics import ReconstructionMetrics
+from gsq_lightning.module import PaperAdamW
 
 Build = Callable[..., GSQTokenizer]
 
@@ -94,10 +101,24 @@ def test_late_discriminator_starts_at_its_step(small_tokenizer: Build, tmp_path:
     assert run.global_step == 5
 
 
-def test_each_step_leaves_the_other_network_alone(small_tokenizer: Build, tmp_path: Path) -> None:
+ADVERSARIES: dict[str, Callable[[], Discriminator]] = {
+    "NLD": discriminator,
+    "SGD": lambda: StyleGANDiscriminator(channels=4, multipliers=(1, 2)),
+    "DD": lambda: DINODiscriminator(
+        weights="random", input_size=28, kernel_size=3, augmentation=DifferentiableAugmentation()
+    ),
+}
+
+
+@pytest.mark.parametrize("adversary", ADVERSARIES)
+def test_each_step_leaves_the_other_network_alone(small_tokenizer: Build, tmp_path: Path, adversary: str) -> None:
     """The generator step must not move or mark the discriminator, nor the reverse."""
     module = TokenizerModule(
-        small_tokenizer(), discriminator(), tokenizer_optimizer=sgd, discriminator_optimizer=sgd, ema_decay=None
+        small_tokenizer(),
+        ADVERSARIES[adversary](),
+        tokenizer_optimizer=sgd,
+        discriminator_optimizer=sgd,
+        ema_decay=None,
     )
     snapshots: dict[str, bool] = {}
 
@@ -510,7 +531,7 @@ def test_compiled_channels_last_training_gives_the_same_weights(small_tokenizer:
         return weights(module.tokenizer), list(module.state_dict())
 
     plain, plain_names = trained()
-    fast, fast_names = trained(compile=True, channels_last=True)
+    fast, fast_names = trained(compile_networks=True, channels_last=True)
     assert fast_names == plain_names
     for name, value in plain.items():
         torch.testing.assert_close(fast[name], value, rtol=1e-3, atol=1e-5)
@@ -524,3 +545,24 @@ def test_a_run_that_diverges_leaves_a_checkpoint_with_finite_weights(small_token
     checkpoint = torch.load(tmp_path / "last.ckpt", weights_only=True)
     assert checkpoint["global_step"] == 3
     assert all(value.isfinite().all() for value in checkpoint["state_dict"].values())
+
+
+@pytest.mark.parametrize("adversary", ADVERSARIES)
+def test_both_networks_train_with_every_discriminator(small_tokenizer: Build, tmp_path: Path, adversary: str) -> None:
+    """The reconstruction gets better, the discriminator tells images from reconstructions, and both stay finite."""
+    module = TokenizerModule(
+        small_tokenizer(),
+        ADVERSARIES[adversary](),
+        discriminator_start_step=20,
+        tokenizer_optimizer=lambda parameters: PaperAdamW(parameters, lr=2e-3),
+        discriminator_optimizer=lambda parameters: PaperAdamW(parameters, lr=2e-3),
+        ema_decay=None,
+    )
+    names = ["loss_reconstruction", "loss_discriminator", "accuracy_real", "accuracy_fake"]
+    values = torch.tensor(logged(module, tmp_path, 50, names, batch_size=8))
+    reconstruction, judged = values[:, 0], values[20:]
+    assert reconstruction[-5:].mean() < 0.7 * reconstruction[:5].mean()
+    assert reconstruction[20:].max() < reconstruction[0]  # no collapse when the discriminator starts
+    assert judged[-10:, 1].mean() < judged[:3, 1].mean()
+    assert judged[-10:, 2:].mean() > 0.5
+    assert all(value.isfinite().all() for value in module.state_dict().values())

@@ -106,7 +106,7 @@ class TokenizerModule(LightningModule):
             none. The average starts as a copy after the first step.
         max_skipped_steps: steps with non-finite gradients are skipped and counted; after this many in a row the
             run stops.
-        compile: compile encoder and decoder when training starts; validation runs uncompiled.
+        compile_networks: compile encoder and decoder when training starts; validation runs uncompiled.
         channels_last: keep weights and images in the layout that CUDA's convolutions prefer.
 
     Raises:
@@ -136,7 +136,7 @@ class TokenizerModule(LightningModule):
         accumulate_batches: int = 1,
         ema_decay: float | None = 0.999,
         max_skipped_steps: int = 50,
-        compile: bool = False,
+        compile_networks: bool = False,
         channels_last: bool = False,
     ) -> None:
         super().__init__()
@@ -188,7 +188,7 @@ class TokenizerModule(LightningModule):
         self.accumulate_batches = accumulate_batches
         self.ema_decay = ema_decay
         self.max_skipped_steps = max_skipped_steps
-        self.compile_networks = compile
+        self.compile_networks = compile_networks
         self.channels_last = channels_last
         self.lecam = LeCamRegularizer() if loss_weights.lecam > 0 else None
         self.ema: AveragedModel | None = None

@@ -189,6 +189,8 @@ def test_what_cannot_be_looked_up_is_refused_in_one_line() -> None:
     for bad in (torch.zeros(5, 4), torch.zeros(3), torch.zeros(5, 3, dtype=torch.int64)):
         with pytest.raises(ValueError, match=r"^points must be .*\(n, 3\).*given"):
             nearest_code(bad, codes)
+    with pytest.raises(ValueError, match="points must be on cpu, as the codes; given meta"):
+        nearest_code(points.to("meta"), codes)
     with pytest.raises(ValueError, match="'sorted' needs d = 1; given d = 3"):
         nearest_code(points, codes, "sorted")
     with pytest.raises(ValueError, match="'circle' needs d = 2; given d = 3"):

@@ -1,10 +1,10 @@
 """Exact nearest code: which row of a codebook (V, d) lies closest to each of n points.
 
 Why not ‖x‖² + ‖c‖² − 2x·c and an argmin, as everyone writes it: the three terms cancel, and what is left is
-rounding. Under bf16 autocast on the unit circle (d = 2, V = 262144) that search finds 438 different codes in
-6,000 lookups (perplexity 202) where the exact one finds 5,874 (perplexity 5,827); in float32 its mean angular
-error is still 5 times too large. Those are the numbers of benchmarks/lookup_precision.py. It also needs an
-n × V matrix: 8.6 GB for 8,192 points.
+rounding. Under bf16 autocast on the unit circle (d = 2, V = 262144) that search finds 373 different codes in
+6,000 lookups (perplexity 147) where the exact one finds 5,917 (perplexity 5,886); in float32 its mean angular
+error is still ten times the exact one's (measured, benchmarks/lookup_precision.py). It also needs an n × V
+matrix: 8.6 GB for 8,192 points.
 
 Every method here returns what a float64 search over all codes returns, argmin_j Σ_i (x_i − c_ji)² with the
 squares added in the order of the channels, and the lowest index where two codes are equally far. Fast methods
@@ -118,9 +118,10 @@ class CodeIndex:
     ) -> None:
         if codes.dim() != 2 or 0 in codes.shape or not codes.is_floating_point():
             raise ValueError(
-                f"codes must be a floating-point (V, d) with V, d >= 1; given {codes.dtype} {tuple(codes.shape)}"
+                f"codes must be a floating-point (V, d) with V, d >= 1; given {codes.dtype}, {tuple(codes.shape)}"
             )
         # Apple's GPU has no float64: such tensors are looked up on the CPU.
+        self._codes_device = codes.device
         self._device = codes.device if codes.device.type in ("cpu", "cuda") else torch.device("cpu")
         self.codebook_size, self.dimension = codes.shape
         self.method = _resolve_method(
@@ -139,12 +140,13 @@ class CodeIndex:
         if points.dim() != 2 or points.shape[1] != self.dimension or not points.is_floating_point():
             raise ValueError(
                 f"points must be a floating-point (n, {self.dimension}), as the codes; "
-                f"given {points.dtype} {tuple(points.shape)}"
+                f"given {points.dtype}, {tuple(points.shape)}"
             )
+        if points.device != self._codes_device:
+            raise ValueError(f"points must be on {self._codes_device}, as the codes; given {points.device}")
         if self._search is None or len(points) == 0:
             return torch.zeros(len(points), dtype=torch.int64, device=points.device)
         with _full_precision(self._device.type):
-            found_on = points.device
             points = points.detach().to(self._device).double()
             finite = points.isfinite().all(dim=1)
             if not finite.all():
@@ -152,7 +154,7 @@ class CodeIndex:
             index = self._search.query(points)
             if self._original is not None:
                 index = self._original[index]
-            return index.masked_fill(~finite, 0).to(found_on)
+            return index.masked_fill(~finite, 0).to(self._codes_device)
 
 
 def _resolve_method(
@@ -355,8 +357,9 @@ class _Sorted:
             settled &= (best < distance[:, 3]) | (place >= count - 2)
         if not settled.all():
             if self._tiles is None:
-                self._tiles = _Tiles(self._codes)
-            index[~settled] = self._tiles.query(points[~settled])
+                self._distinct = self._order.sort().values
+                self._tiles = _Tiles(self._codes[self._distinct])
+            index[~settled] = self._distinct[self._tiles.query(points[~settled])]
         return index
 
     def _beyond(self, points: Tensor, key: Tensor, near: Tensor) -> Tensor:
@@ -446,7 +449,8 @@ class _Tiles:
     def __init__(self, codes: Tensor) -> None:
         count, dimension = codes.shape
         self._codes = codes
-        self._center = codes[:: max(1, count // 1024)].median(dim=0).values
+        sample = codes[:: max(1, count // 1024)]
+        self._center = sample.sort(dim=0).values[len(sample) // 2]
         centered = codes - self._center
         norm = torch.linalg.vector_norm(centered, dim=1)
         self._order = torch.arange(count, device=codes.device)
