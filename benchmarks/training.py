@@ -4,7 +4,7 @@
     python benchmarks/training.py --device cuda       # f8 at 256², batch 16, bf16
 
 "usual" is how the paper's reference works: a second batch and a second pass of the autoencoder, with its graph, for the
-discriminator's step; the discriminator at 518²; channels first; nothing compiled; optimizers that loop over the weights.
+discriminator; its input at 518²; channels first; nothing compiled; optimizers that loop over the weights.
 The others switch to this library's way one thing at a time, each row keeping those above it. All networks have random
 weights; the arithmetic is the same. Rows take turns, so that a change of the machine's speed meets all of them.
 """
