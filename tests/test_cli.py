@@ -246,3 +246,28 @@ def test_the_installed_command_answers(tmp_path: Path) -> None:
         result = subprocess.run([*command, "--version"], capture_output=True, text=True, cwd=tmp_path)
         assert result.stdout.startswith("gsq-lightning 0.")
         assert result.returncode == 0
+
+
+@pytest.mark.parametrize("recipe", ["f8.yaml", "f16.yaml", "f32.yaml"])
+def test_the_papers_recipes_run(recipe: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Two steps with all their networks, small and with random weights, and a validation."""
+    from tests.conftest import write_images
+
+    for split in ("train", "val"):
+        write_images(tmp_path / "images" / split, 4)
+    monkeypatch.chdir(tmp_path)
+    main(
+        [
+            *("fit", "--config", recipe, "--data.root=images", "--data.image_size=64", "--data.global_batch_size=2"),
+            *("--data.num_workers=0", "--model.tokenizer.base_channels=32", "--model.tokenizer.encoder_blocks=1"),
+            *("--model.tokenizer.decoder_blocks=1", "--model.perceptual_loss.weights=random"),
+            *("--model.discriminator.weights=random", "--model.discriminator.input_size=28"),
+            *("--model.metrics.names=[psnr,ssim,codebook,rfd_random]", "--trainer.max_steps=2"),
+            *("--trainer.accelerator=cpu", "--trainer.enable_progress_bar=false"),
+        ]
+    )
+    name = recipe.removesuffix(".yaml")
+    checkpoint = torch.load(tmp_path / f"runs/{name}/version_0/checkpoints/last.ckpt", weights_only=True)
+    assert checkpoint["global_step"] == 2
+    assert {key.split(".")[0] for key in checkpoint["state_dict"]} == {"tokenizer", "ema", "discriminator"}
+    assert checkpoint["state_dict"]["tokenizer.quantizer.codebook"].dtype == torch.float32

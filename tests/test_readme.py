@@ -1,5 +1,6 @@
 """What the README says, done."""
 
+import json
 import re
 from pathlib import Path
 
@@ -79,3 +80,16 @@ def test_the_map_of_the_code_names_what_is_there() -> None:
     assert named <= package
     silent = {"__init__.py", "py.typed", "errors.py", "__pycache__"}
     assert package - named <= silent
+
+
+@pytest.mark.parametrize("notebook", sorted((ROOT / "notebooks").glob("*.ipynb")), ids=lambda path: path.name)
+def test_notebooks_run(notebook: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    pyplot = pytest.importorskip("matplotlib.pyplot", reason="comes with the extra `notebooks`")
+    pyplot.switch_backend("agg")
+    monkeypatch.chdir(tmp_path)
+    names: dict[str, object] = {}
+    for cell in json.loads(notebook.read_text())["cells"]:
+        if cell["cell_type"] == "code":
+            code = "".join(cell["source"]).replace("STEPS = 400", "STEPS = 2")
+            exec(compile(code, notebook.name, "exec"), names)
+    pyplot.close("all")

@@ -84,6 +84,9 @@ class TokenizerModule(LightningModule):
     images and the detached reconstruction. `trainer.global_step` counts generator steps, so that `max_steps` means
     the same with and without a discriminator.
 
+    With several devices the `gsq` command brings the strategy along; in Python give the Trainer
+    `DDPStrategy(find_unused_parameters=True, broadcast_buffers=False)`.
+
     Args:
         tokenizer: what is trained.
         discriminator: its adversary, or none.

@@ -1,0 +1,81 @@
+"""Several processes give what one gives. Real processes, connected by gloo."""
+
+import os
+import socket
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+from torch import distributed, multiprocessing
+
+from gsq_lightning.metrics import CodebookUsage
+from tests.conftest import write_images
+
+
+def free_port() -> int:
+    with socket.socket() as listener:
+        listener.bind(("127.0.0.1", 0))
+        return int(listener.getsockname()[1])
+
+
+def _count_codes(rank: int, world: int, port: int, folder: str) -> None:
+    distributed.init_process_group("gloo", init_method=f"tcp://127.0.0.1:{port}", rank=rank, world_size=world)
+    indices = torch.randint(0, 40, (7, 3, 3, 2), generator=torch.Generator().manual_seed(0))
+    metric = CodebookUsage(codebook_size=50, num_groups=2)
+    for image in indices[rank::world]:  # one process has more than the others
+        metric.update(image)
+    torch.save([*metric.compute(), *metric.compute_per_group()], f"{folder}/{rank}.pt")
+    distributed.destroy_process_group()
+
+
+@pytest.mark.parametrize("world", [2, 3])
+def test_codebook_statistics_are_those_of_one_process(tmp_path: Path, world: int) -> None:
+    multiprocessing.spawn(_count_codes, args=(world, free_port(), str(tmp_path)), nprocs=world)
+    indices = torch.randint(0, 40, (7, 3, 3, 2), generator=torch.Generator().manual_seed(0))
+    metric = CodebookUsage(codebook_size=50, num_groups=2)
+    metric.update(indices)
+    expected = [*metric.compute(), *metric.compute_per_group()]
+    for rank in range(world):
+        for got, want in zip(torch.load(tmp_path / f"{rank}.pt"), expected, strict=True):
+            assert torch.equal(got, want)
+
+
+def fit(folder: Path, devices: int, accumulate: int) -> tuple[dict[str, torch.Tensor], str]:
+    """Trains for four steps on `devices` processes; the weights of the last checkpoint, and what was printed."""
+    command = [
+        *(sys.executable, "-m", "gsq_lightning", "fit", "--config", "quickstart.yaml", "--data=ImageNetDataModule"),
+        *("--data.root=images", "--data.image_size=16", "--data.global_batch_size=8", "--data.num_workers=0"),
+        *("--data.val_batch_size=2", f"--trainer.devices={devices}", f"--model.accumulate_batches={accumulate}"),
+        *("--model.tokenizer.base_channels=8", "--model.tokenizer.channel_multipliers=[1,2]"),
+        *("--model.tokenizer.norm_groups=4", "--model.discriminator.channels=4", "--model.discriminator.num_layers=1"),
+        # batch norm would see other batches on each process
+        *("--model.discriminator.norm=none", "--model.discriminator_start_step=2", "--model.adaptive_weight=true"),
+        *("--trainer.max_steps=4", "--trainer.enable_progress_bar=false", f"--trainer.logger.name={devices}"),
+        *("--model.metrics.names=[psnr,ssim,codebook]", "--trainer.enable_model_summary=false"),
+    ]
+    environment = {**os.environ, "OMP_NUM_THREADS": "1", "MASTER_PORT": str(free_port())}
+    result = subprocess.run(command, cwd=folder, env=environment, capture_output=True, text=True, timeout=240)
+    assert result.returncode == 0, result.stderr[-2000:]
+    (checkpoint,) = folder.glob(f"runs/{devices}/version_0/checkpoints/last.ckpt")
+    state = torch.load(checkpoint, weights_only=True)
+    assert state["global_step"] == 4
+    return state["state_dict"], result.stdout
+
+
+def test_two_processes_train_and_validate_like_one(tmp_path: Path) -> None:
+    """The same global batches, so the same weights, to the order of summation in float32; uneven validation shards."""
+    write_images(tmp_path / "images" / "train", 20)
+    write_images(tmp_path / "images" / "val", 5, seed=1)
+    one, printed_by_one = fit(tmp_path, devices=1, accumulate=1)
+    two, printed_by_two = fit(tmp_path, devices=2, accumulate=2)
+    assert one.keys() == two.keys()
+    for name, value in one.items():
+        torch.testing.assert_close(two[name], value, rtol=0, atol=2e-3, msg=lambda text, name=name: f"{name}: {text}")
+
+    def metric(printed: str, name: str) -> float:
+        return float(next(line for line in printed.splitlines() if name in line).split("  ")[-2].strip(" %"))
+
+    for name in ("PSNR", "SSIM"):
+        assert metric(printed_by_two, name) == pytest.approx(metric(printed_by_one, name), rel=0.02)
