@@ -231,6 +231,20 @@ def test_a_damaged_checkpoint_ends_in_one_line(
     assert "half.ckpt is not a readable checkpoint" in line
 
 
+def test_a_checkpoint_of_a_module_made_in_python_asks_for_its_config(
+    trained: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    checkpoint = torch.load(trained / "checkpoints" / "last.ckpt", weights_only=True)
+    checkpoint["hyper_parameters"] = {"ema_decay": 0.5}
+    torch.save(checkpoint, tmp_path / "python.ckpt")
+    line = error_of(["validate", f"--ckpt_path={tmp_path / 'python.ckpt'}"], capsys)
+    assert "carries no config" in line
+    arguments = ["--config=quickstart.yaml", *TINY, *images(trained.parents[2] / "images")]
+    arguments.append(f"--trainer.default_root_dir={tmp_path}")
+    main(["validate", f"--ckpt_path={tmp_path / 'python.ckpt'}", "--trainer.logger=false", *arguments])
+    assert "PSNR" in capsys.readouterr().out
+
+
 @pytest.mark.parametrize("num_workers", [0, 1])
 def test_an_unreadable_image_is_named(
     trained: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], num_workers: int

@@ -243,7 +243,13 @@ def ordered(arguments: list[str]) -> list[str]:
         needed = recipe if command[0] in ("fit", "weights") else f"--ckpt_path, the checkpoint, or {recipe}"
         raise InputError(f"gsq {command[0]} needs {needed}")
     if checkpoint is not None and checkpoint not in (*SPECIAL_CHECKPOINTS, "null"):
-        configs = ["--config", json.dumps(checkpoint_config(Path(checkpoint), command[0])), *configs]
+        carried = checkpoint_config(Path(checkpoint), command[0])
+        if "tokenizer" not in carried["model"] and not configs:
+            raise InputError(
+                f"{checkpoint} carries no config, as its module was made in Python; give the one that fits with --config, "
+                "or validate it in Python"
+            )
+        configs = ["--config", json.dumps(carried), *configs]
     return command + configs + flags
 
 
