@@ -246,8 +246,8 @@ def ordered(arguments: list[str]) -> list[str]:
         carried = checkpoint_config(Path(checkpoint), command[0])
         if "tokenizer" not in carried["model"] and not configs:
             raise InputError(
-                f"{checkpoint} carries no config, as its module was made in Python; give the one that fits with --config, "
-                "or validate it in Python"
+                f"{checkpoint} carries no config, as its module was made in Python; give the one that fits with "
+                "--config, or validate it in Python"
             )
         configs = ["--config", json.dumps(carried), *configs]
     return command + configs + flags
