@@ -3,6 +3,7 @@
 import copy
 from collections.abc import Callable
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -288,10 +289,10 @@ class _Poison(Callback):
 
 def test_a_step_with_non_finite_gradients_is_skipped(small_tokenizer: Build, tmp_path: Path) -> None:
     module = TokenizerModule(small_tokenizer(), PatchDiscriminator(channels=8, num_layers=1, norm="none"))
-    run = fit(module, tmp_path, max_steps=4, callbacks=[_Poison({1, 2})])
+    run = fit(module, tmp_path, max_steps=4, callbacks=[_Poison({1, 2, 4})])
     assert all(value.isfinite().all() for value in module.state_dict().values())
     assert run.global_step == 4
-    assert run.callback_metrics["train/skipped_steps_tokenizer"] == 2
+    assert run.callback_metrics["train/skipped_steps_tokenizer"] == 3
 
 
 def test_training_that_stays_non_finite_stops(small_tokenizer: Build, tmp_path: Path) -> None:
@@ -566,3 +567,14 @@ def test_both_networks_train_with_every_discriminator(small_tokenizer: Build, tm
     assert judged[-10:, 1].mean() < judged[:3, 1].mean()
     assert judged[-10:, 2:].mean() > 0.5
     assert all(value.isfinite().all() for value in module.state_dict().values())
+
+
+def test_processes_draw_different_augmentations(small_tokenizer: Build, monkeypatch: pytest.MonkeyPatch) -> None:
+    draws = []
+    for rank in range(3):
+        torch.manual_seed(5)
+        module = TokenizerModule(small_tokenizer())
+        monkeypatch.setattr(TokenizerModule, "trainer", SimpleNamespace(world_size=3, global_rank=rank))
+        module.on_fit_start()
+        draws.append(float(torch.rand(1)))
+    assert len(set(draws)) == 3

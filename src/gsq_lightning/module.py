@@ -198,6 +198,7 @@ class TokenizerModule(LightningModule):
         if ema_decay is not None:
             self.ema = AveragedModel(tokenizer, multi_avg_fn=get_ema_multi_avg_fn(ema_decay)).requires_grad_(False)
         self._skipped_in_a_row = {"tokenizer": 0, "discriminator": 0}
+        self._skipped_in_all = {"tokenizer": 0, "discriminator": 0}
         self._image_shape: torch.Size | None = None
 
     @property
@@ -240,6 +241,11 @@ class TokenizerModule(LightningModule):
                 self.tokenizer.decoder.compile()
         if stage in ("fit", "validate", "test"):
             self.load_metrics()
+
+    def on_fit_start(self) -> None:
+        """Parts the random streams of the processes: seeded alike, all would augment and drop out alike."""
+        if self.trainer.world_size > 1:
+            torch.manual_seed(torch.initial_seed() + self.trainer.global_rank)
 
     def load_training_networks(self) -> None:
         """Gets ready what only training looks through. Raises InputError where weights are not to be had."""
@@ -391,8 +397,9 @@ class TokenizerModule(LightningModule):
             self._skipped_in_a_row[name] = 0
             return True
         self._skipped_in_a_row[name] += 1
+        self._skipped_in_all[name] += 1
+        self._log_training({f"skipped_steps_{name}": torch.tensor(float(self._skipped_in_all[name]))})
         skipped = self._skipped_in_a_row[name]
-        self._log_training({f"skipped_steps_{name}": torch.tensor(float(skipped))})
         if skipped >= self.max_skipped_steps:
             raise TrainingDiverged(
                 f"the gradients of the {name} were not finite {skipped} times in a row, last at step "
