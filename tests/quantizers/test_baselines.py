@@ -175,7 +175,7 @@ def test_residual_levels_leave_less_and_less() -> None:
 
 def test_simvq_codebook_is_the_frozen_one_times_the_matrix() -> None:
     quantizer = SimVQ(3, 40)
-    frozen, matrix = quantizer.library.frozen_codebook, quantizer.library.code_transform.weight
+    frozen, matrix = quantizer.wrapped.frozen_codebook, quantizer.wrapped.code_transform.weight
     codes = torch.stack([torch.stack([row @ code for row in matrix]) for code in frozen])
     latent = latent_for(quantizer)
     points = latent.permute(0, 2, 3, 1)
@@ -185,7 +185,7 @@ def test_simvq_codebook_is_the_frozen_one_times_the_matrix() -> None:
     torch.testing.assert_close(output.quantized, codes[nearest].permute(0, 3, 1, 2))
     squares = (points - codes[nearest]).square().mean().item()
     assert output.loss.item() == pytest.approx(1.25 * squares, rel=1e-5)
-    assert [name for name, _ in quantizer.named_parameters()] == ["library.code_transform.weight"]
+    assert [name for name, _ in quantizer.named_parameters()] == ["wrapped.code_transform.weight"]
 
 
 @pytest.mark.parametrize(
@@ -283,7 +283,7 @@ def test_entropies_are_those_over_all_codes(make: type[LFQ], size: int, groups: 
 def test_same_as_the_library_in_evaluation(make: Callable[[], Quantizer]) -> None:
     quantizer = make().eval()
     latent = 0.3 * latent_for(quantizer)
-    library = quantizer.library
+    library = quantizer.wrapped
     if isinstance(quantizer, FSQ):
         library = vector_quantize_pytorch.FSQ(quantizer.levels, num_codebooks=quantizer.num_groups).eval()
     vectors = isinstance(quantizer, (ResidualVQ, SimVQ))

@@ -29,7 +29,7 @@ from torch.nn import functional as F
 
 from gsq_lightning.errors import InputError
 from gsq_lightning.quantizers.gradients import straight_through
-from gsq_lightning.quantizers.lookup import _full_precision, nearest_code
+from gsq_lightning.quantizers.lookup import full_precision, nearest_code
 from gsq_lightning.quantizers.quantizer import Quantizer, QuantizerOutput
 from gsq_lightning.quantizers.spherical import normalize
 
@@ -41,37 +41,22 @@ class _LibraryQuantizer(Quantizer):
     """What all wrappers share: the value of a latent is the code of its indices; float32 whatever the module's type."""
 
     def __init__(self, library: nn.Module, latent_channels: int, codebook_size: int, num_groups: int) -> None:
-        super().__init__()
-        self.library: Any = library.eval()
-        self._latent_channels = latent_channels
-        self._codebook_size = codebook_size
-        self._num_groups = num_groups
-
-    @property
-    def codebook_size(self) -> int:
-        return self._codebook_size
-
-    @property
-    def num_groups(self) -> int:
-        return self._num_groups
-
-    @property
-    def latent_channels(self) -> int:
-        return self._latent_channels
+        super().__init__(latent_channels, codebook_size, num_groups)
+        self.wrapped: Any = library.eval()
 
     def train(self, mode: bool = True) -> Self:
         """As every module's, but the library's part stays in eval mode, where it maps and does nothing else."""
         super().train(mode)
-        self.library.eval()
+        self.wrapped.eval()
         return self
 
     @torch.no_grad()
     def latent_to_indices(self, latent: Tensor) -> Tensor:
-        with _full_precision(latent.device.type):
+        with full_precision(latent.device.type):
             return self._search(latent.float())
 
     def indices_to_quantized(self, indices: Tensor) -> Tensor:
-        with _full_precision(indices.device.type):
+        with full_precision(indices.device.type):
             return self._decode(indices)
 
     @abstractmethod
@@ -109,7 +94,7 @@ class _CodebookQuantizer(_LibraryQuantizer):
         """(V, D) of each level, with gradients."""
 
     def forward(self, latent: Tensor) -> QuantizerOutput:
-        with _full_precision(latent.device.type):
+        with full_precision(latent.device.type):
             latent = latent.float()
             found, codebook_losses, commitment_losses = [], [], []
             for residual, index, code in self._levels(latent):
@@ -181,7 +166,7 @@ class ResidualVQ(_CodebookQuantizer):
 
     @property
     def codebooks(self) -> list[Tensor]:
-        return [level.codebook for level in self.library.layers]
+        return [level.codebook for level in self.wrapped.layers]
 
 
 class SimVQ(_CodebookQuantizer):
@@ -209,7 +194,7 @@ class SimVQ(_CodebookQuantizer):
     @property
     def codebooks(self) -> list[Tensor]:
         # always the whole of it: the bits of a matrix product can depend on how many rows it has
-        return [self.library.codebook]
+        return [self.wrapped.codebook]
 
 
 class FSQ(_LibraryQuantizer):
@@ -254,14 +239,14 @@ class FSQ(_LibraryQuantizer):
         self.register_buffer("_place_values", torch.tensor(place_values), persistent=False)
 
     def forward(self, latent: Tensor) -> QuantizerOutput:
-        with _full_precision(latent.device.type):
-            rounded = self.library(latent.float())[0]
+        with full_precision(latent.device.type):
+            rounded = self.wrapped(latent.float())[0]
             indices = self._count(rounded, latent)
             quantized = straight_through(rounded, self._decode(indices))
             return QuantizerOutput(quantized, indices, loss=quantized.new_zeros(()), terms={})
 
     def _search(self, latent: Tensor) -> Tensor:
-        return self._count(self.library(latent)[0], latent)
+        return self._count(self.wrapped(latent)[0], latent)
 
     @torch.no_grad()
     def _count(self, rounded: Tensor, latent: Tensor) -> Tensor:
@@ -272,7 +257,7 @@ class FSQ(_LibraryQuantizer):
         return indices.masked_fill(~self._split(latent).isfinite().all(dim=-1), 0)
 
     def _decode(self, indices: Tensor) -> Tensor:
-        return self.library.indices_to_codes(indices).float().contiguous()
+        return self.wrapped.indices_to_codes(indices).float().contiguous()
 
 
 class LFQ(_LibraryQuantizer):
@@ -338,7 +323,7 @@ class LFQ(_LibraryQuantizer):
         self._magnitude = bits**-0.5 if self._spherical else 1.0  # of each channel of a code
 
     def forward(self, latent: Tensor) -> QuantizerOutput:
-        with _full_precision(latent.device.type):
+        with full_precision(latent.device.type):
             points = self._points(latent.float())
             indices = self._signs(points)
             codes = self._decode(indices)
@@ -366,11 +351,11 @@ class LFQ(_LibraryQuantizer):
     @torch.no_grad()
     def _signs(self, points: Tensor) -> Tensor:
         """(B, D, h, w) → (B, h, w, G): bit 1 above 0; the first channel counts most."""
-        indices = self.library(points)[1]
+        indices = self.wrapped(points)[1]
         return indices.masked_fill(~self._split(points).isfinite().all(dim=-1), 0)
 
     def _decode(self, indices: Tensor) -> Tensor:
-        return self.library.indices_to_codes(indices).float().contiguous()
+        return self.wrapped.indices_to_codes(indices).float().contiguous()
 
     def _entropies(self, points: Tensor) -> tuple[Tensor, Tensor]:
         """E[H(p)] and H(E[p]) in nats, mean of the groups."""

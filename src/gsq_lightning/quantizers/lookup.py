@@ -127,7 +127,7 @@ class CodeIndex:
         self.method = _resolve_method(
             method, self.dimension, self.codebook_size, num_points, self._device.type, unit_norm
         )
-        with torch.no_grad(), _full_precision(self._device.type):
+        with torch.no_grad(), full_precision(self._device.type):
             codes = codes.detach().to(self._device).double()
             self._original = _searchable(codes, self.method, generator)
             self._codes = codes if self._original is None else codes[self._original]
@@ -146,7 +146,7 @@ class CodeIndex:
             raise ValueError(f"points must be on {self._codes_device}, as the codes; given {points.device}")
         if self._search is None or len(points) == 0:
             return torch.zeros(len(points), dtype=torch.int64, device=points.device)
-        with _full_precision(self._device.type):
+        with full_precision(self._device.type):
             points = points.detach().to(self._device).double()
             finite = points.isfinite().all(dim=1)
             if not finite.all():
@@ -191,7 +191,7 @@ def _build(codes: Tensor, method: str) -> _Search:
 
 
 @contextmanager
-def _full_precision(device_type: str) -> Iterator[None]:
+def full_precision(device_type: str) -> Iterator[None]:
     """Neither autocast nor TF32 or bf16 inside float32 products, whatever the caller has switched on."""
     with torch.autocast(device_type, enabled=False):
         if not hasattr(torch.backends.cuda.matmul, "fp32_precision"):  # torch < 2.9
@@ -478,13 +478,12 @@ class _Tiles:
         index = torch.empty(len(points), dtype=torch.int64, device=points.device)
         # Taken once: fresh pages for each block would cost as much as the products.
         scores = self._scaled.new_empty(min(self._columns, len(self._scaled)), self._rows)
-        least = self._scaled.new_empty(len(self._scaled) // self.TILE, self._rows)
         for start in range(0, len(points), self._batch):
             batch = slice(start, start + self._batch)
-            index[batch] = self._nearest(points[batch], scores, least)
+            index[batch] = self._nearest(points[batch], scores)
         return index
 
-    def _nearest(self, points: Tensor, scores: Tensor, minima: Tensor) -> Tensor:
+    def _nearest(self, points: Tensor, scores: Tensor) -> Tensor:
         dimension = points.shape[1]
         shifted = (points - self._center) * self._scale
         norm = torch.linalg.vector_norm(shifted, dim=1)
@@ -497,83 +496,79 @@ class _Tiles:
         slack = torch.where(near, slack, 0).float()
         norm = torch.where(near, norm, 0).float()
 
-        index = torch.empty(len(points), dtype=torch.int64, device=points.device)
-        ceiling = torch.empty_like(slack)
-        rows, tiles = [], []
+        best = _Best(points, self._codes)
         hard = ~near
         for start in range(0, len(points), self._rows):
             block = slice(start, min(start + self._rows, len(points)))
-            least = self._tile_minima(scaled[block], scores, minima)
-            error = self._error(norm[block], self._radius[:, None], dimension)
-            ceiling[block] = (least + error).amin(dim=0) + slack[block]
-            tile, row = (least <= ceiling[block] + error).nonzero(as_tuple=True)
-            hard[block] |= row.bincount(minlength=len(least[0])) > max(64, len(least) // 8)
-            row = row + start
-            rows.append(row[~hard[row]])
-            tiles.append(tile[~hard[row]])
-        self._settle(index, points, scaled, norm, ceiling, torch.cat(rows), torch.cat(tiles))
+            row, code, too_many = self._in_question(scaled[block], norm[block], slack[block], scores)
+            hard[block] |= too_many
+            best.offer(row + start, self._order[code])
+        index = best.index()
         if hard.any():
             if self._last_resort is None:
                 self._last_resort = _LastResort(self._codes)
             index[hard] = self._last_resort.query(points[hard])
         return index
 
-    def _error(self, norm: Tensor, radius: Tensor, dimension: int) -> Tensor:
-        return ((dimension + 16) * FLOAT32_ROUNDING) * (norm + radius / 2) * radius
-
-    def _tile_minima(self, scaled: Tensor, scores: Tensor, minima: Tensor) -> Tensor:
-        """(tiles, rows): the lowest float32 score in each tile, written to `minima` by way of `scores`."""
-        count = len(scaled)
-        least = minima.view(-1)[: len(minima) * count].view(-1, count)
+    def _in_question(
+        self, scaled: Tensor, norm: Tensor, slack: Tensor, scores: Tensor
+    ) -> tuple[Tensor, Tensor, Tensor]:
+        """Pairs (row, place in the sorted codes) that hold the nearest code of every row, and which rows have
+        too many to hold them all."""
+        rows = len(scaled)
+        ceiling = torch.full_like(slack, torch.inf)  # the nearest code's true score lies below
+        tiles_open = torch.zeros(rows, dtype=torch.int64, device=scaled.device)
+        limit = max(64, len(self._scaled) // self.TILE // 8)
+        found: list[tuple[Tensor, Tensor, Tensor]] = []
         for start in range(0, len(self._scaled), self._columns):
             block = self._scaled[start : start + self._columns]
-            score = scores.view(-1)[: len(block) * count].view(-1, count)
-            torch.mm(block, scaled.t(), out=score)
-            tile = slice(start // self.TILE, (start + len(block)) // self.TILE)
-            torch.amin(score.view(-1, self.TILE, count), dim=1, out=least[tile])
-        return least
+            score = torch.mm(block, scaled.t(), out=scores.view(-1)[: len(block) * rows].view(-1, rows))
+            by_tile = score.view(-1, self.TILE, rows)
+            least = by_tile.amin(dim=1)
+            first = start // self.TILE
+            radius = self._radius if len(self._radius) == 1 else self._radius[first : first + len(least)]
+            error = self._error(norm, radius[:, None])
+            ceiling = torch.minimum(ceiling, (least + error).amin(dim=0) + slack)
+            tile, row = (least <= ceiling + error).nonzero(as_tuple=True)
+            tiles_open += row.bincount(minlength=rows)
+            if len(row) > rows:
+                few = tiles_open[row] <= limit
+                tile, row = tile[few], row[few]
+            lowest = by_tile[tile, :, row] - error[0 if len(error) == 1 else tile, row][:, None]
+            pair, place = (lowest <= ceiling[row, None]).nonzero(as_tuple=True)
+            found.append((row[pair], tile[pair] * self.TILE + (place + start), lowest[pair, place]))
+        row, code, lowest = (torch.cat(parts) for parts in zip(*found, strict=True))
+        too_many = tiles_open > limit
+        kept = (lowest <= ceiling[row]) & ~too_many[row]
+        return row[kept], code[kept], too_many
 
-    def _settle(
-        self,
-        index: Tensor,
-        points: Tensor,
-        scaled: Tensor,
-        norm: Tensor,
-        ceiling: Tensor,
-        rows: Tensor,
-        tiles: Tensor,
-    ) -> None:
-        """Writes to `index` the nearest code of each point in `rows`, from all (row, tile) in question."""
-        dimension = points.shape[1]
-        by_tile = self._scaled.view(-1, self.TILE * (dimension + 1))
-        tiles_open = rows.bincount(minlength=len(points))
-        best = torch.full((len(points),), torch.inf, dtype=torch.float64, device=points.device)
-        step = max(1, 2**20 // by_tile.shape[1])
-        contested: list[tuple[Tensor, Tensor]] = []
-        for start in range(0, len(rows), step):
-            row, tile = rows[start : start + step], tiles[start : start + step]
-            candidates = by_tile.index_select(0, tile).view(-1, self.TILE, dimension + 1)
-            score = torch.bmm(candidates, scaled[row, :, None])[:, :, 0]
-            radius = self._radius if len(self._radius) == 1 else self._radius[tile]
-            limit = ceiling[row] + self._error(norm[row], radius, dimension)
-            pair, place = (score <= limit[:, None]).nonzero(as_tuple=True)
-            row, code = row[pair], self._order[tile[pair] * self.TILE + place]
-            alone = (tiles_open[row] == 1) & (pair.bincount(minlength=len(tile))[pair] == 1)
-            index[row[alone]] = code[alone]
-            contested.append((row[~alone], code[~alone]))
-            if sum(len(row) for row, _ in contested) > 2**16:
-                self._compare(index, best, points, contested)
-                contested = []
-        self._compare(index, best, points, contested)
+    def _error(self, norm: Tensor, radius: Tensor) -> Tensor:
+        return ((self._codes.shape[1] + 16) * FLOAT32_ROUNDING) * (norm + radius / 2) * radius
 
-    def _compare(self, index: Tensor, best: Tensor, points: Tensor, contested: list[tuple[Tensor, Tensor]]) -> None:
-        """Improves `index` and its squared distance `best` by pairs (row, code), in float64."""
-        if not contested:
-            return
-        row, code = (torch.cat(parts) for parts in zip(*contested, strict=True))
-        distance = squared_distance(points[row], self._codes[code])
-        closest = best.scatter_reduce(0, row, distance, "amin")
-        index[row[closest[row] < best[row]]] = len(self._codes)
-        best.copy_(closest)
+
+class _Best:
+    """The nearest of the codes offered to each of n points; float64 only where several are."""
+
+    def __init__(self, points: Tensor, codes: Tensor) -> None:
+        self._points, self._codes = points, codes
+        self._distance = torch.full((len(points),), torch.inf, dtype=torch.float64, device=points.device)
+        self._index = torch.full((len(points),), len(codes), device=points.device)
+
+    def offer(self, row: Tensor, code: Tensor) -> None:
+        """All the codes for these rows at once: pairs (row, code)."""
+        alone = row.bincount(minlength=len(self._points))[row] == 1
+        self._index[row[alone]] = code[alone]
+        row, code = row[~alone], code[~alone]
+        for start in range(0, len(row), 2**18):
+            self._compare(row[start : start + 2**18], code[start : start + 2**18])
+
+    def _compare(self, row: Tensor, code: Tensor) -> None:
+        distance = squared_distance(self._points[row], self._codes[code])
+        closest = self._distance.scatter_reduce(0, row, distance, "amin")
+        self._index[row[closest[row] < self._distance[row]]] = len(self._codes)
+        self._distance = closest
         code = torch.where(distance == closest[row], code, len(self._codes))
-        index.scatter_reduce_(0, row, code, "amin")
+        self._index.scatter_reduce_(0, row, code, "amin")
+
+    def index(self) -> Tensor:
+        return self._index

@@ -30,22 +30,33 @@ class Quantizer(nn.Module, ABC):
     For every quantizer, `indices_to_quantized(forward(latent).indices)` equals `forward(latent).quantized` to the
     bit. A subclass keeps each constructor argument as an attribute of the same name, so that `arguments` can
     rebuild it.
+
+    Args:
+        latent_channels: D.
+        codebook_size: V.
+        num_groups: G.
     """
 
+    def __init__(self, latent_channels: int, codebook_size: int, num_groups: int) -> None:
+        super().__init__()
+        self._latent_channels = latent_channels
+        self._codebook_size = codebook_size
+        self._num_groups = num_groups
+
     @property
-    @abstractmethod
     def codebook_size(self) -> int:
         """V: an index is in [0, V)."""
+        return self._codebook_size
 
     @property
-    @abstractmethod
     def num_groups(self) -> int:
         """G: indices per position."""
+        return self._num_groups
 
     @property
-    @abstractmethod
     def latent_channels(self) -> int:
         """D: channels of the latent and of the quantized latent."""
+        return self._latent_channels
 
     @abstractmethod
     def forward(self, latent: Tensor) -> QuantizerOutput:

@@ -77,7 +77,7 @@ class GroupedSphericalQuantizer(Quantizer):
         tie_break_seed: int | None = None,
         lookup_method: Method = "auto",
     ) -> None:
-        super().__init__()
+        super().__init__(latent_channels, codebook_size, num_groups)
         for name, size in (
             ("latent_channels", latent_channels),
             ("codebook_size", codebook_size),
@@ -100,9 +100,6 @@ class GroupedSphericalQuantizer(Quantizer):
                 raise InputError(f"{name} is {weight}; it must be at least 0")
         if project_codes and normalization != "l2":
             raise InputError(f'project_codes needs normalization "l2", which has a sphere; it is "{normalization}"')
-        self._latent_channels = latent_channels
-        self._codebook_size = codebook_size
-        self._num_groups = num_groups
         self.normalization: Normalization = normalization
         self.init: Initialization = init
         self.commitment_weight = commitment_weight
@@ -125,18 +122,6 @@ class GroupedSphericalQuantizer(Quantizer):
         self.codebook = nn.Parameter(torch.empty(shape))
         self._indexed: list[tuple[Tensor, CodeIndex]] = []  # of each codebook, from evaluation to evaluation
         self.reset_codebook()
-
-    @property
-    def codebook_size(self) -> int:
-        return self._codebook_size
-
-    @property
-    def num_groups(self) -> int:
-        return self._num_groups
-
-    @property
-    def latent_channels(self) -> int:
-        return self._latent_channels
 
     @property
     def group_channels(self) -> int:
