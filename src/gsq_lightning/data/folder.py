@@ -5,6 +5,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Literal
 
+import numpy as np
 import torch
 from PIL import Image
 from torch import Tensor
@@ -15,6 +16,9 @@ from gsq_lightning.data.sampler import SampleKey, sample_generator
 from gsq_lightning.errors import InputError
 
 IMAGE_SUFFIXES = frozenset({".jpg", ".jpeg", ".png", ".webp", ".bmp", ".ppm", ".tif", ".tiff", ".gif"})
+
+# what Pillow raises for damaged files, files that are no images, and images of absurd size
+UNREADABLE = (OSError, ValueError, SyntaxError, EOFError, Image.DecompressionBombError)
 
 OnError = Literal["raise", "skip"]
 Transform = Callable[[Image.Image, torch.Generator], Tensor]
@@ -69,7 +73,7 @@ class FolderImages(Dataset[Sample | UnreadableImage]):
         path = self.root / relative
         try:
             return read_image(path)
-        except (OSError, ValueError, SyntaxError, Image.DecompressionBombError) as error:
+        except UNREADABLE as error:
             if self.on_error == "raise":
                 raise InputError(
                     f"{path} cannot be read as an image: {error}. Remove or repair it, or set on_error to skip to "
@@ -95,6 +99,15 @@ def find_images(root: Path) -> list[str]:
 
 
 def read_image(path: Path) -> Image.Image:
-    """The decoded image in RGB, its EXIF orientation ignored as ImageNet's users do. Raises where it is damaged."""
+    """The decoded image in RGB, by its content whatever its name; of an animation the first picture.
+
+    Transparency is dropped and the EXIF orientation ignored, as ImageNet's users do; 16 bits become 8.
+
+    Raises:
+        OSError, ValueError, SyntaxError, Image.DecompressionBombError: where it is damaged, no image, or huge.
+    """
     with Image.open(path) as image:
+        if image.mode.startswith("I"):  # 16-bit gray, which Pillow would cut off at 255
+            eight_bits = np.asarray(image).astype(np.int64) // 257
+            return Image.fromarray(eight_bits.clip(0, 255).astype(np.uint8)).convert("RGB")
         return image.convert("RGB")

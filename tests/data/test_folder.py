@@ -1,0 +1,107 @@
+"""Odd files that folders of images hold: decoded right, or named."""
+
+import io
+import struct
+import zlib
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from gsq_lightning import InputError
+from gsq_lightning.data.batch import UnreadableImage
+from gsq_lightning.data.folder import FolderImages, find_images, read_image
+from gsq_lightning.data.sampler import SampleKey
+from gsq_lightning.data.transforms import ResizeAndCrop
+
+PIXELS = np.random.default_rng(0).integers(0, 256, (12, 16, 3), dtype=np.uint8)
+
+
+def rgb(path: Path) -> np.ndarray:
+    return np.asarray(read_image(path))
+
+
+def test_gray_palette_and_transparent_images(tmp_path: Path) -> None:
+    Image.fromarray(PIXELS[..., 0]).save(tmp_path / "gray.png")
+    np.testing.assert_array_equal(rgb(tmp_path / "gray.png"), PIXELS[..., :1].repeat(3, axis=2))
+
+    Image.fromarray(np.dstack([PIXELS, PIXELS[..., 0]])).save(tmp_path / "rgba.png")
+    np.testing.assert_array_equal(rgb(tmp_path / "rgba.png"), PIXELS)
+
+    palette = Image.fromarray(PIXELS // 128 * 255).quantize(8)
+    palette.save(tmp_path / "palette.png")
+    np.testing.assert_array_equal(rgb(tmp_path / "palette.png"), np.asarray(palette.convert("RGB")))
+
+
+def test_cmyk_jpeg(tmp_path: Path) -> None:
+    flat = np.full((16, 16, 3), (200, 40, 90), dtype=np.uint8)
+    Image.fromarray(flat).convert("CMYK").save(tmp_path / "cmyk.jpg", quality=100)
+    assert np.abs(rgb(tmp_path / "cmyk.jpg").astype(int) - flat).max() <= 3
+
+
+def test_sixteen_bit_png_under_a_jpegs_name(tmp_path: Path) -> None:
+    deep = PIXELS[..., 0].astype(np.uint16) * 257
+    Image.fromarray(deep).save(tmp_path / "deep.png")
+    (tmp_path / "deep.png").rename(tmp_path / "deep.JPEG")
+    np.testing.assert_array_equal(rgb(tmp_path / "deep.JPEG"), PIXELS[..., :1].repeat(3, axis=2))
+
+
+def test_the_first_picture_of_an_animation(tmp_path: Path) -> None:
+    pictures = [Image.fromarray(np.full((8, 8, 3), value, dtype=np.uint8)) for value in (10, 200)]
+    pictures[0].save(tmp_path / "moving.gif", save_all=True, append_images=pictures[1:])
+    assert rgb(tmp_path / "moving.gif").max() == 10
+
+
+def test_broken_exif_does_not_matter(tmp_path: Path) -> None:
+    buffer = io.BytesIO()
+    Image.fromarray(PIXELS).save(buffer, "JPEG", quality=95)
+    whole = buffer.getvalue()
+    broken = b"Exif\x00\x00MM\x00*\xff\xff\xff\xff garbage"
+    segment = b"\xff\xe1" + struct.pack(">H", len(broken) + 2) + broken
+    (tmp_path / "exif.jpg").write_bytes(whole[:2] + segment + whole[2:])
+    (tmp_path / "plain.jpg").write_bytes(whole)
+    np.testing.assert_array_equal(rgb(tmp_path / "exif.jpg"), rgb(tmp_path / "plain.jpg"))
+
+
+def bomb() -> bytes:
+    """A PNG of 60,000 × 60,000 pixels in a few bytes."""
+
+    def chunk(kind: bytes, content: bytes) -> bytes:
+        return struct.pack(">I", len(content)) + kind + content + struct.pack(">I", zlib.crc32(kind + content))
+
+    header = struct.pack(">IIBBBBB", 60_000, 60_000, 8, 2, 0, 0, 0)
+    return b"\x89PNG\r\n\x1a\n" + chunk(b"IHDR", header) + chunk(b"IDAT", zlib.compress(b"")) + chunk(b"IEND", b"")
+
+
+def truncated() -> bytes:
+    buffer = io.BytesIO()
+    Image.fromarray(PIXELS.repeat(20, axis=0).repeat(20, axis=1)).save(buffer, "JPEG")
+    return buffer.getvalue()[: len(buffer.getvalue()) // 2]
+
+
+@pytest.mark.parametrize(
+    "content", [b"", b"no picture", truncated(), bomb()], ids=["empty", "text", "truncated", "bomb"]
+)
+def test_what_cannot_be_decoded_is_named_or_skipped(tmp_path: Path, content: bytes) -> None:
+    (tmp_path / "odd name 猫.jpg").write_bytes(content)
+    with pytest.raises(InputError, match=r"odd name 猫.jpg cannot be read as an image"):
+        FolderImages(tmp_path, ResizeAndCrop(8, 8))[SampleKey(0, 0)]
+    skipped = FolderImages(tmp_path, ResizeAndCrop(8, 8), on_error="skip")[SampleKey(0, 0)]
+    assert isinstance(skipped, UnreadableImage)
+    assert skipped.path.endswith("odd name 猫.jpg")
+
+
+def test_a_file_that_vanished_is_named_or_skipped(tmp_path: Path) -> None:
+    Image.fromarray(PIXELS).save(tmp_path / "here.png")
+    images = FolderImages(tmp_path, ResizeAndCrop(8, 8), on_error="skip")
+    (tmp_path / "here.png").unlink()
+    assert isinstance(images[SampleKey(0, 0)], UnreadableImage)
+
+
+def test_other_files_are_passed_over(tmp_path: Path) -> None:
+    Image.fromarray(PIXELS).save(tmp_path / "b.PNG")
+    (tmp_path / "notes.txt").write_text("no image")
+    (tmp_path / "deep" / "er").mkdir(parents=True)
+    Image.fromarray(PIXELS).save(tmp_path / "deep" / "er" / "a.jpg")
+    assert find_images(tmp_path) == ["b.PNG", "deep/er/a.jpg"]
