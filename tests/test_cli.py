@@ -285,3 +285,37 @@ def test_the_papers_recipes_run(recipe: str, tmp_path: Path, monkeypatch: pytest
     assert checkpoint["global_step"] == 2
     assert {key.split(".")[0] for key in checkpoint["state_dict"]} == {"tokenizer", "ema", "discriminator"}
     assert checkpoint["state_dict"]["tokenizer.quantizer.codebook"].dtype == torch.float32
+
+
+@pytest.mark.parametrize("stop", [2, 3, 5])
+@pytest.mark.parametrize("discriminator", ["PatchDiscriminator", "none"])
+def test_a_resumed_run_ends_with_the_weights_of_an_undisturbed_one(
+    stop: int, discriminator: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """To the bit, on the CPU: stopped within and at the end of an epoch of three steps, before and after D starts."""
+    from tests.conftest import write_images
+
+    write_images(tmp_path / "images" / "train", 13)
+    write_images(tmp_path / "images" / "val", 2)
+    monkeypatch.chdir(tmp_path)
+    fit = ["fit", "--config", "quickstart.yaml", *TINY, *images(Path("images")), "--model.discriminator_start_step=3"]
+    fit += [
+        "--data.crop=random",
+        "--data.flip=true",
+        "--checkpoint.keep_all=true",
+        "--checkpoint.every_n_train_steps=1",
+    ]
+    if discriminator == "none":
+        fit.append("--model.discriminator=null")
+    main([*fit, "--trainer.max_steps=7"])
+    checkpoints = Path("runs/quickstart/version_0/checkpoints")
+    main([*fit, "--trainer.max_steps=7", f"--ckpt_path={checkpoints / f'step={stop}.ckpt'}"])
+    whole = torch.load(checkpoints / "last.ckpt", weights_only=True)
+    resumed = torch.load("runs/quickstart/version_1/checkpoints/last.ckpt", weights_only=True)
+    assert resumed["global_step"] == whole["global_step"] == 7
+    for name, value in whole["state_dict"].items():
+        assert torch.equal(resumed["state_dict"][name], value), name
+    for ours, theirs in zip(resumed["optimizer_states"], whole["optimizer_states"], strict=True):
+        for key, state in theirs["state"].items():
+            for name, value in state.items():
+                assert torch.equal(torch.as_tensor(ours["state"][key][name]), torch.as_tensor(value)), name
