@@ -272,6 +272,7 @@ def test_every_loss_term_is_logged(small_tokenizer: Build, tmp_path: Path) -> No
     run.fit(module, DataLoader(images(size=32), batch_size=2))  # type: ignore[arg-type]
     expected = {f"train/loss_{name}" for name in ("reconstruction", "perceptual", "adversarial", "quantizer")}
     expected |= {"train/loss_discriminator", "train/loss_tokenizer", "train/quantizer_commitment"}
+    expected |= {f"train/{name}_{side}" for name in ("logits", "accuracy") for side in ("real", "fake")}
     assert expected <= set(run.callback_metrics)
     assert all(run.callback_metrics[name].isfinite() for name in expected)
 
