@@ -141,9 +141,9 @@ def _cached(url: str, purpose: str, option: str) -> Path:
     if not path.is_file():
         if not _reachable(url):
             raise InputError(
-                f"{purpose} needs {_name(url)}, which is not in {path.parent}, and there is no network to fetch it. "
-                f"On a machine with network: curl -L --create-dirs -o {path} {url}; or set {option} to the path "
-                "of that file."
+                f"{purpose} needs {_name(url)}, which is not in {path.parent}, and {_host(url)} does not answer within "
+                f"{NETWORK_TIMEOUT} s. On a machine with network: curl -L --create-dirs -o {path} {url}; or set {option} "
+                "to the path of that file."
             )
         path.parent.mkdir(parents=True, exist_ok=True)
         part = path.with_name(f"{path.name}.{os.getpid()}.part")
@@ -164,9 +164,9 @@ def _cached_from_hub(repository: str, purpose: str, option: str) -> Path:
     # asked before the Hub's own client is, which would retry for most of a minute
     if constants.HF_HUB_OFFLINE or not _reachable(hf_hub_url(repository, HUB_FILE)):
         raise InputError(
-            f"{purpose} needs {HUB_FILE} of {repository}, which is not in {constants.HF_HUB_CACHE}, and there is no "
-            f"network to fetch it. On a machine with network: hf download {repository} {HUB_FILE}; or set {option} to "
-            "the path of that file."
+            f"{purpose} needs {HUB_FILE} of {repository}, which is not in {constants.HF_HUB_CACHE}, and the Hub does "
+            f"not answer within {NETWORK_TIMEOUT} s. On a machine with network: hf download {repository} {HUB_FILE}; "
+            f"or set {option} to the path of that file."
         )
     try:
         return Path(hf_hub_download(repository, HUB_FILE))
@@ -177,6 +177,10 @@ def _cached_from_hub(repository: str, purpose: str, option: str) -> Path:
 
 def _name(url: str) -> str:
     return url.rsplit("/", 1)[-1]
+
+
+def _host(url: str) -> str:
+    return url.split("/")[2]
 
 
 def _reachable(url: str) -> bool:
