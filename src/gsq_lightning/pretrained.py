@@ -142,8 +142,8 @@ def _cached(url: str, purpose: str, option: str) -> Path:
         if not _reachable(url):
             raise InputError(
                 f"{purpose} needs {_name(url)}, which is not in {path.parent}, and {_host(url)} does not answer within "
-                f"{NETWORK_TIMEOUT} s. On a machine with network: curl -L --create-dirs -o {path} {url}; or set {option} "
-                "to the path of that file."
+                f"{NETWORK_TIMEOUT} s. On a machine with network: curl -L --create-dirs -o {path} {url}; or set "
+                f"{option} to the path of that file."
             )
         path.parent.mkdir(parents=True, exist_ok=True)
         part = path.with_name(f"{path.name}.{os.getpid()}.part")

@@ -471,13 +471,15 @@ class _Tiles:
         self._radius = radius.float() * (1 + 1e-6)  # (1,) or (tiles,)
         self._offset = (codes.abs().amax() + self._center.abs().amax()) * self._scale * dimension**0.5
         self._last_resort: _LastResort | None = None
-        on_cpu = codes.device.type == "cpu"
-        self._rows, self._columns, self._batch = (256, 8192, 2048) if on_cpu else (2048, 16384, 8192)
+        # A block of scores is 8 MiB on the CPU, for its caches; few codes get many rows, for fewer steps.
+        self._batch, pairs = (2048, 2**21) if codes.device.type == "cpu" else (8192, 2**25)
+        self._columns = min(4096, len(scaled))
+        self._rows = min(pairs // self._columns, self._batch)
 
     def query(self, points: Tensor) -> Tensor:
         index = torch.empty(len(points), dtype=torch.int64, device=points.device)
         # Taken once: fresh pages for each block would cost as much as the products.
-        scores = self._scaled.new_empty(min(self._columns, len(self._scaled)), self._rows)
+        scores = self._scaled.new_empty(self._columns, self._rows)
         for start in range(0, len(points), self._batch):
             batch = slice(start, start + self._batch)
             index[batch] = self._nearest(points[batch], scores)
