@@ -12,6 +12,7 @@ PACKAGE = Path(__file__).parents[1] / "src" / "gsq_lightning"
 # what each part may import from this package, besides itself
 MAY_IMPORT = {
     "errors": set(),
+    "cache": set(),
     "pretrained": {"errors"},
     "networks": {"errors"},
     "quantizers": {"errors"},
@@ -19,7 +20,7 @@ MAY_IMPORT = {
     "discriminators": {"errors", "pretrained", "vision"},
     "losses": {"errors", "pretrained", "vision"},
     "metrics": {"errors", "pretrained"},
-    "data": {"errors"},
+    "data": {"cache", "errors"},
     "callbacks": {"errors"},
     "schedules": {"errors"},
     "tokenizer": {"errors", "networks", "quantizers"},

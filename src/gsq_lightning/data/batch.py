@@ -1,5 +1,6 @@
 """What the data modules hand to training: one batch of images and where they came from."""
 
+from collections.abc import Iterable
 from typing import NamedTuple
 
 import torch
@@ -49,21 +50,42 @@ class ImageBatch(NamedTuple):
     unreadable: list[UnreadableImage]
 
 
-def collate(samples: list[Sample | UnreadableImage]) -> ImageBatch:
-    """Stacks the samples that could be read; a batch of none has B = 0."""
-    readable = [sample for sample in samples if isinstance(sample, Sample)]
-    unreadable = [sample for sample in samples if isinstance(sample, UnreadableImage)]
-    return ImageBatch(
-        image=torch.stack([sample.pixels for sample in readable]) if readable else torch.empty(0, 3, 0, 0).byte(),
-        label=torch.tensor([sample.label for sample in readable], dtype=torch.int64),
-        path=[sample.path for sample in readable],
-        unreadable=unreadable + [image for sample in readable for image in sample.unreadable],
-    )
+def collate(samples: "Iterable[Sample | UnreadableImage] | ImageBatch") -> ImageBatch:
+    """Makes a batch of the samples that could be read; one that is a batch already stays it. Of none, B = 0."""
+    if isinstance(samples, ImageBatch):
+        return samples
+    samples = list(samples)
+    return batch_of(samples, len(samples))
+
+
+def batch_of(samples: Iterable[Sample | UnreadableImage], most: int) -> ImageBatch:
+    """Puts each sample into its place in the batch as it comes, while the processor's cache still holds it.
+
+    Args:
+        samples: of one size.
+        most: how many there are.
+    """
+    pixels = torch.empty(0, 0, 0, 3, dtype=torch.uint8)  # colors next to each other, as decoders leave them
+    labels: list[int] = []
+    paths: list[str] = []
+    unreadable: list[UnreadableImage] = []
+    for sample in samples:
+        if isinstance(sample, UnreadableImage):
+            unreadable.append(sample)
+            continue
+        if not paths:
+            pixels = torch.empty(most, *sample.pixels.shape[1:], 3, dtype=torch.uint8)
+        pixels[len(paths)].copy_(sample.pixels.permute(1, 2, 0))
+        labels.append(sample.label)
+        paths.append(sample.path)
+        unreadable += sample.unreadable
+    image = pixels[: len(paths)].permute(0, 3, 1, 2)
+    return ImageBatch(image, torch.tensor(labels, dtype=torch.int64), paths, unreadable)
 
 
 def pixels_to_image(pixels: Tensor) -> Tensor:
     """uint8 in [0, 255] → float32 in [-1, 1]; `image_to_pixels` of it gives the same pixels back."""
-    return pixels.float() / 127.5 - 1.0
+    return pixels.to(torch.float32, memory_format=torch.contiguous_format) / 127.5 - 1.0
 
 
 def per_device_batch_size(global_batch_size: int, world_size: int, accumulate_batches: int) -> int:

@@ -19,6 +19,7 @@ from gsq_lightning.data.batch import (
     pixels_to_image,
 )
 from gsq_lightning.data.sampler import EpochSampler
+from gsq_lightning.data.stream import StreamedShards
 from gsq_lightning.errors import InputError
 
 logger = logging.getLogger(__name__)
@@ -61,29 +62,42 @@ class ImageDataModule(LightningDataModule):
     @abstractmethod
     def make_val_dataset(self) -> ImageDataset: ...
 
+    def count(self, dataset: ImageDataset) -> int:
+        """Images in a dataset."""
+        return len(dataset)  # type: ignore[arg-type]
+
     def setup(self, stage: str) -> None:
         if stage == "fit" and self._train is None:
             self._train = self.make_train_dataset()
-            _report_size("training", self._train)
+            self._report_size("training", self._train)
         if self._val is None:
             self._val = self.make_val_dataset()
-            _report_size("validation", self._val)
+            self._report_size("validation", self._val)
 
     def train_dataloader(self) -> DataLoader:
         assert self._train is not None
-        size = len(self._train)  # type: ignore[arg-type]
+        size = self.count(self._train)
         if size < self.global_batch_size:
             raise InputError(
                 f"there are {size} training images, fewer than global_batch_size {self.global_batch_size}; "
                 "lower it or add images"
             )
+        self._batches_before = self._batches_processed()
+        if isinstance(self._train, StreamedShards):
+            device_batch = self._train_batch_size * self._world_size
+            epoch_size = size // self.global_batch_size * self.global_batch_size
+            self._train.deal(self._world_size, self._rank).train(
+                self._train_batch_size, epoch_size // device_batch, self._images_before // device_batch
+            )
+            return self._loader(self._train, None, self._train_batch_size)
         sampler = self._sampler(self._train, shuffle=True, multiple_of=self.global_batch_size)
         sampler.resume(self._images_before)
-        self._batches_before = self._batches_processed()
         return self._loader(self._train, sampler, self._train_batch_size)
 
     def val_dataloader(self) -> DataLoader:
         assert self._val is not None
+        if isinstance(self._val, StreamedShards):
+            return self._loader(self._val.deal(self._world_size, self._rank), None, self.val_batch_size)
         return self._loader(self._val, self._sampler(self._val), self.val_batch_size)
 
     test_dataloader = val_dataloader
@@ -114,9 +128,19 @@ class ImageDataModule(LightningDataModule):
         return self.trainer.world_size if self.trainer is not None else 1
 
     @property
+    def _rank(self) -> int:
+        return self.trainer.global_rank if self.trainer is not None else 0
+
+    @property
     def _train_batch_size(self) -> int:
         module = self.trainer.lightning_module if self.trainer is not None else None
         return per_device_batch_size(self.global_batch_size, self._world_size, getattr(module, "accumulate_batches", 1))
+
+    def _report_size(self, split: str, dataset: ImageDataset) -> None:
+        found = (
+            f"{len(dataset.urls)} shards" if isinstance(dataset, StreamedShards) else f"{self.count(dataset)} images"
+        )
+        rank_zero_info(f"{split}: {found}")
 
     def _batches_processed(self) -> int:
         """Training batches of this device so far, those of the runs before this one included."""
@@ -126,10 +150,9 @@ class ImageDataModule(LightningDataModule):
         return int(total.processed)
 
     def _sampler(self, dataset: ImageDataset, shuffle: bool = False, multiple_of: int = 1) -> EpochSampler:
-        rank = self.trainer.global_rank if self.trainer is not None else 0
-        return EpochSampler(dataset, self._world_size, rank, shuffle, self.seed, multiple_of)
+        return EpochSampler(dataset, self._world_size, self._rank, shuffle, self.seed, multiple_of)
 
-    def _loader(self, dataset: ImageDataset, sampler: EpochSampler, batch_size: int) -> DataLoader:
+    def _loader(self, dataset: ImageDataset, sampler: EpochSampler | None, batch_size: int) -> DataLoader:
         return DataLoader(
             dataset,
             batch_size=batch_size,
@@ -139,7 +162,3 @@ class ImageDataModule(LightningDataModule):
             pin_memory=torch.cuda.is_available(),
             persistent_workers=self.num_workers > 0,
         )
-
-
-def _report_size(split: str, dataset: ImageDataset) -> None:
-    rank_zero_info(f"{len(dataset)} {split} images")  # type: ignore[arg-type]

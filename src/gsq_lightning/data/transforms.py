@@ -1,14 +1,15 @@
-"""From a decoded photograph to the pixels a network sees. All randomness comes from the generator that is passed."""
+"""From decoded pixels to those a network sees. All randomness comes from the stream that is passed."""
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Literal
 
 import torch
-from PIL import Image
 from torch import Tensor
+from torchvision.transforms import v2
 from torchvision.transforms.v2 import functional as F
 
-Crop = Literal["center", "random"]
+Crop = Literal["center", "random", "resized"]
 
 
 @dataclass(frozen=True)
@@ -18,23 +19,38 @@ class ResizeAndCrop:
     Args:
         image_size: side of the square, in pixels.
         short_side: what the short side is resized to, at least `image_size`.
-        crop: "center", or "random" at any place.
+        crop: "center"; "random" at any place; or "resized", which crops a rectangle of random area and shape from the
+            original and resizes that (Inception's, https://arxiv.org/abs/1409.4842).
         flip: mirror left and right with probability ½.
+        crop_scale: least and greatest share of the original's area that a "resized" crop takes.
     """
 
     image_size: int
     short_side: int
     crop: Crop = "center"
     flip: bool = False
+    crop_scale: tuple[float, float] = (0.2, 1.0)
 
-    def __call__(self, image: Image.Image, generator: torch.Generator) -> Tensor:
-        """RGB image → (3, image_size, image_size) uint8."""
-        # PIL's bilinear filter widens when it shrinks an image: it is antialiased
-        image = F.resize(image, [self.short_side], F.InterpolationMode.BILINEAR)
+    def __call__(self, pixels: Tensor, stream: Callable[[], torch.Generator]) -> Tensor:
+        """(3, H, W) uint8, and what makes the random stream if there is need of one → (3, image_size, image_size)."""
+        if self.crop == "center":
+            pixels = F.center_crop(self._resize(pixels), [self.image_size])
+            return flip_by_chance(pixels, stream()) if self.flip else pixels
+        generator = stream()
         if self.crop == "random":
-            return random_crop(F.pil_to_tensor(image), self.image_size, generator, self.flip)
-        pixels = F.pil_to_tensor(F.center_crop(image, [self.image_size]))
+            return random_crop(self._resize(pixels), self.image_size, generator, self.flip)
+        pixels = self._random_resized_crop(pixels, generator)
         return flip_by_chance(pixels, generator) if self.flip else pixels
+
+    def _resize(self, pixels: Tensor) -> Tensor:
+        return F.resize(pixels, [self.short_side], F.InterpolationMode.BILINEAR, antialias=True)
+
+    def _random_resized_crop(self, pixels: Tensor, generator: torch.Generator) -> Tensor:
+        # torchvision draws from the global stream
+        seed = int(torch.randint(2**62, (), generator=generator))
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(seed)
+            return v2.RandomResizedCrop([self.image_size], scale=self.crop_scale, antialias=True)(pixels)
 
 
 def random_crop(pixels: Tensor, size: int, generator: torch.Generator, flip: bool) -> Tensor:

@@ -11,15 +11,21 @@ from PIL import Image
 
 from gsq_lightning import InputError
 from gsq_lightning.data.batch import UnreadableImage
-from gsq_lightning.data.folder import FolderImages, find_images, read_image
+from gsq_lightning.data.dataset import OnError, SourceImages
+from gsq_lightning.data.decoding import ImageDecoder
 from gsq_lightning.data.sampler import SampleKey
+from gsq_lightning.data.sources import FolderSource
 from gsq_lightning.data.transforms import ResizeAndCrop
 
 PIXELS = np.random.default_rng(0).integers(0, 256, (12, 16, 3), dtype=np.uint8)
 
 
 def rgb(path: Path) -> np.ndarray:
-    return np.asarray(read_image(path))
+    return ImageDecoder().decode(path.read_bytes()).permute(1, 2, 0).numpy()
+
+
+def images_of(folder: Path, on_error: OnError = "raise") -> SourceImages:
+    return SourceImages(FolderSource(folder), ResizeAndCrop(8, 8), on_error=on_error)
 
 
 def test_gray_palette_and_transparent_images(tmp_path: Path) -> None:
@@ -86,15 +92,15 @@ def truncated() -> bytes:
 def test_what_cannot_be_decoded_is_named_or_skipped(tmp_path: Path, content: bytes) -> None:
     (tmp_path / "odd name 猫.jpg").write_bytes(content)
     with pytest.raises(InputError, match=r"odd name 猫.jpg cannot be read as an image"):
-        FolderImages(tmp_path, ResizeAndCrop(8, 8))[SampleKey(0, 0)]
-    skipped = FolderImages(tmp_path, ResizeAndCrop(8, 8), on_error="skip")[SampleKey(0, 0)]
+        images_of(tmp_path)[SampleKey(0, 0)]
+    skipped = images_of(tmp_path, "skip")[SampleKey(0, 0)]
     assert isinstance(skipped, UnreadableImage)
     assert skipped.path.endswith("odd name 猫.jpg")
 
 
 def test_a_file_that_vanished_is_named_or_skipped(tmp_path: Path) -> None:
     Image.fromarray(PIXELS).save(tmp_path / "here.png")
-    images = FolderImages(tmp_path, ResizeAndCrop(8, 8), on_error="skip")
+    images = images_of(tmp_path, "skip")
     (tmp_path / "here.png").unlink()
     assert isinstance(images[SampleKey(0, 0)], UnreadableImage)
 
@@ -104,4 +110,4 @@ def test_other_files_are_passed_over(tmp_path: Path) -> None:
     (tmp_path / "notes.txt").write_text("no image")
     (tmp_path / "deep" / "er").mkdir(parents=True)
     Image.fromarray(PIXELS).save(tmp_path / "deep" / "er" / "a.jpg")
-    assert find_images(tmp_path) == ["b.PNG", "deep/er/a.jpg"]
+    assert list(FolderSource(tmp_path).names) == ["b.PNG", "deep/er/a.jpg"]

@@ -1,0 +1,8 @@
+"""Where images come from: folders, lists, archives, Parquet files."""
+
+from gsq_lightning.data.sources.archive import ArchiveSource
+from gsq_lightning.data.sources.folder import FolderSource, ListSource
+from gsq_lightning.data.sources.parquet import ParquetSource
+from gsq_lightning.data.sources.source import ImageSource
+
+__all__ = ["ArchiveSource", "FolderSource", "ImageSource", "ListSource", "ParquetSource"]

@@ -1,0 +1,164 @@
+"""Which images a source holds: in arrays that loading processes share, and cached on disk where there are many."""
+
+import hashlib
+import io
+import logging
+import os
+import time
+import zipfile
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass
+from typing import overload
+
+import numpy as np
+
+from gsq_lightning.cache import cache_folder, write_whole
+
+logger = logging.getLogger(__name__)
+
+CACHED_FROM = 10_000  # images; listing fewer takes no time worth a file
+VERSION = 1  # of the cached files
+SETTLED_NS = 2_000_000_000  # what changed more recently may change again without a new time stamp
+
+
+class PackedNames(Sequence[str]):
+    """File names in one array.
+
+    Strings would be counted whenever they are touched, and a counted page is copied into each loading process: the
+    1.28 million names of ImageNet are 150 MB.
+
+    Args:
+        encoded: (bytes,) uint8, the names one after the other, as the file system encodes them.
+        ends: (N,) int64, where each name ends.
+    """
+
+    def __init__(self, encoded: np.ndarray, ends: np.ndarray) -> None:
+        self.encoded = encoded
+        self.ends = ends
+
+    @classmethod
+    def pack(cls, names: Iterable[str]) -> "PackedNames":
+        parts = [os.fsencode(name) for name in names]
+        ends = np.cumsum([len(part) for part in parts], dtype=np.int64)
+        return cls(np.frombuffer(b"".join(parts), dtype=np.uint8), ends)
+
+    def __len__(self) -> int:
+        return len(self.ends)
+
+    @overload
+    def __getitem__(self, index: int) -> str: ...
+    @overload
+    def __getitem__(self, index: slice) -> list[str]: ...
+    def __getitem__(self, index: int | slice) -> str | list[str]:
+        if isinstance(index, slice):
+            return [self[position] for position in range(*index.indices(len(self)))]
+        if not -len(self) <= index < len(self):
+            raise IndexError(index)
+        index %= len(self)
+        start = self.ends[index - 1] if index else 0
+        return os.fsdecode(self.encoded[start : self.ends[index]].tobytes())
+
+
+@dataclass(frozen=True)
+class Witness:
+    """Files or folders whose times and sizes tell whether a listing still holds.
+
+    Attributes:
+        paths: absolute.
+        stamps: (N, 2) int64, each one's time of change in ns, and its size (0 for folders).
+    """
+
+    paths: PackedNames
+    stamps: np.ndarray
+
+    @classmethod
+    def of(cls, paths: Iterable[str]) -> "Witness":
+        packed = PackedNames.pack(paths)
+        return cls(packed, np.array([stamp(path) for path in packed], dtype=np.int64).reshape(-1, 2))
+
+    def holds(self) -> bool:
+        return all(stamp(path) == tuple(expected) for path, expected in zip(self.paths, self.stamps, strict=True))
+
+    def is_settled(self, now_ns: int) -> bool:
+        return not len(self.stamps) or int(self.stamps[:, 0].max()) < now_ns - SETTLED_NS
+
+
+@dataclass(frozen=True)
+class Listing:
+    """The images of a source, in order.
+
+    Attributes:
+        names: of the images, within their source.
+        labels: (N,) int64, NO_LABEL where there is none.
+        witness: what must not have changed for the listing to hold.
+        places: within archives: (N, 4) int64, number of the archive, first byte, bytes, compression; else (0, 4).
+    """
+
+    names: PackedNames
+    labels: np.ndarray
+    witness: Witness
+    places: np.ndarray
+
+    def to_bytes(self) -> bytes:
+        buffer = io.BytesIO()
+        np.savez(
+            buffer,
+            version=np.int64(VERSION),
+            names=self.names.encoded,
+            name_ends=self.names.ends,
+            labels=self.labels,
+            paths=self.witness.paths.encoded,
+            path_ends=self.witness.paths.ends,
+            stamps=self.witness.stamps,
+            places=self.places,
+        )
+        return buffer.getvalue()
+
+    @classmethod
+    def from_bytes(cls, content: bytes) -> "Listing":
+        """Raises ValueError, KeyError, OSError or BadZipFile for what `to_bytes` has not written."""
+        with np.load(io.BytesIO(content), allow_pickle=False) as arrays:
+            if int(arrays["version"]) != VERSION:
+                raise ValueError(f"version {arrays['version']}")
+            names = PackedNames(arrays["names"], arrays["name_ends"])
+            witness = Witness(PackedNames(arrays["paths"], arrays["path_ends"]), arrays["stamps"])
+            listing = cls(names, arrays["labels"], witness, arrays["places"])
+        if len(names) != len(listing.labels) or len(witness.paths) != len(witness.stamps):
+            raise ValueError("arrays of different lengths")
+        return listing
+
+
+def stamp(path: str) -> tuple[int, int]:
+    """Time of change in ns and size of a file; a folder's size is no matter. (-1, -1) where there is nothing."""
+    try:
+        status = os.stat(path)
+    except OSError:
+        return (-1, -1)
+    return (status.st_mtime_ns, 0 if os.path.isdir(path) else status.st_size)
+
+
+def cached_listing(identity: str, make: Callable[[], Listing]) -> Listing:
+    """A listing from the cache where it still holds, else made anew, and cached where it is long.
+
+    Args:
+        identity: tells listings apart: kind and absolute place of the source.
+        make: lists the source.
+    """
+    path = cache_folder("listings") / f"{hashlib.sha256(os.fsencode(identity)).hexdigest()[:32]}.npz"
+    if path.is_file():
+        try:
+            listing = Listing.from_bytes(path.read_bytes())
+        except (ValueError, KeyError, OSError, EOFError, zipfile.BadZipFile) as error:
+            logger.warning("the cached listing %s cannot be read (%s); listing anew", path, error)
+        else:
+            if listing.witness.holds():
+                return listing
+            logger.info("the images changed since they were listed in %s; listing anew", path)
+    now_ns = time.time_ns()
+    listing = make()
+    if len(listing.names) >= CACHED_FROM and listing.witness.is_settled(now_ns):
+        try:
+            write_whole(path, listing.to_bytes())
+        except OSError as error:
+            logger.warning("the listing of %d images cannot be cached: %s", len(listing.names), error)
+    return listing

@@ -1,0 +1,107 @@
+"""Parquet files of images as the Hugging Face Hub ships ImageNet-1k, read through `datasets`."""
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from gsq_lightning.data.batch import NO_LABEL
+from gsq_lightning.data.sources.listing import PackedNames
+from gsq_lightning.data.sources.source import ImageSource
+from gsq_lightning.errors import InputError
+
+LABEL_COLUMNS = ("label", "labels", "cls", "class")
+
+
+class ParquetSource(ImageSource):
+    """The images of a data set of Hugging Face `datasets`, from local Parquet files or by its name on the Hub.
+
+    `datasets` copies them once into Arrow files in its cache (`HF_DATASETS_CACHE`), where any image is at hand without
+    decompressing its neighbours, and which all processes share.
+
+    Args:
+        place: the data set's name on the Hub, or the folder of the files, for messages.
+        split: such as "train" or "validation".
+        files: the Parquet files; none for a data set on the Hub.
+
+    Raises:
+        InputError: where `datasets` is not installed, the data cannot be had, or has no column of images.
+    """
+
+    def __init__(self, place: str, split: str, files: list[Path] | None = None) -> None:
+        self.place = f"{place} ({split})"
+        dataset = load_split(place, split, files)
+        image_column = find_image_column(dataset, self.place)
+        table = dataset.data.table
+        chunks = table.column(image_column).chunks
+        is_struct = bool(chunks) and pyarrow_is_struct(chunks[0])
+        self._bytes = [chunk.field("bytes") if is_struct else chunk for chunk in chunks]
+        self._ends = np.cumsum([len(chunk) for chunk in chunks])
+        self.names = image_names(chunks, is_struct)
+        label_column = next((name for name in LABEL_COLUMNS if name in dataset.column_names), None)
+        self.labels = (
+            np.full(len(dataset), NO_LABEL, dtype=np.int64)
+            if label_column is None
+            else table.column(label_column).to_numpy().astype(np.int64)
+        )
+        self._fingerprint = str(dataset._fingerprint)
+        if not len(self):
+            raise InputError(f"there are no images in {self.place}")
+
+    def read(self, item: int) -> bytes:
+        chunk = int(np.searchsorted(self._ends, item, side="right"))
+        start = int(self._ends[chunk - 1]) if chunk else 0
+        buffer = self._bytes[chunk][item - start].as_buffer()
+        if buffer is None:
+            raise ValueError("the row holds no image")
+        return buffer.to_pybytes()
+
+    def fingerprint(self) -> str:
+        return self._fingerprint
+
+
+def load_split(place: str, split: str, files: list[Path] | None) -> Any:
+    """The `datasets.Dataset`, with its images left encoded."""
+    try:
+        import datasets
+    except ModuleNotFoundError as error:
+        raise InputError("Parquet files are read with datasets: pip install 'gsq-lightning[parquet]'") from error
+    try:
+        if files is None:
+            return datasets.load_dataset(place, split=split)
+        return datasets.load_dataset("parquet", data_files={split: [str(path) for path in files]}, split=split)
+    except Exception as error:  # of pyarrow, of the Hub, of the network
+        reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
+        raise InputError(f"datasets cannot load the split {split!r} of {place}: {reason}") from error
+
+
+def find_image_column(dataset: Any, place: str) -> str:
+    """The first column of images: by its declared type, else one of bytes named as images are."""
+    import datasets
+
+    for name, feature in dataset.features.items():
+        if isinstance(feature, datasets.Image):
+            return str(name)
+    for name in ("image", "img", "jpg", "jpeg", "png"):
+        feature = dataset.features.get(name)
+        if isinstance(feature, dict) and "bytes" in feature:
+            return name
+        if getattr(feature, "dtype", None) in ("binary", "large_binary"):
+            return name
+    raise InputError(f"{place} has no column of images; its columns are {', '.join(dataset.column_names)}")
+
+
+def image_names(chunks: list[Any], is_struct: bool) -> PackedNames:
+    """Where the files come from, or their row numbers."""
+    rows = sum(len(chunk) for chunk in chunks)
+    if is_struct and any(field.name == "path" for field in chunks[0].type):
+        paths = [path for chunk in chunks for path in chunk.field("path").to_pylist()]
+        if all(paths):
+            return PackedNames.pack(paths)
+    return PackedNames.pack(f"row {row}" for row in range(rows))
+
+
+def pyarrow_is_struct(chunk: Any) -> bool:
+    import pyarrow
+
+    return bool(pyarrow.types.is_struct(chunk.type))

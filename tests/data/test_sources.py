@@ -1,0 +1,516 @@
+"""The same images from folders, lists, archives, Parquet files and shards; listings that are cached."""
+
+import io
+import itertools
+import os
+import tarfile
+import time
+import zipfile
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from gsq_lightning import InputError
+from gsq_lightning.data import ImageNetDataModule
+from gsq_lightning.data.dataset import SourceImages
+from gsq_lightning.data.sampler import SampleKey
+from gsq_lightning.data.sources import ArchiveSource, FolderSource, ListSource, ParquetSource, listing
+from gsq_lightning.data.sources.find import find_split, open_images
+from gsq_lightning.data.sources.listing import PackedNames
+from gsq_lightning.data.stream import StreamedShards
+from gsq_lightning.data.transforms import ResizeAndCrop
+from tests.conftest import write_images
+from tests.data.test_data import run_through
+
+CLASSES = ("cats", "dogs", "eine Kätzchen 猫")
+
+
+@pytest.fixture
+def folder(tmp_path: Path) -> Path:
+    """Three classes of four images each."""
+    for number, name in enumerate(CLASSES):
+        write_images(tmp_path / "folder" / name, 4, seed=number)
+    return tmp_path / "folder"
+
+
+def images_in(folder: Path) -> list[tuple[str, bytes, int]]:
+    """Name, content and class of each image."""
+    return [
+        (f"{name}/{path.name}", path.read_bytes(), label)
+        for label, name in enumerate(CLASSES)
+        for path in sorted((folder / name).iterdir())
+    ]
+
+
+def add_to_tar(archive: tarfile.TarFile, name: str, content: bytes) -> None:
+    entry = tarfile.TarInfo(name)
+    entry.size = len(content)
+    archive.addfile(entry, io.BytesIO(content))
+
+
+def write_tar(folder: Path, path: Path) -> Path:
+    with tarfile.open(path, "w") as archive:
+        for name, content, _ in reversed(images_in(folder)):
+            add_to_tar(archive, name, content)
+    return path
+
+
+def write_tar_of_tars(folder: Path, path: Path) -> Path:
+    """As ImageNet's training archive: a tar for each class."""
+    with tarfile.open(path, "w") as outer:
+        for name in CLASSES:
+            buffer = io.BytesIO()
+            with tarfile.open(fileobj=buffer, mode="w") as inner:
+                for image in sorted((folder / name).iterdir()):
+                    add_to_tar(inner, image.name, image.read_bytes())
+            add_to_tar(outer, f"{name}.tar", buffer.getvalue())
+    return path
+
+
+def write_zip(folder: Path, path: Path, method: int = zipfile.ZIP_STORED) -> Path:
+    with zipfile.ZipFile(path, "w", method) as archive:
+        archive.writestr("notes.txt", "no image")
+        for name, content, _ in images_in(folder):
+            archive.writestr(name, content)
+    return path
+
+
+def write_shards(folder: Path, place: Path, shards: int = 4) -> list[Path]:
+    """WebDataset shards: in each, image and label of every sample one after the other."""
+    place.mkdir(exist_ok=True)
+    paths = [place / f"set-train-{number:06d}.tar" for number in range(shards)]
+    images = images_in(folder)
+    for number, path in enumerate(paths):
+        with tarfile.open(path, "w") as archive:
+            for index, (_, content, label) in list(enumerate(images))[number * len(images) // shards :][
+                : len(images) // shards
+            ]:
+                add_to_tar(archive, f"{index:04d}.png", content)
+                add_to_tar(archive, f"{index:04d}.cls", str(label).encode())
+    return paths
+
+
+def write_list(folder: Path, path: Path) -> Path:
+    path.write_text("".join(f"{folder.name}/{name}\t{label}\n" for name, _, label in images_in(folder)))
+    return path
+
+
+def write_parquet(folder: Path, place: Path, split: str = "train") -> list[Path]:
+    """Two files as the Hub ships ImageNet-1k: a struct of bytes and path, a class label."""
+    datasets = pytest.importorskip("datasets")
+    place.mkdir(exist_ok=True)
+    features = datasets.Features({"image": datasets.Image(), "label": datasets.ClassLabel(names=list(CLASSES))})
+    images = images_in(folder)
+    paths = []
+    for number in range(2):
+        rows = images[number * 6 :][:6]
+        columns = {
+            "image": [{"bytes": content, "path": name} for name, content, _ in rows],
+            "label": [label for _, _, label in rows],
+        }
+        paths.append(place / f"{split}-{number:05d}-of-00002.parquet")
+        datasets.Dataset.from_dict(columns, features=features).to_parquet(paths[-1])
+    return paths
+
+
+@pytest.fixture(autouse=True)
+def _own_caches(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("GSQ_CACHE", str(tmp_path / "cache"))
+    try:
+        import datasets
+    except ModuleNotFoundError:
+        return
+    monkeypatch.setattr(datasets.config, "HF_DATASETS_CACHE", str(tmp_path / "arrow"))
+    datasets.disable_progress_bars()
+
+
+SOURCES: dict[str, Callable[[Path, Path], Any]] = {
+    "list": lambda folder, place: ListSource(write_list(folder, folder.parent / "list.txt")),
+    "tar": lambda folder, place: ArchiveSource([write_tar(folder, place / "all.tar")]),
+    "tar of tars": lambda folder, place: ArchiveSource([write_tar_of_tars(folder, place / "all.tar")]),
+    "zip": lambda folder, place: ArchiveSource([write_zip(folder, place / "all.zip")]),
+    "deflated zip": lambda folder, place: ArchiveSource([write_zip(folder, place / "all.zip", zipfile.ZIP_DEFLATED)]),
+    "shards": lambda folder, place: ArchiveSource(write_shards(folder, place)),
+    "parquet": lambda folder, place: ParquetSource("here", "train", write_parquet(folder, place)),
+}
+
+
+@pytest.mark.parametrize("kind", SOURCES)
+def test_all_sources_hold_the_same_images_and_labels(folder: Path, tmp_path: Path, kind: str) -> None:
+    place = tmp_path / "other"
+    place.mkdir()
+    source = SOURCES[kind](folder, place)
+    expected = FolderSource(folder)
+    assert len(source) == len(expected) == 12
+    assert source.labels.tolist() == expected.labels.tolist() == [0] * 4 + [1] * 4 + [2] * 4
+    assert [bytes(source.read(item)) for item in range(12)] == [expected.read(item) for item in range(12)]
+    assert [name for name, _, _ in images_in(folder)] == list(expected.names)
+    transform = ResizeAndCrop(8, 9)
+    for item in (0, 11):
+        one, other = (SourceImages(images, transform)[SampleKey(0, item)] for images in (source, expected))
+        assert torch.equal(one.pixels, other.pixels)  # type: ignore[union-attr]
+
+
+@pytest.mark.parametrize("kind", [*SOURCES, "folder"])
+def test_a_source_can_be_sent_to_a_process_that_shares_no_memory(folder: Path, tmp_path: Path, kind: str) -> None:
+    import pickle
+
+    (tmp_path / "other").mkdir()
+    source = FolderSource(folder) if kind == "folder" else SOURCES[kind](folder, tmp_path / "other")
+    source.read(3)
+    copy = pickle.loads(pickle.dumps(source))
+    assert bytes(copy.read(7)) == bytes(source.read(7))
+    assert copy.fingerprint() == source.fingerprint()
+
+
+def test_images_do_not_share_the_decoders_memory(tmp_path: Path) -> None:
+    """8×8 JPEG files need no resizing: what comes out must still be there after the next is decoded."""
+    from PIL import Image
+
+    for value in (0, 255):
+        Image.new("RGB", (8, 8), (value, value, value)).save(tmp_path / f"{value}.jpg")
+    images = SourceImages(FolderSource(tmp_path), ResizeAndCrop(8, 8))
+    black, white = images[SampleKey(0, 0)], images[SampleKey(0, 1)]
+    assert (int(black.pixels.max()), int(white.pixels.min())) == (0, 255)  # type: ignore[union-attr]
+
+
+ROOTS: dict[str, Callable[[Path, Path], Any]] = {
+    "lists": lambda folder, root: [
+        (root / f"{split}.txt").write_text("\n".join(f"../folder/{name}" for name, _, _ in images_in(folder)))
+        for split in ("train", "val")
+    ],
+    "tars": lambda folder, root: [write_tar(folder, root / f"{split}.tar") for split in ("train", "val")],
+    "zips": lambda folder, root: [write_zip(folder, root / f"{split}.zip") for split in ("train", "val")],
+    "ImageNet's own archives": lambda folder, root: [
+        write_tar_of_tars(folder, root / f"ILSVRC2012_img_{split}.tar") for split in ("train", "val")
+    ],
+    "parquet": lambda folder, root: [write_parquet(folder, root / "data", split) for split in ("train", "validation")],
+    "shards": lambda folder, root: [
+        path.rename(root / path.name.replace("train", split))
+        for split in ("train", "validation")
+        for path in write_shards(folder, root / "part")
+    ],
+}
+
+
+@pytest.mark.parametrize("kind", ROOTS)
+def test_both_splits_are_found_by_their_names(folder: Path, tmp_path: Path, kind: str) -> None:
+    root = tmp_path / "root"
+    root.mkdir()
+    ROOTS[kind](folder, root)
+    data = ImageNetDataModule(str(root), 8, global_batch_size=4, val_batch_size=12, num_workers=0)
+    data.setup("fit")
+    assert len(list(data.train_dataloader())) == 3
+    (batch,) = data.val_dataloader()
+    assert batch.image.shape == (12, 3, 8, 8)
+    expected = [-1] * 12 if kind == "lists" else [0] * 4 + [1] * 4 + [2] * 4
+    assert batch.label.tolist() == expected
+
+
+@pytest.mark.parametrize("stop", [1, 2, 4])
+@pytest.mark.parametrize("num_workers", [0, 2])
+def test_a_resumed_run_over_parquet_sees_what_the_whole_run_would_have(
+    folder: Path, tmp_path: Path, stop: int, num_workers: int
+) -> None:
+    write_parquet(folder, tmp_path / "root")
+    write_parquet(folder, tmp_path / "root", "validation")
+
+    def data() -> ImageNetDataModule:
+        return ImageNetDataModule(str(tmp_path / "root"), 8, global_batch_size=4, num_workers=num_workers)
+
+    whole = run_through(data(), 5, tmp_path / "whole")
+    assert sorted(itertools.chain(*whole[:3])) == sorted(path.rpartition("/")[2] for path, _, _ in images_in(folder))
+    resumed = run_through(data(), 5, tmp_path / "resumed", ckpt_path=tmp_path / "whole" / f"step={stop}.ckpt")
+    assert resumed == whole[stop:]
+
+
+def test_patterns_of_shards_name_the_images_of_a_split(folder: Path, tmp_path: Path) -> None:
+    pytest.importorskip("webdataset")
+    write_shards(folder, tmp_path / "shards")
+    pattern = str(tmp_path / "shards" / "set-train-{000000..000003}.tar")
+    data = ImageNetDataModule(train=pattern, val=pattern, image_size=8, global_batch_size=4, num_workers=0)
+    data.setup("fit")
+    assert sum(len(batch.image) for batch in data.val_dataloader()) == 12
+    with pytest.raises(InputError, match=r"there is no file or folder .*000004.tar"):
+        open_images(pattern.replace("3}", "4}"), "auto", "val")
+
+
+def streamed(paths: list[Path], **arguments: Any) -> StreamedShards:
+    pytest.importorskip("webdataset")
+    return StreamedShards([str(path) for path in paths], ResizeAndCrop(8, 8), **arguments)
+
+
+def keys_of(samples: Any) -> list[str]:
+    return [sample.path.rpartition("/")[2] for sample in samples]
+
+
+@pytest.mark.parametrize("world", [1, 2, 3, 5])
+def test_streamed_validation_reads_each_shard_on_one_device(folder: Path, tmp_path: Path, world: int) -> None:
+    paths = write_shards(folder, tmp_path / "shards")
+    shares = [keys_of(streamed(paths).deal(world, rank)) for rank in range(world)]
+    assert sorted(itertools.chain(*shares)) == [f"{index:04d}.png" for index in range(12)]
+
+
+def test_streamed_shards_are_dealt_to_loading_processes(folder: Path, tmp_path: Path) -> None:
+    write_shards(folder, tmp_path / "shards")
+    pattern = str(tmp_path / "shards" / "set-train-{000000..000003}.tar")
+    data = ImageNetDataModule(
+        train=pattern, val=pattern, source="webdataset", image_size=8, global_batch_size=3, num_workers=2
+    )
+    data.setup("fit")
+    for _ in range(2):  # the processes persist
+        assert sorted(label for batch in data.val_dataloader() for label in batch.label.tolist()) == sorted(
+            [0, 1, 2] * 4
+        )
+    loader = data.train_dataloader()
+    epochs = [[keys_of_batch(batch) for batch in loader] for _ in range(2)]
+    for epoch in epochs:
+        assert sorted(itertools.chain(*epoch)) == [f"{index:04d}.png" for index in range(12)]
+    assert epochs[0] != epochs[1]
+
+
+def keys_of_batch(batch: Any) -> list[str]:
+    return [path.rpartition("/")[2] for path in batch.path]
+
+
+def test_streamed_training_shards_are_disjoint_and_shuffled_anew(folder: Path, tmp_path: Path) -> None:
+    paths = write_shards(folder, tmp_path / "shards")
+    devices = [
+        streamed(paths, shuffle_buffer=4, seed=1).deal(2, rank).train(batch_size=2, batches=3, batches_before=0)
+        for rank in range(2)
+    ]
+    first, second = ([keys_of(device) for device in devices] for _ in range(2))
+    for epoch in (first, second):
+        assert sorted(itertools.chain(*epoch)) == [f"{index:04d}.png" for index in range(12)]
+    assert first != second
+    again = streamed(paths, shuffle_buffer=4, seed=1).deal(2, 0).train(batch_size=2, batches=3, batches_before=0)
+    assert keys_of(again) == first[0]
+    resumed = streamed(paths, shuffle_buffer=4, seed=1).deal(2, 0).train(batch_size=2, batches=3, batches_before=4)
+    assert [len(keys_of(resumed)), len(keys_of(resumed))] == [4, 6]
+
+
+def test_too_few_shards_for_all_loading_processes_are_refused(folder: Path, tmp_path: Path) -> None:
+    paths = write_shards(folder, tmp_path / "shards", shards=2)
+    lonely = streamed(paths).deal(3, 2).train(batch_size=1, batches=1, batches_before=0)
+    with pytest.raises(InputError, match=r"2 shards do not go round 3 device\(s\)"):
+        list(lonely)
+
+
+def test_a_broken_shard_is_named_or_passed_over(folder: Path, tmp_path: Path) -> None:
+    paths = write_shards(folder, tmp_path / "shards")
+    paths[1].write_bytes(paths[1].read_bytes()[:700])
+    with pytest.raises(InputError, match=r"the shard .*000001.tar cannot be read"):
+        list(streamed(paths))
+    found = list(streamed(paths, on_error="skip"))
+    assert [Path(image.path).name for image in found if hasattr(image, "reason")] == ["set-train-000001.tar"]
+    assert sum(hasattr(image, "pixels") for image in found) == 9
+
+
+def test_remote_shards_need_a_number_and_are_opened_by_webdataset(folder: Path, tmp_path: Path) -> None:
+    paths = write_shards(folder, tmp_path / "shards")
+    commands = "::".join(f"pipe:cat {path}" for path in paths)
+    arguments: dict[str, Any] = {"train": commands, "val": commands, "image_size": 8, "num_workers": 0}
+    data = ImageNetDataModule(**arguments, global_batch_size=4)
+    data.setup("fit")
+    with pytest.raises(InputError, match=r"set data.train_images, 1281167 for ImageNet"):
+        data.train_dataloader()
+    data = ImageNetDataModule(**arguments, global_batch_size=4, train_images=12)
+    data.setup("fit")
+    assert sorted(key for batch in data.train_dataloader() for key in keys_of_batch(batch)) == [
+        f"{index:04d}.png" for index in range(12)
+    ]
+
+
+def test_a_run_over_streamed_shards_resumes_with_what_is_left_of_the_epoch(folder: Path, tmp_path: Path) -> None:
+    write_shards(folder, tmp_path / "shards")
+    pattern = str(tmp_path / "shards" / "set-train-{000000..000003}.tar")
+
+    def data() -> ImageNetDataModule:
+        return ImageNetDataModule(
+            train=pattern, val=pattern, source="webdataset", image_size=8, global_batch_size=4, num_workers=0
+        )
+
+    whole = run_through(data(), 6, tmp_path / "whole")
+    resumed = run_through(data(), 6, tmp_path / "resumed", ckpt_path=tmp_path / "whole" / "step=2.ckpt")
+    assert len(resumed) == 4
+    assert resumed[1:] == whole[3:]  # from the next epoch on they are the same again
+
+
+@pytest.mark.parametrize(
+    ("make", "message"),
+    [
+        (
+            lambda place: ArchiveSource([_gzipped(place / "all.tar")]),
+            "cannot be read as a zip or an uncompressed tar.*store",
+        ),
+        (lambda place: ArchiveSource([_text(place / "all.zip")]), "all.zip cannot be read as a zip"),
+        (lambda place: ArchiveSource([_empty_tar(place / "all.tar")]), "there are no images in"),
+        (lambda place: ListSource(_text(place / "list.txt", "\n")), "names no images"),
+        (lambda place: ListSource(place / "nothing.txt"), "cannot be read as a list"),
+        (lambda place: find_split(str(_text(place / "a.docx")), "val", "auto"), "is no source of images"),
+        (lambda place: find_split(str(place), "val", "parquet"), "but .* is a source of the kind folder"),
+        (lambda place: find_split(str(_text(place / "list.txt")), "train", "auto"), "name the training images with"),
+        (lambda place: open_images("https://x/{0..1}.tar", "parquet", "val"), "is remote"),
+        (lambda place: ParquetSource("x", "train", [_text(place / "train.parquet")]), "datasets cannot load the split"),
+        (lambda place: ImageNetDataModule().setup("validate"), "data.root is missing"),
+    ],
+)
+def test_what_is_no_source_is_named(tmp_path: Path, make: Callable[[Path], Any], message: str) -> None:
+    with pytest.raises(InputError, match=message):
+        make(tmp_path)
+
+
+def _text(path: Path, text: str = "no image") -> Path:
+    path.write_text(text)
+    return path
+
+
+def _gzipped(path: Path) -> Path:
+    with tarfile.open(path, "w:gz") as archive:
+        add_to_tar(archive, "a.png", b"content")
+    return path
+
+
+def _empty_tar(path: Path) -> Path:
+    with tarfile.open(path, "w") as archive:
+        add_to_tar(archive, "notes.txt", b"content")
+    return path
+
+
+def test_parquet_without_images_is_refused_with_its_columns(tmp_path: Path) -> None:
+    datasets = pytest.importorskip("datasets")
+    datasets.Dataset.from_dict({"text": ["a"], "size": [1]}).to_parquet(tmp_path / "train.parquet")
+    with pytest.raises(InputError, match="no column of images; its columns are text, size"):
+        ParquetSource("here", "train", [tmp_path / "train.parquet"])
+
+
+def test_lists_take_labels_after_a_tab_or_a_space(tmp_path: Path) -> None:
+    (tmp_path / "list.txt").write_text("a b.png\nc.png 7\nd e.png\t3\n\n/far/f.png\n")
+    source = ListSource(tmp_path / "list.txt")
+    assert list(source.names) == ["a b.png", "c.png", "d e.png", "/far/f.png"]
+    assert source.labels.tolist() == [-1, 7, 3, -1]
+    assert source.name(3) == "/far/f.png"
+
+
+def test_packed_names_are_a_sequence_of_strings() -> None:
+    names = ["", "a", "Kätzchen 猫", os.fsdecode(b"not \xff utf-8"), ""]
+    packed = PackedNames.pack(names)
+    assert list(packed) == names
+    assert packed[-2] == names[-2]
+    assert packed[1:3] == names[1:3]
+    with pytest.raises(IndexError):
+        packed[5]
+
+
+def test_links_that_lead_in_circles_are_followed_once(folder: Path) -> None:
+    (folder / "cats" / "again").symlink_to(folder)
+    assert len(FolderSource(folder)) == 12
+
+
+# --------------------------------------------------------------------------------------------------- listings
+
+
+@pytest.fixture
+def settled(folder: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """The folder as if it had been written long ago, and listings cached from few images on."""
+    monkeypatch.setattr(listing, "CACHED_FROM", 5)
+    for path in [folder, *folder.rglob("*")]:
+        os.utime(path, (time.time() - 1000,) * 2)
+    return folder
+
+
+def test_a_listing_is_made_once_and_again_when_the_tree_changes(settled: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    scans = []
+    scan = os.scandir
+    monkeypatch.setattr(os, "scandir", lambda place: scans.append(place) or scan(place))
+    whole = FolderSource(settled)
+    assert len(scans) == 4
+    cached = FolderSource(settled)
+    assert len(scans) == 4
+    assert list(cached.names) == list(whole.names)
+    assert cached.labels.tolist() == whole.labels.tolist()
+
+    write_images(settled / "dogs" / "more", 1)
+    assert len(FolderSource(settled)) == 13
+    (settled / "cats" / "image_000.png").unlink()
+    assert len(FolderSource(settled)) == 12
+
+
+def test_a_tree_that_changed_just_now_is_not_trusted_to_the_cache(settled: Path, tmp_path: Path) -> None:
+    write_images(settled / "dogs", 5)
+    assert len(FolderSource(settled)) == 13
+    assert not (tmp_path / "cache").exists()
+
+
+@pytest.mark.parametrize("content", [b"", b"PK\x03\x04 not whole", b"no archive"])
+def test_a_damaged_listing_is_made_anew_with_a_word(
+    settled: Path, tmp_path: Path, content: bytes, caplog: pytest.LogCaptureFixture
+) -> None:
+    FolderSource(settled)
+    (path,) = (tmp_path / "cache" / "listings").iterdir()
+    whole = path.read_bytes()
+    path.write_bytes(content)
+    assert len(FolderSource(settled)) == 12
+    assert "cannot be read" in caplog.text
+    assert path.read_bytes() == whole
+
+
+def test_where_nothing_can_be_cached_the_images_are_listed_all_the_same(
+    settled: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    (tmp_path / "file").write_text("in the way")
+    monkeypatch.setenv("GSQ_CACHE", str(tmp_path / "file"))
+    assert len(FolderSource(settled)) == 12
+    assert "cannot be cached" in caplog.text
+
+
+def test_the_listing_of_an_archive_is_cached_and_renewed(settled: Path, tmp_path: Path) -> None:
+    path = write_tar(settled, tmp_path / "all.tar")
+    os.utime(path, (1.0e9, 1.0e9))
+    before = ArchiveSource([path])
+    assert len(list((tmp_path / "cache" / "listings").iterdir())) == 1
+    assert ArchiveSource([path]).fingerprint() == before.fingerprint()
+    (settled / "cats" / "image_000.png").unlink()
+    write_tar(settled, path)
+    assert len(ArchiveSource([path])) == 11
+
+
+def test_fingerprints_tell_other_images_apart(folder: Path) -> None:
+    def fingerprint(size: int = 8) -> str:
+        return SourceImages(FolderSource(folder), ResizeAndCrop(size, size)).fingerprint()
+
+    before = fingerprint()
+    assert fingerprint() == before
+    assert fingerprint(9) != before
+    image = folder / "cats" / "image_000.png"
+    image.write_bytes(image.read_bytes() + b" ")
+    assert fingerprint() != before
+
+
+# --------------------------------------------------------------------------------------------- bad weather
+
+
+def test_a_class_folder_that_vanishes_in_the_middle_does_not_end_a_run(folder: Path) -> None:
+    images = SourceImages(FolderSource(folder), ResizeAndCrop(8, 8), on_error="skip", substitute=True)
+    for path in (folder / "cats").iterdir():
+        path.unlink()
+    (folder / "cats").rmdir()
+    samples = [images[SampleKey(0, item)] for item in range(12)]
+    assert all(sample.label in (1, 2) for sample in samples[:4])  # type: ignore[union-attr]
+    assert {image.path.rpartition("/")[0] for sample in samples for image in sample.unreadable} == {  # type: ignore[union-attr]
+        str(folder / "cats")
+    }
+
+
+def test_a_truncated_archive_is_named_or_skipped(folder: Path, tmp_path: Path) -> None:
+    path = write_zip(folder, tmp_path / "all.zip", zipfile.ZIP_DEFLATED)
+    source = ArchiveSource([path])
+    with path.open("r+b") as file:
+        file.truncate(path.stat().st_size // 2)
+    with pytest.raises(InputError, match=r"all.zip/eine .* cannot be read as an image"):
+        SourceImages(source, ResizeAndCrop(8, 8))[SampleKey(0, 11)]
+    skipped = SourceImages(source, ResizeAndCrop(8, 8), on_error="skip")[SampleKey(0, 11)]
+    assert "truncated" in skipped.reason  # type: ignore[union-attr]
