@@ -8,7 +8,7 @@ import pytest
 import torch
 from torch import nn
 
-from gsq_lightning import InputError, pretrained
+from gsq_lightning import InputError, network, pretrained
 from gsq_lightning.__main__ import main
 from gsq_lightning.losses import LPIPS
 from gsq_lightning.metrics.rfid import INCEPTION_URL, load_inception
@@ -22,7 +22,7 @@ def offline(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Path:
     """Empty caches, and no answer from anywhere."""
     monkeypatch.setenv("TORCH_HOME", str(tmp_path / "torch"))
     monkeypatch.setenv("HF_HOME", str(tmp_path / "hub"))
-    monkeypatch.setattr(pretrained, "_reachable", lambda url: False)
+    monkeypatch.setattr(pretrained, "reachable", lambda url: False)
     return tmp_path
 
 
@@ -60,9 +60,9 @@ def test_missing_weights_are_named_with_command_and_option(offline: Path) -> Non
 
 
 def test_a_server_that_never_answers_counts_as_offline(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(pretrained.urllib.request, "urlopen", lambda *_, **__: time.sleep(60))
+    monkeypatch.setattr(network.urllib.request, "urlopen", lambda *_, **__: time.sleep(60))
     start = time.monotonic()
-    assert not pretrained._reachable(URL)
+    assert not pretrained.reachable(URL)
     assert time.monotonic() - start < 2.0
 
 

@@ -8,9 +8,6 @@ A network's `weights` option is one word or a path everywhere:
 
 import logging
 import os
-import threading
-import urllib.error
-import urllib.request
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -20,10 +17,10 @@ import torch
 from torch import Tensor, nn
 
 from gsq_lightning.errors import InputError
+from gsq_lightning.network import NETWORK_TIMEOUT, reachable
 
 logger = logging.getLogger(__name__)
 
-NETWORK_TIMEOUT = 1.5  # seconds until a machine counts as offline
 HUB_FILE = "model.safetensors"
 
 Network = TypeVar("Network", bound=nn.Module)
@@ -139,7 +136,7 @@ def _read(path: Path, purpose: str) -> dict[str, Tensor]:
 def _cached(url: str, purpose: str, option: str) -> Path:
     path = cache_folder() / _name(url)
     if not path.is_file():
-        if not _reachable(url):
+        if not reachable(url):
             raise InputError(
                 f"{purpose} needs {_name(url)}, which is not in {path.parent}, and {_host(url)} does not answer within "
                 f"{NETWORK_TIMEOUT} s. On a machine with network: curl -L --create-dirs -o {path} {url}; or set "
@@ -162,7 +159,7 @@ def _cached_from_hub(repository: str, purpose: str, option: str) -> Path:
     if isinstance(cached, str):
         return Path(cached)
     # asked before the Hub's own client is, which would retry for most of a minute
-    if constants.HF_HUB_OFFLINE or not _reachable(hf_hub_url(repository, HUB_FILE)):
+    if constants.HF_HUB_OFFLINE or not reachable(hf_hub_url(repository, HUB_FILE)):
         raise InputError(
             f"{purpose} needs {HUB_FILE} of {repository}, which is not in {constants.HF_HUB_CACHE}, and the Hub does "
             f"not answer within {NETWORK_TIMEOUT} s. On a machine with network: hf download {repository} {HUB_FILE}; "
@@ -181,22 +178,3 @@ def _name(url: str) -> str:
 
 def _host(url: str) -> str:
     return url.split("/")[2]
-
-
-def _reachable(url: str) -> bool:
-    """Whether the server answers within NETWORK_TIMEOUT; in a thread, since looking up a name heeds no time-out."""
-    answered = threading.Event()
-
-    def ask() -> None:
-        try:
-            urllib.request.urlopen(urllib.request.Request(url, method="HEAD"), timeout=NETWORK_TIMEOUT).close()
-            answered.set()
-        except urllib.error.HTTPError:
-            answered.set()  # a refusal is an answer; the download will tell it
-        except OSError:
-            pass
-
-    thread = threading.Thread(target=ask, daemon=True)
-    thread.start()
-    thread.join(NETWORK_TIMEOUT)
-    return answered.is_set()

@@ -4,9 +4,11 @@ import io
 import struct
 import zlib
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
+import torch
 from PIL import Image
 
 from gsq_lightning import InputError
@@ -111,3 +113,25 @@ def test_other_files_are_passed_over(tmp_path: Path) -> None:
     (tmp_path / "deep" / "er").mkdir(parents=True)
     Image.fromarray(PIXELS).save(tmp_path / "deep" / "er" / "a.jpg")
     assert list(FolderSource(tmp_path).names) == ["b.PNG", "deep/er/a.jpg"]
+
+
+@pytest.mark.parametrize("size", [(1, 1), (17, 9), (40, 64)])
+@pytest.mark.parametrize("color", ["RGB", "L"])
+@pytest.mark.parametrize(
+    "options", [{}, {"progressive": True}, {"subsampling": 0}, {"subsampling": 1}, {"quality": 30}]
+)
+def test_jpeg_is_decoded_as_pillow_does(size: tuple[int, int], color: str, options: dict[str, Any]) -> None:
+    buffer = io.BytesIO()
+    smooth = Image.fromarray(PIXELS).resize(size, Image.Resampling.BICUBIC).convert(color)
+    smooth.save(buffer, "JPEG", **options)
+    decoder = ImageDecoder()
+    decoded = decoder.decode(buffer.getvalue())
+    np.testing.assert_array_equal(decoded.permute(1, 2, 0).numpy(), np.asarray(Image.open(buffer).convert("RGB")))
+    assert decoder.owns(decoded)  # it went the fast way
+
+
+def test_jpeg_with_something_after_its_end_is_decoded() -> None:
+    buffer = io.BytesIO()
+    Image.fromarray(PIXELS).save(buffer, "JPEG")
+    whole = ImageDecoder().decode(buffer.getvalue()).clone()
+    assert torch.equal(ImageDecoder().decode(buffer.getvalue() + b"appended by a camera"), whole)

@@ -17,7 +17,7 @@ from gsq_lightning import InputError
 from gsq_lightning.data import ImageNetDataModule
 from gsq_lightning.data.dataset import SourceImages
 from gsq_lightning.data.sampler import SampleKey
-from gsq_lightning.data.sources import ArchiveSource, FolderSource, ListSource, ParquetSource, listing
+from gsq_lightning.data.sources import ArchiveSource, FolderSource, ListSource, ParquetSource, listing, parquet
 from gsq_lightning.data.sources.find import find_split, open_images
 from gsq_lightning.data.sources.listing import PackedNames
 from gsq_lightning.data.stream import StreamedShards
@@ -378,6 +378,13 @@ def _empty_tar(path: Path) -> Path:
     with tarfile.open(path, "w") as archive:
         add_to_tar(archive, "notes.txt", b"content")
     return path
+
+
+def test_a_data_set_on_the_hub_without_network_ends_at_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    pytest.importorskip("datasets")
+    monkeypatch.setattr(parquet, "reachable", lambda url: False)
+    with pytest.raises(InputError, match=r"split 'validation' of no-one/nothing: .*; or set data.root to a folder"):
+        find_split("no-one/nothing", "val", "parquet")
 
 
 def test_parquet_without_images_is_refused_with_its_columns(tmp_path: Path) -> None:

@@ -260,7 +260,7 @@ def test_a_wrong_word_in_a_config_is_refused_with_the_right_ones() -> None:
 
 def test_without_network_the_error_comes_at_once(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(tmp_path))
-    monkeypatch.setattr(pretrained, "_reachable", lambda url: False)
+    monkeypatch.setattr(pretrained, "reachable", lambda url: False)
     start = time.monotonic()
     with pytest.raises(InputError) as error:
         DINODiscriminator().load()

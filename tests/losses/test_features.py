@@ -149,7 +149,7 @@ def test_weights_are_asked_for_when_training_starts(
 ) -> None:
     monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(tmp_path))
     monkeypatch.setattr(torch.hub, "get_dir", lambda: str(tmp_path))
-    monkeypatch.setattr(pretrained, "_reachable", lambda url: False)
+    monkeypatch.setattr(pretrained, "reachable", lambda url: False)
     loss = kind()  # type: ignore[call-arg]
     with pytest.raises(InputError, match=f"needs {file}.*perceptual_loss.weights"):
         loss.load()

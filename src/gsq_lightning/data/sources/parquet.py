@@ -1,5 +1,7 @@
 """Parquet files of images as the Hugging Face Hub ships ImageNet-1k, read through `datasets`."""
 
+from collections.abc import Iterator
+from contextlib import contextmanager, nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -9,6 +11,7 @@ from gsq_lightning.data.batch import NO_LABEL
 from gsq_lightning.data.sources.listing import PackedNames
 from gsq_lightning.data.sources.source import ImageSource
 from gsq_lightning.errors import InputError
+from gsq_lightning.network import reachable
 
 LABEL_COLUMNS = ("label", "labels", "cls", "class")
 
@@ -68,11 +71,32 @@ def load_split(place: str, split: str, files: list[Path] | None) -> Any:
         raise InputError("Parquet files are read with datasets: pip install 'gsq-lightning[parquet]'") from error
     try:
         if files is None:
-            return datasets.load_dataset(place, split=split)
+            with nullcontext() if reachable(f"https://huggingface.co/datasets/{place}") else hub_offline():
+                return datasets.load_dataset(place, split=split)
         return datasets.load_dataset("parquet", data_files={split: [str(path) for path in files]}, split=split)
     except Exception as error:  # of pyarrow, of the Hub, of the network
         reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
-        raise InputError(f"datasets cannot load the split {split!r} of {place}: {reason}") from error
+        hint = f". On a machine with network: hf download {place} --repo-type dataset; or set data.root to a folder"
+        raise InputError(
+            f"datasets cannot load the split {split!r} of {place}: {reason}{hint if files is None else ''}"
+        ) from error
+
+
+@contextmanager
+def hub_offline() -> Iterator[None]:
+    """Within it, `datasets` looks into its cache alone, where it would retry for half a minute first."""
+    import datasets
+    import huggingface_hub
+
+    settings: tuple[Any, ...] = (datasets.config, huggingface_hub.constants)
+    before = [setting.HF_HUB_OFFLINE for setting in settings]
+    for setting in settings:
+        setting.HF_HUB_OFFLINE = True
+    try:
+        yield
+    finally:
+        for setting, value in zip(settings, before, strict=True):
+            setting.HF_HUB_OFFLINE = value
 
 
 def find_image_column(dataset: Any, place: str) -> str:
