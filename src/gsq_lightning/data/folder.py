@@ -1,7 +1,10 @@
 """Folders of images as a dataset."""
 
+import hashlib
 import os
 from collections.abc import Callable
+from dataclasses import is_dataclass
+from functools import cached_property
 from pathlib import Path
 from typing import Literal
 
@@ -68,6 +71,25 @@ class FolderImages(Dataset[Sample | UnreadableImage]):
         if self.substitute:
             raise InputError(f"none of the {len(self)} images below {self.root} can be read")
         return unreadable[0]
+
+    @property
+    def preparation(self) -> str:
+        """What is done to an image, in words."""
+        return str(self.transform)
+
+    @cached_property
+    def fingerprint(self) -> str | None:
+        """Tells these images from others: names, sizes, times of change and the transform, where that is a dataclass.
+
+        None where the transform does not say what it does.
+        """
+        if not is_dataclass(self.transform):
+            return None
+        digest = hashlib.sha256(repr(self.transform).encode())
+        for relative in self.paths:
+            file = (self.root / relative).stat()
+            digest.update(f"{relative}\0{file.st_size}\0{file.st_mtime_ns}\0".encode())
+        return digest.hexdigest()
 
     def _read(self, relative: str) -> Image.Image | UnreadableImage:
         path = self.root / relative

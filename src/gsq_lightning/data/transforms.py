@@ -27,6 +27,9 @@ class ResizeAndCrop:
     crop: Crop = "center"
     flip: bool = False
 
+    def __str__(self) -> str:
+        return f"short side to {self.short_side}, {self.crop} crop of {self.image_size}×{self.image_size}"
+
     def __call__(self, image: Image.Image, generator: torch.Generator) -> Tensor:
         """RGB image → (3, image_size, image_size) uint8."""
         # PIL's bilinear filter widens when it shrinks an image: it is antialiased
