@@ -16,6 +16,12 @@ def _repeatable() -> None:
     torch.manual_seed(0)
 
 
+@pytest.fixture(autouse=True)
+def _own_statistics(tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Tests leave the user's cache alone, and share nothing through it."""
+    monkeypatch.setenv("GSQ_STATISTICS", str(tmp_path_factory.mktemp("statistics")))
+
+
 @pytest.fixture
 def small_tokenizer() -> Callable[..., GSQTokenizer]:
     """A factory of f4 tokenizers of a few thousand weights; takes the quantizer's arguments."""

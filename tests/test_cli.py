@@ -73,7 +73,7 @@ def test_validate_needs_a_checkpoint_and_images_alone(trained: Path, capsys: pyt
     output = capsys.readouterr().out
     for name in ("PSNR", "SSIM", "rfd_random", "codebook usage", "codebook perplexity", "bits per pixel"):
         assert name in output
-    assert (trained / "checkpoints" / "validate" / "reconstructions.png").is_file()
+    assert (trained / "checkpoints" / "validate" / "last" / "reconstructions.png").is_file()
     # again into the same folder
     main(["validate", f"--ckpt_path={checkpoint}", f"--data.root={trained.parents[2] / 'images' / 'val'}"])
 

@@ -11,7 +11,7 @@ from torch import nn
 from gsq_lightning import InputError, network, pretrained
 from gsq_lightning.__main__ import main
 from gsq_lightning.losses import LPIPS
-from gsq_lightning.metrics.rfid import INCEPTION_URL, load_inception
+from gsq_lightning.metrics.inception import INCEPTION_URL, load_inception
 from gsq_lightning.pretrained import FrozenNetwork, read_weights, recorded_files
 
 URL = "https://example.invalid/weights-1234.pth"

@@ -8,6 +8,8 @@ SUBCOMMANDS = {
     "validate": "metrics of a checkpoint: gsq validate --ckpt_path last.ckpt --data.root /data/imagenet",
     "test": "the same, logged as test",
     "predict": "turn images into token shards: gsq predict --ckpt_path last.ckpt --data.root /data/imagenet",
+    "evaluate": "metrics of images made elsewhere: gsq evaluate --real originals --fake reconstructions",
+    "compare": "reports beside each other: gsq compare a.ckpt b.ckpt --paper --plot rd.png",
     "weights": "fetch all pretrained weights that a recipe needs: gsq weights --config f8.yaml",
 }
 
@@ -26,6 +28,11 @@ def main(args: list[str] | None = None) -> None:
         from gsq_lightning.cli import fetch_weights
 
         fetch_weights(arguments[1:])
+        return
+    if arguments[0] in ("evaluate", "compare"):
+        from gsq_lightning.commands import compare, evaluate
+
+        {"evaluate": evaluate, "compare": compare}[arguments[0]](arguments[1:])
         return
     from gsq_lightning.cli import main as run
 

@@ -3,6 +3,7 @@
 Precedence: flags > config files, later ones over earlier > checkpoint.
 """
 
+import itertools
 import json
 import logging
 import sys
@@ -21,11 +22,14 @@ from lightning.pytorch.strategies import DDPStrategy
 from lightning.pytorch.utilities.exceptions import MisconfigurationException
 
 import gsq_lightning
+from gsq_lightning import quantizers
 from gsq_lightning.callbacks import LossProgressBar, ReconstructionGrid, Report, RunCheckpoint, TokenWriter
 from gsq_lightning.data import ImageNetDataModule
-from gsq_lightning.errors import InputError, TrainingDiverged
+from gsq_lightning.errors import InputError, ModelNotFinite, TrainingDiverged
+from gsq_lightning.metrics import ReconstructionMetrics
 from gsq_lightning.module import TokenizerModule
 from gsq_lightning.pretrained import recorded_files
+from gsq_lightning.tokenizer import CONFIG_FILE, GSQTokenizer, check_weights
 
 EXIT_BAD_INPUT = 2
 EXIT_DIVERGED = 1
@@ -34,7 +38,7 @@ SPECIAL_CHECKPOINTS = ("best", "last", "hpc", "registry")  # words that Lightnin
 
 @contextmanager
 def one_line_errors() -> Iterator[None]:
-    """Ends the process with one line and an exit code for what the user can mend, and for training that diverged."""
+    """Ends the process with one line and an exit code for what the user can mend, and for models that diverged."""
     try:
         yield
     except (ValueError, MisconfigurationException) as error:
@@ -42,7 +46,7 @@ def one_line_errors() -> Iterator[None]:
         if known is None:
             raise
         fail(str(known), EXIT_BAD_INPUT)
-    except TrainingDiverged as error:
+    except (ModelNotFinite, TrainingDiverged) as error:
         fail(str(error), EXIT_DIVERGED)
 
 
@@ -53,7 +57,7 @@ def main(args: ArgsType = None) -> None:
         args: as on the command line, without the program's name; by default those of this process.
 
     Raises:
-        SystemExit: with code 2 for bad input, 1 where training diverged.
+        SystemExit: with code 2 for bad input, 1 where training diverged or a model's output is not finite.
     """
     arguments = sys.argv[1:] if args is None else list(args)
     leave_out_noise()
@@ -159,6 +163,10 @@ class GSQCommand(LightningCLI):
         parser = super()._prepare_subcommand_parser(klass, subcommand, **kwargs)
         if subcommand in ("validate", "test"):
             parser.set_defaults(verbose=False)  # our table instead of Lightning's
+            parser.add_argument("--name", type=str | None, help="What the tokenizer is called in reports.")
+            parser.add_argument(
+                "--compare", nargs="+", default=[], help="Reports, checkpoints or folders to print beside the result."
+            )
         if subcommand == "predict":
             parser.set_defaults(return_predictions=False)  # they go to disk; all tokens would not fit in memory
         return parser
@@ -172,10 +180,13 @@ class GSQCommand(LightningCLI):
     def parse_arguments(self, parser: LightningArgumentParser, args: ArgsType) -> None:
         """As Lightning's, which warns that the process was started with arguments too."""
         self.config = parser.parse_args(args)  # type: ignore[arg-type]
+        self.recipe = recipe_name(args) if isinstance(args, list) else None
 
     def before_instantiate_classes(self) -> None:
         trainer = self._get(self.config, "trainer")
-        self.report = Report()
+        self.report = Report(
+            self._get(self.config, "name"), recipe=self.recipe, compare=self._get(self.config, "compare") or ()
+        )
         callbacks: list[Callback] = [self.report]
         own_bar = any("ProgressBar" in callback.class_path for callback in trainer.callbacks or [])
         if trainer.enable_progress_bar is not False and not own_bar:
@@ -196,6 +207,18 @@ class GSQCommand(LightningCLI):
             # processes, so that buffers must not be exchanged in each forward pass
             kwargs["strategy"] = DDPStrategy(find_unused_parameters=True, broadcast_buffers=False)
         return super().instantiate_trainer(**kwargs)
+
+    def _prepare_subcommand_kwargs(self, subcommand: str) -> dict[str, Any]:
+        """As Lightning's, but the weights of an exported tokenizer, no checkpoint to Lightning, are loaded here."""
+        arguments = super()._prepare_subcommand_kwargs(subcommand)
+        folder = Path(arguments.get("ckpt_path") or "")
+        if arguments.get("ckpt_path") and is_exported(folder):
+            weights = GSQTokenizer.from_pretrained(folder).state_dict()
+            check_weights(self.model.tokenizer, weights, str(folder))
+            self.model.tokenizer.load_state_dict(weights)
+            self.report.source = folder
+            arguments["ckpt_path"] = None
+        return arguments
 
     def _parse_ckpt_path(self) -> None:
         """Nothing: `ordered` has put the checkpoint's hyperparameters below the config files already."""
@@ -243,7 +266,8 @@ def ordered(arguments: list[str]) -> list[str]:
         needed = recipe if command[0] in ("fit", "weights") else f"--ckpt_path, the checkpoint, or {recipe}"
         raise InputError(f"gsq {command[0]} needs {needed}")
     if checkpoint is not None and checkpoint not in (*SPECIAL_CHECKPOINTS, "null"):
-        carried = checkpoint_config(Path(checkpoint), command[0])
+        read = exported_config if is_exported(Path(checkpoint)) else checkpoint_config
+        carried = read(Path(checkpoint), command[0])
         if "tokenizer" not in carried["model"] and not configs:
             raise InputError(
                 f"{checkpoint} carries no config, as its module was made in Python; give the one that fits with "
@@ -271,8 +295,47 @@ def checkpoint_config(path: Path, command: str) -> dict[str, Any]:
     if "_class_path" in data:
         config["data"] = {"class_path": data["_class_path"], "init_args": _without_notes(data)}
     if command != "fit":
-        config["trainer"] = {"logger": False, "default_root_dir": str(path.resolve().parent / command)}
+        folder = path.resolve().parent / command / path.stem  # other checkpoints lie beside this one
+        config["trainer"] = {"logger": False, "default_root_dir": str(folder)}
     return config
+
+
+def is_exported(path: Path) -> bool:
+    """Whether a path is a folder that `save_pretrained` wrote."""
+    return path.is_dir() and (path / CONFIG_FILE).is_file()
+
+
+def exported_config(folder: Path, command: str) -> dict[str, Any]:
+    """The config of an exported tokenizer, and where its validation is written.
+
+    Raises:
+        InputError: for training, which needs more than the tokenizer's weights, or where the config cannot be read.
+    """
+    if command == "fit":
+        raise InputError(f"{folder} is an exported tokenizer, from which training cannot go on; give a checkpoint")
+    try:
+        arguments = json.loads((folder / CONFIG_FILE).read_text())
+        quantizer = arguments.pop("quantizer")
+        quantizer_class = f"{quantizers.__name__}.{quantizer.pop('class')}"
+    except (OSError, ValueError, KeyError, AttributeError) as error:
+        raise InputError(f"the exported tokenizer in {folder} cannot be read: {error}") from error
+    arguments["quantizer"] = {"class_path": quantizer_class, "init_args": quantizer}
+    tokenizer = {"class_path": f"{GSQTokenizer.__module__}.{GSQTokenizer.__name__}", "init_args": arguments}
+    metrics = {"class_path": f"{ReconstructionMetrics.__module__}.{ReconstructionMetrics.__name__}"}
+    return {
+        "model": {"tokenizer": tokenizer, "metrics": metrics},
+        "trainer": {"logger": False, "default_root_dir": str(folder.resolve() / command)},
+    }
+
+
+def recipe_name(arguments: list[str]) -> str | None:
+    """The configs of a command that `ordered` has put in order, and how many flags change model or data."""
+    values = [value for name, value in itertools.pairwise(arguments) if name == "--config"]
+    names = [value for value in values if not is_inline(value)]
+    flags = [name for name in arguments if name.startswith(("--model", "--data.")) and "--data.root" not in name]
+    if names and flags:
+        names.append("1 flag" if len(flags) == 1 else f"{len(flags)} flags")
+    return " + ".join(names) or None
 
 
 def is_inline(config: str) -> bool:

@@ -11,3 +11,7 @@ class InputError(ValueError):
 
 class TrainingDiverged(RuntimeError):
     """Training produced non-finite gradients too many times in a row. The weights are those of the last good step."""
+
+
+class ModelNotFinite(RuntimeError):
+    """A validation found reconstructions that are NaN or infinite, so that there is no metric to report."""

@@ -15,9 +15,10 @@ from lightning.pytorch.utilities.types import OptimizerLRScheduler
 from torch import Tensor, nn
 from torch.nn import functional as F
 from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
+from torch.utils.data import DataLoader
 
 from gsq_lightning.discriminators import Discriminator
-from gsq_lightning.errors import InputError, TrainingDiverged
+from gsq_lightning.errors import InputError, ModelNotFinite, TrainingDiverged
 from gsq_lightning.losses import (
     AdversarialLoss,
     LeCamRegularizer,
@@ -28,7 +29,7 @@ from gsq_lightning.losses import (
     generator_loss,
     gradient_penalty,
 )
-from gsq_lightning.metrics import ReconstructionMetrics
+from gsq_lightning.metrics import OriginalImages, ReconstructionMetrics
 from gsq_lightning.tokenizer import GSQTokenizer, check_weights
 
 # what cannot be written into a checkpoint as plain data when the module is made in Python
@@ -200,6 +201,7 @@ class TokenizerModule(LightningModule):
         self._skipped_in_a_row = {"tokenizer": 0, "discriminator": 0}
         self._skipped_in_all = {"tokenizer": 0, "discriminator": 0}
         self._image_shape: torch.Size | None = None
+        self.metric_values: dict[str, float] = {}  # of the last validation or test
 
     @property
     def evaluated_tokenizer(self) -> GSQTokenizer:
@@ -209,6 +211,11 @@ class TokenizerModule(LightningModule):
             assert isinstance(module, GSQTokenizer)
             return module
         return self.tokenizer
+
+    @property
+    def validated_image_size(self) -> tuple[int, int] | None:
+        """Height and width of the last image that was validated."""
+        return (self._image_shape[-2], self._image_shape[-1]) if self._image_shape is not None else None
 
     def forward(self, image: Tensor) -> Tensor:
         """(B, 3, H, W) in [-1, 1] → reconstruction of the evaluated tokenizer."""
@@ -424,7 +431,8 @@ class TokenizerModule(LightningModule):
 
     def on_validation_epoch_start(self) -> None:
         if self.metrics is not None:
-            self.metrics.reset()
+            limit = 0 if self.trainer.sanity_checking else self.trainer.limit_val_batches
+            self.metrics.start(self._original_images(self.trainer.val_dataloaders, limit))
 
     def validation_step(self, batch: Any, batch_idx: int) -> None:
         image = _image_of(batch)
@@ -438,13 +446,23 @@ class TokenizerModule(LightningModule):
         self._log_metrics("val")
 
     def on_test_epoch_start(self) -> None:
-        self.on_validation_epoch_start()
+        if self.metrics is not None:
+            limit = self.trainer.limit_test_batches
+            self.metrics.start(self._original_images(self.trainer.test_dataloaders, limit))
 
     def test_step(self, batch: Any, batch_idx: int) -> None:
         self.validation_step(batch, batch_idx)
 
     def on_test_epoch_end(self) -> None:
         self._log_metrics("test")
+
+    def _original_images(self, loader: Any, limit: float) -> OriginalImages | None:
+        """The images of a loader, where all are to come and its data set can tell; the first process alone asks it."""
+        all_come = isinstance(limit, float) and limit == 1.0  # the integer 1 means one batch
+        if not all_come or not self.trainer.is_global_zero or not isinstance(loader, DataLoader):
+            return None
+        fingerprint = getattr(loader.dataset, "fingerprint", None)
+        return OriginalImages(fingerprint, len(loader.dataset)) if fingerprint else None  # type: ignore[arg-type]
 
     def _log_metrics(self, prefix: str) -> None:
         if self.metrics is None:
@@ -454,8 +472,14 @@ class TokenizerModule(LightningModule):
             height, width = self._image_shape[-2:]
             values["bits_per_image"] = self.tokenizer.bits_per_image(height, width)
             values["bits_per_pixel"] = values["bits_per_image"] / (height * width)
+        self.metric_values = values
         # equal on all processes already
         self.log_dict({f"{prefix}/{name}": value for name, value in values.items()}, batch_size=1)
+        if "nonfinite_images" in values and self.trainer.state.fn != "fit":
+            raise ModelNotFinite(
+                f"{values['nonfinite_images']:.0f} of {values['images']:.0f} reconstructions have values that are NaN "
+                "or infinite, so there is no metric to report; validate an earlier checkpoint"
+            )
 
     def predict_step(self, batch: Any, batch_idx: int) -> TokenBatch:
         """A batch of images → their indices."""

@@ -1,6 +1,7 @@
-"""The frozen vision networks that discriminators and losses look through, and how an image enters them."""
+"""The frozen vision networks that discriminators, losses and metrics look through, and how an image enters them."""
 
-from typing import Any
+import warnings
+from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
@@ -10,10 +11,14 @@ from gsq_lightning.errors import InputError
 from gsq_lightning.pretrained import fixed_random_weights, read_hub_weights, read_weights
 
 # the files that timm 1.0 takes for `vit_small_patch14_reg4_dinov2.lvd142m` (arXiv 2304.07193, 2309.16588) and
-# `resnet50.a1_in1k` (arXiv 2110.00476), and torchvision for `VGG16_Weights.IMAGENET1K_V1` (arXiv 1409.1556)
+# `resnet50.a1_in1k` (arXiv 2110.00476), and torchvision for `VGG16_Weights.IMAGENET1K_V1` (arXiv 1409.1556) and
+# `AlexNet_Weights.IMAGENET1K_V1` (arXiv 1404.5997)
 DINOV2_REPOSITORY = "timm/vit_small_patch14_reg4_dinov2.lvd142m"
 RESNET50_REPOSITORY = "timm/resnet50.a1_in1k"
 VGG16_URL = "https://download.pytorch.org/models/vgg16-397923af.pth"
+ALEXNET_URL = "https://download.pytorch.org/models/alexnet-owt-7be5be79.pth"
+
+LPIPSTrunk = Literal["alex", "vgg"]
 
 DINOV2_CHANNELS = 384
 DINOV2_BLOCKS = 12
@@ -118,6 +123,46 @@ def load_vgg16(weights: str, purpose: str, option: str) -> nn.Module:
     from torchvision.models import vgg16
 
     return _loaded(vgg16(init_weights=False), state, weights, purpose)
+
+
+def load_lpips(trunk: LPIPSTrunk, weights: str, purpose: str, option: str) -> nn.Module:
+    """The lpips package's network (arXiv 1801.03924), version 0.1: two times (B, 3, H, W) in [-1, 1] → (B, 1, 1, 1).
+
+    Its calibration comes with the package, the trunk is torchvision's.
+
+    Args:
+        trunk: "alex" for AlexNet, "vgg" for VGG16.
+        weights: of the trunk: "pretrained", the path of alexnet-owt-7be5be79.pth or vgg16-397923af.pth, or "random"
+            (tests).
+        purpose, option: for messages, as in `read_weights`.
+
+    Raises:
+        InputError: where the weights cannot be had or do not fit.
+    """
+
+    def build() -> Any:
+        import lpips
+
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # lpips asks torchvision by an argument that is deprecated
+            return lpips.LPIPS(net=trunk, pnet_rand=True, verbose=False)
+
+    if weights == "random":
+        with fixed_random_weights(purpose):
+            return build()
+    state = read_weights(weights, ALEXNET_URL if trunk == "alex" else VGG16_URL, purpose, option)
+    network = build()
+    try:
+        for part in network.net.children():
+            for index, layer in part.named_children():
+                if isinstance(layer, nn.Conv2d):
+                    layer.load_state_dict({name: state[f"features.{index}.{name}"] for name in ("weight", "bias")})
+    except (KeyError, RuntimeError) as error:
+        expected = "AlexNet" if trunk == "alex" else "VGG16"
+        raise InputError(
+            f"{purpose}: {weights!r} holds the weights of another network than torchvision's {expected}"
+        ) from error
+    return network
 
 
 def _loaded(network: nn.Module, state: dict[str, Tensor], weights: str, purpose: str) -> nn.Module:

@@ -13,8 +13,7 @@ from tensorboard.backend.event_processing.event_accumulator import EventAccumula
 
 from gsq_lightning import GSQTokenizer, InputError, TokenizerModule
 from gsq_lightning.callbacks import ReconstructionGrid, RunCheckpoint, TokenWriter
-from gsq_lightning.callbacks.reconstructions import share_of_batch, side_by_side
-from gsq_lightning.callbacks.report import metrics_table
+from gsq_lightning.callbacks.reconstructions import FULL_ERROR, error_map, share_of_batch, side_by_side
 from gsq_lightning.callbacks.token_writer import smallest_type
 from gsq_lightning.data import ImageNetDataModule
 from gsq_lightning.metrics import ReconstructionMetrics
@@ -41,9 +40,18 @@ def data(root: Path) -> ImageNetDataModule:
     return ImageNetDataModule(str(root), 16, global_batch_size=8, val_batch_size=4, num_workers=0)
 
 
-def test_pairs_stand_beside_each_other() -> None:
+def test_pictures_of_an_image_stand_beside_each_other() -> None:
     image, reconstruction = torch.full((2, 3, 1, 1), -1.0), torch.full((2, 3, 1, 1), 3.0)
-    assert side_by_side(image, reconstruction)[:, 0, 0, 0].tolist() == [0.0, 1.0, 0.0, 1.0]
+    assert side_by_side(image, reconstruction, error_maps=False)[:, 0, 0, 0].tolist() == [0.0, 1.0, 0.0, 1.0]
+    assert side_by_side(image, reconstruction, error_maps=True)[:, 0, 0, 0].tolist() == [0.0, 1.0, 1.0, 0.0, 1.0, 1.0]
+
+
+def test_an_error_map_goes_from_black_over_red_and_yellow_to_white() -> None:
+    quarter = FULL_ERROR / 3
+    image, reconstruction = torch.zeros(1, 3, 1, 5), torch.tensor([0, 0.5, 1, 2, 9]).mul(quarter).expand(1, 3, 1, 5)
+    colors = error_map(image, reconstruction)[0, :, 0].T
+    expected = [[0, 0, 0], [0.5, 0, 0], [1, 0, 0], [1, 1, 0], [1, 1, 1]]
+    torch.testing.assert_close(colors, torch.tensor(expected), atol=1e-5, rtol=0)
 
 
 @pytest.mark.parametrize(("images", "batches"), [(16, 3), (16, 16), (16, 1000), (5, 7), (16, 1)])
@@ -68,8 +76,9 @@ def test_reconstructions_go_to_a_picture_and_to_tensorboard(
     run.fit(module, data(image_root))
     assert grid.path is not None
     picture = Image.open(grid.path)
-    assert picture.size == (4 * 16 + 5 * 2, 2 * 16 + 3 * 2)  # two pairs beside each other, two rows, gaps of 2
-    originals = {picture.crop((2, 2, 18, 18)).tobytes(), picture.crop((38, 2, 54, 18)).tobytes()}
+    # two images with reconstruction and error beside each other, two rows, gaps of 2
+    assert picture.size == (6 * 16 + 7 * 2, 2 * 16 + 3 * 2)
+    originals = {picture.crop((2, 2, 18, 18)).tobytes(), picture.crop((56, 2, 72, 18)).tobytes()}
     batches = [batch.image for batch in run.val_dataloaders]
     assert batches[0][0].permute(1, 2, 0).numpy().tobytes() in originals
 
@@ -139,9 +148,3 @@ def test_tokens_are_never_written_over(small_tokenizer: Build, image_root: Path,
 )
 def test_smallest_type_holds_the_largest_index(size: int, kind: torch.dtype) -> None:
     assert smallest_type(size) == kind
-
-
-def test_table_has_known_names_first_and_nothing_lost() -> None:
-    lines = metrics_table({"other": 3.0, "rfd_random": 0.5, "psnr": 20.126})
-    assert [line.split()[:2] for line in lines] == [["PSNR", "20.13"], ["rfd_random", "0.5000"], ["other", "3"]]
-    assert metrics_table({}) == []

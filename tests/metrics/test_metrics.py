@@ -10,8 +10,9 @@ from skimage.metrics import peak_signal_noise_ratio, structural_similarity
 
 from gsq_lightning import InputError
 from gsq_lightning.metrics import CodebookUsage, ReconstructionMetrics, image_to_pixels
+from gsq_lightning.metrics.features import RandomFeatures, random_features
+from gsq_lightning.metrics.inception import load_inception
 from gsq_lightning.metrics.reconstruction import MetricName
-from gsq_lightning.metrics.rfid import RandomFeatures, load_inception, rfd_random
 
 
 def pairs(count: int = 5, size: int = 32) -> tuple[torch.Tensor, torch.Tensor]:
@@ -63,13 +64,13 @@ def test_rfd_random_equals_the_formula() -> None:
 
 
 def test_rfd_random_is_the_same_whatever_was_drawn_before_and_leaves_the_stream_alone() -> None:
-    first = rfd_random()
+    first = random_features()
     torch.manual_seed(123)
     expected = torch.rand(1)
     torch.manual_seed(123)
-    second = rfd_random()
+    second = random_features()
     assert torch.equal(torch.rand(1), expected)
-    for ours, theirs in zip(first.inception.network.parameters(), second.inception.network.parameters(), strict=True):
+    for ours, theirs in zip(first.network.parameters(), second.network.parameters(), strict=True):
         assert torch.equal(ours, theirs)
 
 

@@ -1,4 +1,4 @@
-"""Pictures of a validation: originals beside reconstructions, and how often each code was used."""
+"""Pictures of a validation: originals, reconstructions and their errors, and how often each code was used."""
 
 import math
 from pathlib import Path
@@ -11,22 +11,26 @@ from torch import Tensor
 from torchvision.utils import make_grid, save_image
 
 GAP = 2  # pixels between pictures
+FULL_ERROR = 64 / 255  # of the range of pixels: shown white in an error map
 
 
 class ReconstructionGrid(Callback):
-    """Originals beside reconstructions, spread evenly over the validation images, as PNG and in TensorBoard.
+    """Original, reconstruction and error map of images spread evenly over validation, as PNG and in TensorBoard.
 
     Writes `reconstructions.png` in the log folder anew after each validation, and logs the same grid and a histogram
-    of how often codes were used (where the module's metrics have "codebook").
+    of how often codes were used (where the module's metrics have "codebook"). The images are the same each time.
 
     Args:
         num_images: how many images are shown.
-        columns: pairs beside each other.
+        columns: images beside each other, each with what was made of it.
+        error_maps: show the mean absolute error of each pixel, from black for none over red and yellow to white for a
+            quarter of the range and more.
     """
 
-    def __init__(self, num_images: int = 16, columns: int = 4) -> None:
+    def __init__(self, num_images: int = 16, columns: int = 4, error_maps: bool = True) -> None:
         self.num_images = num_images
         self.columns = columns
+        self.error_maps = error_maps
         self._images: list[Tensor] = []
         self._folder: str | None = None
         self.path: Path | None = None
@@ -59,9 +63,9 @@ class ReconstructionGrid(Callback):
         if not self._images or self._folder is None:
             return
         with torch.no_grad(), trainer.precision_plugin.val_step_context():
-            grids = [side_by_side(image, pl_module(image)) for image in self._images]
-        # originals and reconstructions alternate: a pair takes two places of a row
-        grid = make_grid(torch.cat(grids).cpu(), nrow=2 * self.columns, padding=GAP, pad_value=1.0)
+            grids = [side_by_side(image, pl_module(image), self.error_maps) for image in self._images]
+        places = 3 if self.error_maps else 2  # of a row, that an image takes with what was made of it
+        grid = make_grid(torch.cat(grids).cpu(), nrow=places * self.columns, padding=GAP, pad_value=1.0)
         self.path = Path(self._folder) / "reconstructions.png"
         self.path.parent.mkdir(parents=True, exist_ok=True)
         save_image(grid, self.path)
@@ -79,10 +83,18 @@ def share_of_batch(num_images: int, batch_idx: int, batches: float) -> int:
     return int((batch_idx + 1) * num_images // batches - batch_idx * num_images // batches)
 
 
-def side_by_side(image: Tensor, reconstruction: Tensor) -> Tensor:
-    """Two times (B, 3, H, W) in [-1, 1] → (2B, 3, H, W) in [0, 1]: each original, then its reconstruction."""
-    pairs = torch.stack([image.float(), reconstruction.float()], dim=1).flatten(0, 1)
-    return (pairs.clamp(-1.0, 1.0) + 1.0) / 2.0
+def side_by_side(image: Tensor, reconstruction: Tensor, error_maps: bool) -> Tensor:
+    """Two times (B, 3, H, W) in [-1, 1] → (2B or 3B, 3, H, W) in [0, 1]: of each original, reconstruction, error."""
+    pictures = [(x.float().nan_to_num().clamp(-1.0, 1.0) + 1.0) / 2.0 for x in (image, reconstruction)]
+    if error_maps:
+        pictures.append(error_map(*pictures))
+    return torch.stack(pictures, dim=1).flatten(0, 1)
+
+
+def error_map(image: Tensor, reconstruction: Tensor) -> Tensor:
+    """Two times (B, 3, H, W) in [0, 1] → (B, 3, H, W): the mean absolute error of a pixel from black to white."""
+    heat = (image - reconstruction).abs().mean(dim=1, keepdim=True) / FULL_ERROR * 3.0
+    return torch.cat([heat, heat - 1.0, heat - 2.0], dim=1).clamp(0.0, 1.0)
 
 
 def tensorboard_writers(trainer: Trainer) -> list[Any]:

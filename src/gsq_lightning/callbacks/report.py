@@ -1,6 +1,7 @@
-"""What a run tells in the terminal: a progress bar with short names, and a table at the end."""
+"""What a run tells in the terminal and beside its checkpoint: a progress bar with short names, a report at the end."""
 
 import sys
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -8,6 +9,15 @@ from lightning.pytorch import Callback, LightningModule, Trainer
 from lightning.pytorch.callbacks import ModelCheckpoint, TQDMProgressBar
 
 from gsq_lightning.callbacks.reconstructions import ReconstructionGrid
+from gsq_lightning.reports import (
+    EvaluationReport,
+    comparison_lines,
+    find_report,
+    metrics_table,
+    report_row,
+    sha256_of,
+    write_report,
+)
 
 SHOWN_LOSSES = (
     "train/loss_reconstruction",
@@ -15,17 +25,6 @@ SHOWN_LOSSES = (
     "train/loss_adversarial",
     "train/loss_discriminator",
 )
-
-METRICS = {
-    "psnr": ("PSNR", "dB, higher is better", "{:.2f}"),
-    "ssim": ("SSIM", "higher is better", "{:.4f}"),
-    "rfid": ("rFID", "Fréchet distance over Inception v3, lower is better", "{:.3f}"),
-    "rfd_random": ("rfd_random", "Fréchet distance over random features, not an rFID, lower is better", "{:.4f}"),
-    "codebook_usage": ("codebook usage", "share of codes used", "{:.2%}"),
-    "codebook_perplexity": ("codebook perplexity", "of the codebook's size, higher is better", "{:.1f}"),
-    "bits_per_image": ("bits per image", "", "{:.0f}"),
-    "bits_per_pixel": ("bits per pixel", "", "{:.4f}"),
-}
 
 
 class LossProgressBar(TQDMProgressBar):
@@ -39,45 +38,104 @@ class LossProgressBar(TQDMProgressBar):
 
 
 class Report(Callback):
-    """Prints the metrics of the last validation or test as a table, and where the run's files lie.
+    """Prints the metrics of the last validation or test as a table, and writes them with all that they depend on.
+
+    `metrics.json` and a row in `metrics.md` go to the log folder: that of the run, or `validate/NAME` beside the
+    checkpoint. A validation in the midst of training writes nothing.
+
+    Args:
+        name: what the tokenizer is called in reports; by default the checkpoint's file, or the log folder.
+        recipe: configs that the tokenizer is trained with. Checkpoints carry it to later validations.
+        compare: reports, checkpoints or folders to print beside the result.
 
     Attributes:
         validated_step: generator step of the last validation, or None.
+        source: exported tokenizer that is validated, which the Trainer does not know of.
+
+    Raises:
+        InputError: before anything is computed, where what to compare with has no report.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, name: str | None = None, recipe: str | None = None, compare: Sequence[str] = ()) -> None:
+        self.name = name
+        self.recipe = recipe
+        self.compare = list(compare)
         self.validated_step: int | None = None
+        self.source: Path | None = None
         self._folder: str | None = None
+        self._loaded_step: int | None = None
+        self._others: list[EvaluationReport] = []
 
     def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
         self._folder = trainer.log_dir  # asks all processes, so that all must ask
+        self._others = [find_report(Path(other)) for other in self.compare]
+
+    def on_save_checkpoint(self, trainer: Trainer, pl_module: LightningModule, checkpoint: dict[str, Any]) -> None:
+        checkpoint["recipe"] = self.recipe
+
+    def on_load_checkpoint(self, trainer: Trainer, pl_module: LightningModule, checkpoint: dict[str, Any]) -> None:
+        carried = checkpoint.get("recipe")
+        self.recipe = self.recipe or carried if trainer.state.fn == "fit" else carried or self.recipe
+        self._loaded_step = checkpoint.get("global_step")
 
     def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         if trainer.sanity_checking:
             return
         self.validated_step = trainer.global_step
         if trainer.state.fn == "validate":
-            self._print(trainer, "val/")
+            self._report(trainer, pl_module, "val/")
 
     def on_fit_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         if self.validated_step == trainer.global_step:
-            self._print(trainer, "val/")
+            self._report(trainer, pl_module, "val/")
 
     def on_test_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        self._print(trainer, "test/")
+        self._report(trainer, pl_module, "test/")
 
-    def _print(self, trainer: Trainer, prefix: str) -> None:
+    def _report(self, trainer: Trainer, pl_module: LightningModule, prefix: str) -> None:
         if not trainer.is_global_zero:
             return
-        values = {
+        report = self._make(trainer, pl_module, prefix)
+        sys.stderr.flush()  # what the progress bar still holds
+        lines = ["", *metrics_table(report.metrics), *(f"  note: {note}" for note in report.notes)]
+        places = self._places(trainer)
+        if report.metrics and self._folder is not None:
+            places.append(("report", write_report(report, Path(self._folder))))
+        lines += ["", *(f"  {name:<10}  {place}" for name, place in places)] if places else []
+        if self._others:
+            lines += ["", *comparison_lines([report_row(item) for item in (report, *self._others)])]
+        print("\n".join(lines), flush=True)
+
+    def _make(self, trainer: Trainer, pl_module: LightningModule, prefix: str) -> EvaluationReport:
+        metrics = getattr(pl_module, "metrics", None)
+        logged = {
             name.removeprefix(prefix): float(value)
             for name, value in trainer.callback_metrics.items()
             if name.startswith(prefix)
         }
-        sys.stderr.flush()  # what the progress bar still holds
-        print("\n" + "\n".join([*metrics_table(values), *self._places(trainer)]), flush=True)
+        source = self.source or _checkpoint_of(trainer)
+        loader = trainer.test_dataloaders if prefix == "test/" else trainer.val_dataloaders
+        dataset = getattr(loader, "dataset", None)
+        image_size = getattr(pl_module, "validated_image_size", None)
+        return EvaluationReport(
+            name=self.name or _name_of(source, self._folder),
+            # logged values are float32
+            metrics=logged | getattr(pl_module, "metric_values", {}),
+            notes=list(getattr(metrics, "notes", [])),
+            recipe=self.recipe,
+            tokenizer=_shape_of(getattr(pl_module, "tokenizer", None)),
+            checkpoint=None if source is None else str(source),
+            checkpoint_sha256=None if source is None else sha256_of(source),
+            step=trainer.global_step or self._loaded_step,
+            data=str(getattr(dataset, "root", None) or type(dataset).__name__),
+            image_size=None if image_size is None else f"{image_size[0]}×{image_size[1]}",
+            preparation=getattr(dataset, "preparation", None),
+            extractors=dict(getattr(metrics, "description", {})),
+            antialias=getattr(metrics, "antialias", None),
+            precision=str(trainer.precision),
+        )
 
-    def _places(self, trainer: Trainer) -> list[str]:
+    def _places(self, trainer: Trainer) -> list[tuple[str, Path | str]]:
         places: list[tuple[str, Path | str]] = []
         for callback in trainer.callbacks:  # type: ignore[attr-defined]
             if isinstance(callback, ReconstructionGrid) and callback.path is not None:
@@ -86,16 +144,39 @@ class Report(Callback):
                 places.append(("checkpoint", callback.last_model_path))
         if self._folder is not None and trainer.loggers:
             places.append(("logs", f"{self._folder}   (tensorboard --logdir {self._folder})"))
-        return ["", *(f"  {name:<10}  {place}" for name, place in places)] if places else []
+        return places
 
 
-def metrics_table(values: dict[str, float]) -> list[str]:
-    """Lines of a table of metrics, the known ones in a fixed order under their usual names."""
-    rows = []
-    for name in [*(name for name in METRICS if name in values), *(name for name in values if name not in METRICS)]:
-        label, meaning, form = METRICS.get(name, (name, "", "{:.4g}"))
-        rows.append((label, form.format(values[name]), meaning))
-    if not rows:
-        return []
-    widths = [max(len(row[column]) for row in rows) for column in (0, 1)]
-    return [f"  {label:<{widths[0]}}  {value:>{widths[1]}}  {meaning}".rstrip() for label, value, meaning in rows]
+def _checkpoint_of(trainer: Trainer) -> Path | None:
+    """What the weights that were validated lie in, as far as the Trainer knows."""
+    if trainer.state.fn != "fit" and trainer.ckpt_path is not None:
+        return _if_there(trainer.ckpt_path)
+    for callback in trainer.callbacks:  # type: ignore[attr-defined]
+        if isinstance(callback, ModelCheckpoint) and callback._last_global_step_saved == trainer.global_step:
+            return _if_there(callback.last_model_path)
+    return None
+
+
+def _if_there(path: Any) -> Path | None:
+    return Path(path) if path and Path(path).exists() else None
+
+
+def _name_of(source: Path | None, folder: str | None) -> str:
+    """Of a run's checkpoint its run, with the file's name where that is not `last`."""
+    if source is None:
+        return Path(folder or ".").resolve().name
+    source = source.resolve()
+    if source.parent.name != "checkpoints":
+        return source.stem
+    run = "/".join(source.parts[-4:-2])
+    return run if source.stem == "last" else f"{run} {source.stem}"
+
+
+def _shape_of(tokenizer: Any) -> str | None:
+    quantizer = getattr(tokenizer, "quantizer", None)
+    if quantizer is None:
+        return None
+    return (
+        f"f{tokenizer.downsample_factor}, D = {quantizer.latent_channels}, G = {quantizer.num_groups}, "
+        f"V = {quantizer.codebook_size}"
+    )

@@ -3,6 +3,8 @@
 import hashlib
 import math
 from collections.abc import Callable
+from dataclasses import is_dataclass
+from functools import cached_property
 from typing import Literal
 
 import torch
@@ -81,8 +83,19 @@ class SourceImages(Dataset[Sample | UnreadableImage]):
         """A whole batch, as a DataLoader asks for it."""
         return batch_of((self[key] for key in keys), len(keys))
 
-    def fingerprint(self) -> str:
-        """Equal as long as the images and what is done to them are the same."""
+    @property
+    def preparation(self) -> str:
+        """What is done to an image, in words."""
+        return str(self.transform)
+
+    @cached_property
+    def fingerprint(self) -> str | None:
+        """Tells these images from others: by their source, and the transform where that is a dataclass.
+
+        None where the transform does not say what it does.
+        """
+        if not is_dataclass(self.transform):
+            return None
         return hashlib.sha256(f"{self.source.fingerprint()} {self.transform!r}".encode()).hexdigest()
 
     def _read(self, item: int, key: SampleKey) -> Tensor:

@@ -31,6 +31,10 @@ class ResizeAndCrop:
     flip: bool = False
     crop_scale: tuple[float, float] = (0.2, 1.0)
 
+    def __str__(self) -> str:
+        crop = f"{self.crop} crop of {self.image_size}×{self.image_size}"
+        return crop if self.crop == "resized" else f"short side to {self.short_side}, {crop}"
+
     def __call__(self, pixels: Tensor, stream: Callable[[], torch.Generator]) -> Tensor:
         """(3, H, W) uint8, and what makes the random stream if there is need of one → (3, image_size, image_size)."""
         if self.crop == "center":

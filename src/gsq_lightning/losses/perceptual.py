@@ -1,13 +1,11 @@
 """Perceptual losses: the distance of two images in the features of a frozen network."""
 
-import warnings
-from typing import Any, Literal
+from typing import Literal
 
 from torch import Tensor, nn
 
-from gsq_lightning.errors import InputError
-from gsq_lightning.pretrained import FrozenNetwork, fixed_random_weights, read_weights
-from gsq_lightning.vision import VGG16_URL
+from gsq_lightning.pretrained import FrozenNetwork
+from gsq_lightning.vision import load_lpips
 
 
 class PerceptualLoss(nn.Module):
@@ -40,34 +38,10 @@ class LPIPS(PerceptualLoss):
 
     def load(self) -> None:
         if self.network is None:
-            self.network = FrozenNetwork(load_lpips(self.weights))
+            self.network = FrozenNetwork(load_lpips("vgg", self.weights, "LPIPS", "model.perceptual_loss.weights"))
 
     def forward(self, reconstruction: Tensor, image: Tensor) -> Tensor:
         assert self.network is not None, "call load() first"
         if self.input_range == "unit":
             reconstruction, image = (reconstruction + 1) / 2, (image + 1) / 2
         return self.network(reconstruction, image).float().mean()
-
-
-def load_lpips(weights: str) -> nn.Module:
-    """The lpips package's network over VGG16. Raises InputError where its weights cannot be had."""
-    import lpips
-
-    def build() -> Any:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # lpips asks torchvision by an argument that is deprecated
-            return lpips.LPIPS(net="vgg", pnet_rand=True, verbose=False)
-
-    if weights == "random":
-        with fixed_random_weights("LPIPS"):
-            return build()
-    state = read_weights(weights, VGG16_URL, "LPIPS", "model.perceptual_loss.weights")
-    network = build()
-    try:
-        for part in network.net.children():
-            for index, layer in part.named_children():
-                if isinstance(layer, nn.Conv2d):
-                    layer.load_state_dict({name: state[f"features.{index}.{name}"] for name in ("weight", "bias")})
-    except (KeyError, RuntimeError) as error:
-        raise InputError(f"LPIPS: {weights!r} holds the weights of another network than torchvision's VGG16") from error
-    return network

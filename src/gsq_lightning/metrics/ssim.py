@@ -29,7 +29,7 @@ class StructuralSimilarity(Metric):
         self.add_state("count", default=torch.zeros((), dtype=torch.int64), dist_reduce_fx="sum")
 
     def update(self, reconstruction: Tensor, image: Tensor) -> None:
-        """Two times (B, 3, H, W) float in [0, 255]. Raises InputError below 11 pixels each way."""
+        """Two times (B, 3, H, W) uint8. Raises InputError below 11 pixels each way."""
         if min(image.shape[-2:]) < WINDOW:
             raise InputError(
                 f"SSIM needs images of at least {WINDOW}×{WINDOW} pixels, these have "
@@ -37,7 +37,7 @@ class StructuralSimilarity(Metric):
                 "leave ssim out of the metrics"
             )
         result = structural_similarity_index_measure(
-            reconstruction, image, data_range=255.0, reduction="none", return_full_image=True
+            reconstruction.float(), image.float(), data_range=255.0, reduction="none", return_full_image=True
         )
         per_place = result[1][..., RIM:-RIM, RIM:-RIM]
         self.total += per_place.double().mean(dim=(1, 2, 3)).sum()

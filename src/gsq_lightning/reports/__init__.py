@@ -1,0 +1,20 @@
+"""Results of validations: written, read, laid beside each other. Needs no network library."""
+
+from gsq_lightning.reports.comparison import Row, comparison_lines, report_row, sorted_rows
+from gsq_lightning.reports.published import published_rows
+from gsq_lightning.reports.report import EvaluationReport, find_report, read_report, sha256_of, write_report
+from gsq_lightning.reports.table import metrics_table
+
+__all__ = [
+    "EvaluationReport",
+    "Row",
+    "comparison_lines",
+    "find_report",
+    "metrics_table",
+    "published_rows",
+    "read_report",
+    "report_row",
+    "sha256_of",
+    "sorted_rows",
+    "write_report",
+]

@@ -1,0 +1,160 @@
+"""What a validation found, and all that its numbers depend on."""
+
+import hashlib
+import json
+import math
+import os
+import platform
+from dataclasses import asdict, dataclass, field, fields
+from datetime import UTC, datetime
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+from gsq_lightning.errors import InputError
+from gsq_lightning.reports.table import METRICS, formatted, markdown_table
+
+JSON_NAME = "metrics.json"
+MARKDOWN_NAME = "metrics.md"
+LIBRARIES = ("gsq-lightning", "torch", "torchvision", "torchmetrics", "torch-fidelity", "lpips", "pillow")
+
+
+@dataclass(frozen=True)
+class EvaluationReport:
+    """Of one tokenizer on one set of images.
+
+    Attributes:
+        name: what it is called in tables.
+        metrics: values by name; `images` says over how many.
+        notes: what there is to say about the values.
+        recipe: configs that the tokenizer was trained with.
+        tokenizer: its shape in words.
+        checkpoint: path of what was validated, and its SHA-256.
+        step: generator steps of training.
+        data: where the originals lie.
+        image_size: height × width in pixels.
+        preparation: what was done to the originals.
+        extractors: networks that images were seen through, by metric.
+        antialias: whether Inception's images were resized with antialiasing.
+        precision: of the tokenizer; metrics are float32 and float64 always.
+        versions: of libraries.
+        date: UTC, to the second.
+    """
+
+    name: str
+    metrics: dict[str, float]
+    notes: list[str] = field(default_factory=list)
+    recipe: str | None = None
+    tokenizer: str | None = None
+    checkpoint: str | None = None
+    checkpoint_sha256: str | None = None
+    step: int | None = None
+    data: str | None = None
+    image_size: str | None = None
+    preparation: str | None = None
+    extractors: dict[str, str] = field(default_factory=dict)
+    antialias: bool | None = None
+    precision: str | None = None
+    versions: dict[str, str] = field(default_factory=lambda: library_versions())
+    date: str = field(default_factory=lambda: datetime.now(UTC).strftime("%Y-%m-%dT%H:%M:%SZ"))
+
+
+def write_report(report: EvaluationReport, folder: Path) -> Path:
+    """Writes `metrics.json` anew and adds a row to `metrics.md`; the path of the first.
+
+    Numbers that JSON lacks (NaN and the infinite PSNR of identical images) are written as strings.
+    """
+    folder.mkdir(parents=True, exist_ok=True)
+    content = asdict(report)
+    content["metrics"] = {name: value if math.isfinite(value) else str(value) for name, value in report.metrics.items()}
+    path = folder / JSON_NAME
+    _write_whole(path, json.dumps(content, indent=2, ensure_ascii=False) + "\n")
+    _write_whole(folder / MARKDOWN_NAME, with_row(_text_of(folder / MARKDOWN_NAME), report))
+    return path
+
+
+def with_row(text: str, report: EvaluationReport) -> str:
+    """Markdown with a row for a report below the others: in the last table where that has the same columns."""
+    names = [name for name in report.metrics if name in METRICS]
+    shown = {METRICS[name].name: formatted(name, report.metrics[name]) for name in names}
+    facts = {
+        "recipe": report.recipe,
+        "checkpoint": (report.checkpoint_sha256 or "")[:12],
+        "step": report.step,
+        "image": report.image_size,
+        "preparation": report.preparation,
+        "networks": "; ".join(sorted(set(report.extractors.values()))),
+        "antialias": report.antialias,
+        "precision": report.precision,
+        "versions": ", ".join(f"{name} {number}" for name, number in report.versions.items()),
+        "date": report.date,
+    }
+    row = {"name": report.name, **shown, **{name: "" if fact is None else str(fact) for name, fact in facts.items()}}
+    lines = markdown_table(list(row), [list(row.values())])
+    heads = [line for line in text.splitlines() if line.startswith("| name |")]
+    if heads and heads[-1] == lines[0]:
+        return text + lines[2] + "\n"
+    return text + ("\n" if text else "") + "\n".join(lines) + "\n"
+
+
+def read_report(path: Path) -> EvaluationReport:
+    """Reads `metrics.json`. Raises InputError where it is not one."""
+    try:
+        content = json.loads(path.read_text())
+        known = {item.name for item in fields(EvaluationReport)}
+        content = {name: value for name, value in content.items() if name in known}  # later versions may add some
+        content["metrics"] = {str(name): float(value) for name, value in content["metrics"].items()}
+        return EvaluationReport(**content)
+    except (OSError, UnicodeDecodeError, ValueError, KeyError, TypeError, AttributeError) as error:
+        raise InputError(
+            f"{path} cannot be read as a report of gsq validate or gsq evaluate ({JSON_NAME}): {error}"
+        ) from error
+
+
+def find_report(source: Path) -> EvaluationReport:
+    """The report of a report file, a folder with one, a checkpoint, or an exported tokenizer.
+
+    Raises:
+        InputError: where there is none, or it is that of an earlier state of the checkpoint.
+    """
+    if source.suffix == ".json":
+        return read_report(source)
+    places = (
+        [source / JSON_NAME, source / "validate" / JSON_NAME, source / "validate" / source.name / JSON_NAME]
+        if source.is_dir()
+        else [source.parent / "validate" / source.stem / JSON_NAME]
+    )
+    if not source.exists():
+        raise InputError(f"there is no {source}; give reports ({JSON_NAME}), folders with one, or checkpoints")
+    for place in places:
+        if place.is_file():
+            report = read_report(place)
+            if source.is_file() and report.checkpoint_sha256 not in (None, sha256_of(source)):
+                raise InputError(
+                    f"{place} was written for another state of {source}; validate it again: "
+                    f"gsq validate --ckpt_path {source}"
+                )
+            return report
+    raise InputError(f"{source} has no report yet; gsq validate --ckpt_path {source} writes one")
+
+
+def sha256_of(path: Path) -> str:
+    """Of a file, or of the weights of an exported tokenizer, in hexadecimal."""
+    if path.is_dir():
+        path = path / "model.safetensors"
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def library_versions() -> dict[str, str]:
+    return {"python": platform.python_version(), **{name: version(name) for name in LIBRARIES}}
+
+
+def _text_of(path: Path) -> str:
+    return path.read_text() if path.is_file() else ""
+
+
+def _write_whole(path: Path, text: str) -> None:
+    part: Any = path.with_name(f"{path.name}.{os.getpid()}.part")
+    part.write_text(text)
+    part.replace(path)
