@@ -9,8 +9,13 @@ from pathlib import Path
 import pytest
 import torch
 from torch import distributed, multiprocessing
+from torch.utils.data import DataLoader
 
-from gsq_lightning.metrics import CodebookUsage
+from gsq_lightning import GroupedSphericalQuantizer, GSQTokenizer
+from gsq_lightning.data import ImageNetDataModule
+from gsq_lightning.data.batch import collate, pixels_to_image
+from gsq_lightning.data.sampler import EpochSampler
+from gsq_lightning.metrics import CodebookUsage, ReconstructionMetrics
 from tests.conftest import write_images
 
 
@@ -40,6 +45,52 @@ def test_codebook_statistics_are_those_of_one_process(tmp_path: Path, world: int
     for rank in range(world):
         for got, want in zip(torch.load(tmp_path / f"{rank}.pt"), expected, strict=True):
             assert torch.equal(got, want)
+
+
+def validated(folder: str, rank: int, world: int) -> dict[str, float]:
+    """The metrics of a small tokenizer, with this process's share of the images."""
+    data = ImageNetDataModule(folder, image_size=16, num_workers=0)
+    dataset = data.make_val_dataset()
+    torch.manual_seed(0)
+    quantizer = GroupedSphericalQuantizer(8, 32, 2)
+    tokenizer = GSQTokenizer(quantizer, (1, 1), 8, encoder_blocks=1, decoder_blocks=1, norm_groups=4).eval()
+    metrics = ReconstructionMetrics(["psnr", "psnr_set", "ssim", "codebook", "rfd_random"])
+    metrics.load(32, 2)
+    metrics.start(None)
+    with torch.no_grad():
+        # one image at a time: the networks' sums may depend on what else is in a batch
+        for batch in DataLoader(dataset, sampler=EpochSampler(dataset, world, rank), collate_fn=collate):
+            image = pixels_to_image(batch.image)
+            output = tokenizer.encode(image)
+            metrics.update(image, tokenizer.decode(output.quantized), output.indices)
+    return metrics.compute()
+
+
+def _validate(rank: int, world: int, port: int, folder: str, counts: list[int]) -> None:
+    torch.set_num_threads(1)
+    distributed.init_process_group("gloo", init_method=f"tcp://127.0.0.1:{port}", rank=rank, world_size=world)
+    for images in counts:
+        values = validated(f"{folder}/{images}", rank, world)
+        torch.save(values, f"{folder}/{world}-{rank}-{images}.pt")
+    distributed.destroy_process_group()
+
+
+def test_validation_on_one_two_and_three_processes_agrees(tmp_path: Path) -> None:
+    """Each image once and none twice: with 7 images for 2 and 3 processes, and with 2 images, fewer than processes."""
+    counts = [7, 2]
+    for images in counts:
+        write_images(tmp_path / str(images), images)
+    expected = {images: validated(str(tmp_path / str(images)), 0, 1) for images in counts}
+    for world in (2, 3):
+        multiprocessing.spawn(_validate, args=(world, free_port(), str(tmp_path), counts), nprocs=world)
+        for rank in range(world):
+            for images in counts:
+                got = torch.load(tmp_path / f"{world}-{rank}-{images}.pt")
+                assert got["images"] == images
+                # sums in float64 differ by their order; random features' covariance too, then a square root of it
+                assert got == pytest.approx(expected[images], rel=1e-9, abs=1e-9)
+                for exact in ("codebook_usage", "codebook_perplexity"):
+                    assert got[exact] == expected[images][exact]
 
 
 def fit(folder: Path, devices: int, accumulate: int) -> tuple[dict[str, torch.Tensor], str]:

@@ -84,6 +84,11 @@ class SourceImages(Dataset[Sample | UnreadableImage]):
         return batch_of((self[key] for key in keys), len(keys))
 
     @property
+    def root(self) -> str:
+        """Where the images lie, for reports."""
+        return self.source.place
+
+    @property
     def preparation(self) -> str:
         """What is done to an image, in words."""
         return str(self.transform)
