@@ -15,14 +15,15 @@ def cache_folder(kind: str) -> Path:
 
 
 def write_whole(path: Path, content: bytes) -> None:
-    """Writes a file under a temporary name and renames it, so that no reader finds half of it. Raises OSError."""
+    """Writes a file under a temporary name and renames it, so that no reader finds half of it. Raises OSError.
+
+    After a power cut it may be damaged: readers check, and what is here can be made again.
+    """
     path.parent.mkdir(parents=True, exist_ok=True)
     descriptor, part = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
     try:
         with os.fdopen(descriptor, "wb") as file:
             file.write(content)
-            file.flush()
-            os.fsync(file.fileno())
         os.replace(part, path)
     except BaseException:
         os.unlink(part)

@@ -10,6 +10,7 @@ import torch
 from lightning.pytorch import Callback, LightningModule, Trainer
 from lightning.pytorch.callbacks import ModelCheckpoint
 from PIL import Image
+from torchvision.transforms import v2
 
 from gsq_lightning import InputError
 from gsq_lightning.data import ImageBatch, ImageDataModule, ImageNetDataModule, PhotographsDataModule
@@ -119,6 +120,14 @@ def test_resize_and_center_crop_equal_pillow(short_side: int, size: int) -> None
     expected = np.asarray(resized.crop((left, top, left + size, top + size)))
     got = ResizeAndCrop(size, short_side)(as_tensor(image), torch.Generator).permute(1, 2, 0).numpy()
     assert np.abs(got.astype(int) - expected).max() <= 1  # both round the weights of their filters, each its way
+
+
+@pytest.mark.parametrize("shape", [(60, 90), (91, 60), (64, 64), (32, 33), (20, 50)])
+def test_resize_and_center_crop_equal_torchvision_to_the_bit(shape: tuple[int, int]) -> None:
+    pixels = torch.randint(0, 256, (*shape, 3), dtype=torch.uint8).permute(2, 0, 1)
+    expected = v2.functional.center_crop(v2.functional.resize(pixels, [36], antialias=True), [32])
+    assert torch.equal(ResizeAndCrop(32, 36)(pixels, torch.Generator), expected)
+    assert torch.equal(ResizeAndCrop(32, 36)(pixels.contiguous(), torch.Generator), expected)
 
 
 def test_random_crop_and_flip_show_every_place_of_the_image() -> None:

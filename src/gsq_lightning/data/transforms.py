@@ -6,8 +6,8 @@ from typing import Literal
 
 import torch
 from torch import Tensor
+from torch.nn import functional as F
 from torchvision.transforms import v2
-from torchvision.transforms.v2 import functional as F
 
 Crop = Literal["center", "random", "resized"]
 
@@ -38,16 +38,13 @@ class ResizeAndCrop:
     def __call__(self, pixels: Tensor, stream: Callable[[], torch.Generator]) -> Tensor:
         """(3, H, W) uint8, and what makes the random stream if there is need of one → (3, image_size, image_size)."""
         if self.crop == "center":
-            pixels = F.center_crop(self._resize(pixels), [self.image_size])
+            pixels = center_crop(resize(pixels, self.short_side), self.image_size)
             return flip_by_chance(pixels, stream()) if self.flip else pixels
         generator = stream()
         if self.crop == "random":
-            return random_crop(self._resize(pixels), self.image_size, generator, self.flip)
+            return random_crop(resize(pixels, self.short_side), self.image_size, generator, self.flip)
         pixels = self._random_resized_crop(pixels, generator)
         return flip_by_chance(pixels, generator) if self.flip else pixels
-
-    def _resize(self, pixels: Tensor) -> Tensor:
-        return F.resize(pixels, [self.short_side], F.InterpolationMode.BILINEAR, antialias=True)
 
     def _random_resized_crop(self, pixels: Tensor, generator: torch.Generator) -> Tensor:
         # torchvision draws from the global stream
@@ -55,6 +52,26 @@ class ResizeAndCrop:
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(seed)
             return v2.RandomResizedCrop([self.image_size], scale=self.crop_scale, antialias=True)(pixels)
+
+
+def resize(pixels: Tensor, short_side: int) -> Tensor:
+    """(3, H, W) uint8 → its short side so long, bilinear, antialiased: torchvision's `resize` to the bit.
+
+    Straight to the kernel, which knows pixels with their colors next to each other by the stride of a batch of one.
+    """
+    channels, height, width = pixels.shape
+    if height < width:
+        size = (short_side, int(short_side * width / height))
+    else:
+        size = (int(short_side * height / width), short_side)
+    batch = pixels.as_strided((1, channels, height, width), (pixels.numel(), *pixels.stride()))
+    return F.interpolate(batch, size, mode="bilinear", antialias=True)[0]
+
+
+def center_crop(pixels: Tensor, size: int) -> Tensor:
+    """(3, H, W) with H, W ≥ size → (3, size, size), where torchvision's `center_crop` cuts."""
+    top, left = (round((side - size) / 2.0) for side in pixels.shape[1:])
+    return pixels[:, top : top + size, left : left + size]
 
 
 def random_crop(pixels: Tensor, size: int, generator: torch.Generator, flip: bool) -> Tensor:
