@@ -1,5 +1,6 @@
 """The command, called in this process, as a user would type it."""
 
+import hashlib
 import subprocess
 import sys
 from pathlib import Path
@@ -12,6 +13,7 @@ from safetensors.torch import load_file
 
 from gsq_lightning import GSQTokenizer
 from gsq_lightning.__main__ import main
+from gsq_lightning.reports import read_report
 
 TINY = [
     "--model.tokenizer.base_channels=8",
@@ -76,6 +78,98 @@ def test_validate_needs_a_checkpoint_and_images_alone(trained: Path, capsys: pyt
     assert (trained / "checkpoints" / "validate" / "last" / "reconstructions.png").is_file()
     # again into the same folder
     main(["validate", f"--ckpt_path={checkpoint}", f"--data.root={trained.parents[2] / 'images' / 'val'}"])
+
+
+def test_validate_writes_a_report_beside_the_checkpoint(trained: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """With all that a number depends on; and the fit before it one of its own."""
+    checkpoint = trained / "checkpoints" / "last.ckpt"
+    after_fit = read_report(trained / "metrics.json")
+    arguments = [f"--ckpt_path={checkpoint}", f"--data.root={trained.parents[2] / 'images'}"]
+    main(["validate", *arguments, "--name=again", "--compare", str(trained), str(trained / "metrics.json")])
+    report = read_report(checkpoint.parent / "validate" / "last" / "metrics.json")
+    for one in (report, after_fit):
+        assert one.checkpoint_sha256 == hashlib.sha256(checkpoint.read_bytes()).hexdigest()
+        assert (one.recipe, one.step, one.metrics["images"]) == ("quickstart.yaml + 9 flags", 3, 5)
+        assert one.tokenizer == "f2, D = 32, G = 8, V = 16"
+        assert (one.image_size, one.preparation) == ("16×16", "short side to 16, center crop of 16×16")
+        assert (one.antialias, one.precision) == (True, "32-true")
+        assert one.versions["torch"] == torch.__version__.split("+")[0]
+        assert "three convolutions" in one.extractors["rfd_random"]
+    assert report.metrics == pytest.approx(after_fit.metrics, rel=1e-6)
+    assert (report.name, after_fit.name) == ("again", "quickstart/version_0")
+    output = capsys.readouterr().out
+    assert output.count("| quickstart/version_0 ") == 2
+    assert "not comparable" not in output
+    rows = (checkpoint.parent / "validate" / "last" / "metrics.md").read_text()
+    assert "| again |" in rows
+
+
+def test_an_exported_tokenizer_validates_like_its_checkpoint(
+    trained: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    checkpoint = trained / "checkpoints" / "last.ckpt"
+    GSQTokenizer.from_pretrained(checkpoint).save_pretrained(tmp_path / "exported")
+    data = [f"--data.root={trained.parents[2] / 'images'}", "--data.num_workers=0"]
+    names = "--model.metrics.names=[psnr,codebook]"
+    main(["validate", f"--ckpt_path={checkpoint}", *data, names])
+    main(["validate", f"--ckpt_path={tmp_path / 'exported'}", *data, names, "--data.image_size=16"])
+    reports = [
+        read_report(folder / "metrics.json")
+        for folder in (checkpoint.parent / "validate" / "last", tmp_path / "exported" / "validate")
+    ]
+    assert reports[0].metrics == reports[1].metrics
+    assert reports[1].name == "exported"
+    main(["compare", str(checkpoint), str(tmp_path / "exported")])
+    assert "| exported " in capsys.readouterr().out
+    line = error_of(["fit", f"--ckpt_path={tmp_path / 'exported'}", "--config=quickstart.yaml"], capsys)
+    assert "is an exported tokenizer, from which training cannot go on" in line
+
+
+def test_what_to_compare_with_is_looked_for_first(trained: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    checkpoint = trained / "checkpoints" / "last.ckpt"
+    arguments = [f"--ckpt_path={checkpoint}", f"--data.root={trained.parents[2] / 'images'}"]
+    assert "there is no nowhere.json" in error_of(["validate", *arguments, "--compare", "nowhere.json"], capsys)
+
+
+def test_a_changed_image_is_noticed_by_the_next_validation(
+    trained: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The statistics of the others are not taken for those of the new ones."""
+    from tests.conftest import write_images
+
+    paths = write_images(tmp_path / "images", 5, seed=3)
+    monkeypatch.setenv("GSQ_STATISTICS", str(tmp_path / "statistics"))
+    checkpoint = trained / "checkpoints" / "last.ckpt"
+    validate = ["validate", f"--ckpt_path={checkpoint}", f"--data.root={tmp_path / 'images'}"]
+
+    def distance() -> float:
+        main(validate)
+        return read_report(checkpoint.parent / "validate" / "last" / "metrics.json").metrics["rfd_random"]
+
+    first = distance()
+    assert distance() == first
+    assert len(list((tmp_path / "statistics").iterdir())) == 1
+    paths[0].write_bytes(paths[1].read_bytes())
+    changed = distance()
+    assert changed != first
+    assert len(list((tmp_path / "statistics").iterdir())) == 2
+    monkeypatch.setenv("GSQ_STATISTICS", str(tmp_path / "empty"))
+    assert distance() == changed
+
+
+def test_a_broken_checkpoint_ends_in_one_line_and_code_1(
+    trained: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    checkpoint = torch.load(trained / "checkpoints" / "last.ckpt", weights_only=True)
+    for name, value in checkpoint["state_dict"].items():
+        if "decoder.conv_in" in name:
+            value.fill_(float("nan"))
+    torch.save(checkpoint, tmp_path / "broken.ckpt")
+    with pytest.raises(SystemExit) as exit_info:
+        main(["validate", f"--ckpt_path={tmp_path / 'broken.ckpt'}", f"--data.root={trained.parents[2] / 'images'}"])
+    assert exit_info.value.code == 1
+    assert "gsq: error: 5 of 5 reconstructions have values that are NaN or infinite" in capsys.readouterr().err
+    assert not (tmp_path / "validate" / "broken" / "metrics.json").exists()
 
 
 def test_test_reports_like_validate(trained: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -10,9 +10,10 @@ import pytest
 import torch
 from lightning.pytorch import Callback, LightningModule, Trainer
 from lightning.pytorch.callbacks import ModelCheckpoint
+from safetensors.torch import load_file
 from torch import Tensor, nn
 from torch.nn import functional as F
-from torch.utils.data import DataLoader
+from torch.utils.data import DataLoader, Dataset
 
 from gsq_lightning import GSQTokenizer, InputError, TokenizerModule
 from gsq_lightning.callbacks import RunCheckpoint
@@ -23,7 +24,7 @@ from gsq_lightning.discriminators import (
     PatchDiscriminator,
     StyleGANDiscriminator,
 )
-from gsq_lightning.errors import TrainingDiverged
+from gsq_lightning.errors import ModelNotFinite, TrainingDiverged
 from gsq_lightning.losses import LPIPS, LossWeights
 from gsq_lightning.metrics import ReconstructionMetrics
 from gsq_lightning.module import PaperAdamW
@@ -579,3 +580,71 @@ def test_processes_draw_different_augmentations(small_tokenizer: Build, monkeypa
         module.on_fit_start()
         draws.append(float(torch.rand(1)))
     assert len(set(draws)) == 3
+
+
+def break_down(network: nn.Module, images_of_a_batch: int) -> None:
+    """From now on the network's output is NaN for the first images of each batch, outside of training."""
+
+    def poison(module: nn.Module, inputs: Any, output: Tensor) -> Tensor:
+        if module.training:
+            return output
+        output = output.clone()
+        output[:images_of_a_batch] = float("nan")
+        return output
+
+    network.register_forward_hook(poison)
+
+
+@pytest.mark.parametrize("part", ["encoder", "decoder"])
+def test_a_validation_of_a_broken_model_ends_with_a_line(small_tokenizer: Build, tmp_path: Path, part: str) -> None:
+    module = TokenizerModule(small_tokenizer(), metrics=ReconstructionMetrics(["psnr", "codebook"]))
+    break_down(getattr(module.tokenizer, part), images_of_a_batch=1)
+    with pytest.raises(ModelNotFinite, match="4 of 16 reconstructions have values that are NaN or infinite"):
+        trainer(tmp_path).validate(module, DataLoader(images(), batch_size=5), verbose=False)  # type: ignore[arg-type]
+
+
+def test_training_goes_on_when_a_validation_finds_a_broken_model(
+    small_tokenizer: Build, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    module = TokenizerModule(small_tokenizer(), metrics=ReconstructionMetrics(["psnr"]), ema_decay=None)
+    break_down(module.tokenizer.decoder, images_of_a_batch=2)
+    run = trainer(tmp_path, max_steps=3, num_sanity_val_steps=1, val_check_interval=1)
+    loader = DataLoader(images(), batch_size=8)  # type: ignore[arg-type, var-annotated]
+    run.fit(module, loader, loader)
+    assert run.global_step == 3
+    assert run.callback_metrics["val/psnr"].isnan()
+    assert run.callback_metrics["val/nonfinite_images"] == 4
+    assert "4 of 16 reconstructions have values that are not finite" in caplog.text
+
+
+class _Fingerprinted(Dataset[Tensor]):
+    fingerprint = "these images"
+
+    def __len__(self) -> int:
+        return 16
+
+    def __getitem__(self, item: int) -> Tensor:
+        return images()[item]
+
+
+def test_originals_of_the_sanity_check_and_of_limited_runs_are_not_kept(
+    small_tokenizer: Build, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("GSQ_STATISTICS", str(tmp_path / "statistics"))
+    module = TokenizerModule(small_tokenizer(), metrics=ReconstructionMetrics(["rfd_random"]))
+    loader = DataLoader(_Fingerprinted(), batch_size=4)
+    for limit in (1, 2, 0.5):
+        trainer(tmp_path, limit_val_batches=limit).validate(module, loader, verbose=False)
+    trainer(tmp_path, max_steps=1, num_sanity_val_steps=2, limit_val_batches=3).fit(module, loader, loader)
+    assert not (tmp_path / "statistics").exists()
+    # the sanity check sees two batches; the validation after an epoch all four, and those alone
+    run = trainer(tmp_path, max_epochs=1, num_sanity_val_steps=2)
+    run.fit(module, loader, loader)
+    (path,) = (tmp_path / "statistics").iterdir()
+    assert int(load_file(path)["images"]) == 16
+    (again,) = trainer(tmp_path).validate(module, loader, verbose=False)
+    assert module.metrics is not None
+    assert module.metrics.reused_statistics == ["rfd_random"]
+    assert again["val/rfd_random"] == run.callback_metrics["val/rfd_random"]
+    (fresh,) = trainer(tmp_path).validate(module, DataLoader(images(), batch_size=4), verbose=False)  # type: ignore[arg-type]
+    assert again["val/rfd_random"] == pytest.approx(fresh["val/rfd_random"], rel=1e-6)

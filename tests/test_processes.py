@@ -15,8 +15,11 @@ from gsq_lightning import GroupedSphericalQuantizer, GSQTokenizer
 from gsq_lightning.data import ImageNetDataModule
 from gsq_lightning.data.batch import collate, pixels_to_image
 from gsq_lightning.data.sampler import EpochSampler
-from gsq_lightning.metrics import CodebookUsage, ReconstructionMetrics
+from gsq_lightning.metrics import CodebookUsage, MetricName, OriginalImages, ReconstructionMetrics
+from gsq_lightning.reports import read_report
 from tests.conftest import write_images
+
+NAMES: list[MetricName] = ["psnr", "psnr_set", "ssim", "codebook", "rfd_random"]
 
 
 def free_port() -> int:
@@ -35,7 +38,7 @@ def _count_codes(rank: int, world: int, port: int, folder: str) -> None:
     distributed.destroy_process_group()
 
 
-@pytest.mark.parametrize("world", [2, 3])
+@pytest.mark.parametrize("world", [3])
 def test_codebook_statistics_are_those_of_one_process(tmp_path: Path, world: int) -> None:
     multiprocessing.spawn(_count_codes, args=(world, free_port(), str(tmp_path)), nprocs=world)
     indices = torch.randint(0, 40, (7, 3, 3, 2), generator=torch.Generator().manual_seed(0))
@@ -54,7 +57,7 @@ def validated(folder: str, rank: int, world: int) -> dict[str, float]:
     torch.manual_seed(0)
     quantizer = GroupedSphericalQuantizer(8, 32, 2)
     tokenizer = GSQTokenizer(quantizer, (1, 1), 8, encoder_blocks=1, decoder_blocks=1, norm_groups=4).eval()
-    metrics = ReconstructionMetrics(["psnr", "psnr_set", "ssim", "codebook", "rfd_random"])
+    metrics = ReconstructionMetrics(NAMES)
     metrics.load(32, 2)
     metrics.start(None)
     with torch.no_grad():
@@ -91,6 +94,63 @@ def test_validation_on_one_two_and_three_processes_agrees(tmp_path: Path) -> Non
                 assert got == pytest.approx(expected[images], rel=1e-9, abs=1e-9)
                 for exact in ("codebook_usage", "codebook_perplexity"):
                     assert got[exact] == expected[images][exact]
+
+
+def measured(rank: int, world: int, folder: str, count: int) -> dict[str, float]:
+    """What a process computes that sees each world-th of `count` images."""
+    generator = torch.Generator().manual_seed(0)
+    image = torch.rand(count, 3, 16, 16, generator=generator) * 2 - 1
+    indices = torch.randint(0, 40, (count, 2, 2, 2), generator=generator)
+    metrics = ReconstructionMetrics(NAMES, statistics_folder=folder)
+    metrics.load(codebook_size=50, num_groups=2)
+    metrics.start(OriginalImages("these", count) if rank == 0 else None)
+    for item in range(rank, count, world):
+        metrics.update(image[item : item + 1], 0.7 * image[item : item + 1], indices[item : item + 1])
+    return metrics.compute() | {"reused": len(metrics.reused_statistics)}
+
+
+def _measure(rank: int, world: int, port: int, folder: str, count: int) -> None:
+    distributed.init_process_group("gloo", init_method=f"tcp://127.0.0.1:{port}", rank=rank, world_size=world)
+    runs = [measured(rank, world, f"{folder}/statistics", count) for _ in range(2)]
+    torch.save(runs, f"{folder}/{rank}.pt")
+    distributed.destroy_process_group()
+
+
+@pytest.mark.filterwarnings("ignore:The ``compute`` method")
+@pytest.mark.parametrize(("world", "count"), [(3, 2)])  # the last process sees nothing
+def test_metrics_are_those_of_one_process_and_statistics_are_reused(tmp_path: Path, world: int, count: int) -> None:
+    multiprocessing.spawn(_measure, args=(world, free_port(), str(tmp_path), count), nprocs=world)
+    expected = measured(0, 1, str(tmp_path / "alone"), count)
+    for rank in range(world):
+        first, second = torch.load(tmp_path / f"{rank}.pt")
+        assert first == pytest.approx(expected, rel=1e-5)
+        assert second == pytest.approx(expected | {"reused": 1}, rel=1e-5)
+    assert len(list((tmp_path / "statistics").iterdir())) == 1
+
+
+def validate(folder: Path, checkpoint: str, devices: int) -> dict[str, float]:
+    command = [
+        *(sys.executable, "-m", "gsq_lightning", "validate", f"--ckpt_path={checkpoint}", "--data.root=images"),
+        *(f"--trainer.devices={devices}", "--trainer.enable_progress_bar=false", "--data.val_batch_size=2"),
+        *("--trainer.accelerator=cpu", f"--trainer.default_root_dir=out{devices}"),
+        "--model.metrics.names=[psnr,psnr_set,ssim,codebook,rfd_random]",
+    ]
+    environment = {**os.environ, "OMP_NUM_THREADS": "1", "MASTER_PORT": str(free_port())}
+    result = subprocess.run(command, cwd=folder, env=environment, capture_output=True, text=True, timeout=240)
+    assert result.returncode == 0, result.stderr[-2000:]
+    assert result.stdout.count("PSNR of the set") == 1  # the first process alone reports
+    return read_report(folder / f"out{devices}" / "metrics.json").metrics
+
+
+def test_two_processes_report_what_one_does(tmp_path: Path) -> None:
+    """On the same checkpoint, with shards of 3 and 2 images."""
+    write_images(tmp_path / "images" / "train", 8)
+    write_images(tmp_path / "images" / "val", 5, seed=1)
+    fit(tmp_path, devices=1, accumulate=1)
+    checkpoint = "runs/1/version_0/checkpoints/last.ckpt"
+    one, two = (validate(tmp_path, checkpoint, devices) for devices in (1, 2))
+    assert one["images"] == 5
+    assert two == pytest.approx(one, rel=1e-5)
 
 
 def fit(folder: Path, devices: int, accumulate: int) -> tuple[dict[str, torch.Tensor], str]:

@@ -113,6 +113,8 @@ def _show(rows: list[Row], given: argparse.Namespace) -> None:
     if given.paper:
         rows = rows + published_rows()
     print("\n".join(comparison_lines(rows)))
+    if given.paper:
+        print("\npaper: as arXiv 2412.02632 prints them, at 256×256 on ImageNet; crops and programs differ among them")
     if given.plot:
         from gsq_lightning.reports.plot import plot_rows
 

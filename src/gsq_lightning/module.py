@@ -439,8 +439,13 @@ class TokenizerModule(LightningModule):
         if self.metrics is None or len(image) == 0:
             return
         self._image_shape = image.shape
-        output = self.evaluated_tokenizer.encode(image)
-        self.metrics.update(image, self.evaluated_tokenizer.decode(output.quantized), output.indices)
+        tokenizer = self.evaluated_tokenizer
+        latent = tokenizer._image_to_latent(image)
+        output = tokenizer.quantizer(latent)
+        reconstruction = tokenizer.decode(output.quantized)
+        # a latent that is not finite still gets a code, behind which nobody would see it
+        finite = latent.flatten(1).isfinite().all(dim=1).view(-1, 1, 1, 1)
+        self.metrics.update(image, torch.where(finite, reconstruction, torch.nan), output.indices)
 
     def on_validation_epoch_end(self) -> None:
         self._log_metrics("val")

@@ -117,6 +117,8 @@ def find_report(source: Path) -> EvaluationReport:
     Raises:
         InputError: where there is none, or it is that of an earlier state of the checkpoint.
     """
+    if not source.exists():
+        raise InputError(f"there is no {source}; give reports ({JSON_NAME}), folders with one, or checkpoints")
     if source.suffix == ".json":
         return read_report(source)
     places = (
@@ -124,8 +126,6 @@ def find_report(source: Path) -> EvaluationReport:
         if source.is_dir()
         else [source.parent / "validate" / source.stem / JSON_NAME]
     )
-    if not source.exists():
-        raise InputError(f"there is no {source}; give reports ({JSON_NAME}), folders with one, or checkpoints")
     for place in places:
         if place.is_file():
             report = read_report(place)

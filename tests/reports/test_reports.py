@@ -1,0 +1,159 @@
+"""Reports on disk, tables of them, published figures, the plot."""
+
+import json
+import math
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from PIL import Image
+
+from gsq_lightning import InputError
+from gsq_lightning.__main__ import main
+from gsq_lightning.reports import (
+    EvaluationReport,
+    comparison_lines,
+    find_report,
+    metrics_table,
+    published_rows,
+    read_report,
+    report_row,
+    sha256_of,
+    write_report,
+)
+
+
+def report(name: str = "ours", bits: float = 100.0, **facts: object) -> EvaluationReport:
+    metrics = {"images": 50.0, "psnr": 20.123, "rfid": 1.5, "bits_per_image": bits, "bits_per_pixel": bits / 64}
+    return EvaluationReport(name, metrics, **facts)  # type: ignore[arg-type]
+
+
+def test_a_report_is_read_as_it_was_written(tmp_path: Path) -> None:
+    written = EvaluationReport("a | b", {"images": 2.0, "psnr": math.inf, "rfid": 0.1 + 0.2}, notes=["few"], step=3)
+    path = write_report(written, tmp_path / "new" / "folder")
+    assert read_report(path) == written
+    json.loads(path.read_text(), parse_constant=lambda word: pytest.fail(f"{word} is not JSON"))
+
+
+def test_rows_pile_up_below_each_other_and_never_under_the_wrong_head(tmp_path: Path) -> None:
+    write_report(report("first"), tmp_path)
+    write_report(report("second | split"), tmp_path)
+    write_report(EvaluationReport("third", {"images": 2.0, "ssim": 0.5}), tmp_path)
+    lines = (tmp_path / "metrics.md").read_text().splitlines()
+    starts = ["| name |", "| --- |", "| first |", "| second \\| split |", "", "| name |", "| --- |", "| third |"]
+    assert [line[: len(start)] for line, start in zip(lines, starts, strict=True)] == starts
+    assert "| PSNR |" in lines[0]
+    assert "| SSIM |" in lines[5]
+    assert read_report(tmp_path / "metrics.json").name == "third"
+
+
+@pytest.mark.parametrize("content", ["", "[]", "{}", '{"name": "a"}', '{"name": "a", "metrics": {"psnr": "high"}}'])
+def test_what_is_no_report_is_refused(tmp_path: Path, content: str) -> None:
+    (tmp_path / "metrics.json").write_text(content)
+    with pytest.raises(InputError, match="cannot be read as a report of gsq validate"):
+        read_report(tmp_path / "metrics.json")
+
+
+def test_a_report_is_found_by_file_folder_and_checkpoint(tmp_path: Path) -> None:
+    checkpoint = tmp_path / "last.ckpt"
+    checkpoint.write_bytes(b"weights")
+    folder = tmp_path / "validate" / "last"
+    written = report(checkpoint_sha256=sha256_of(checkpoint))
+    write_report(written, folder)
+    assert find_report(checkpoint) == find_report(folder) == find_report(folder / "metrics.json") == written
+    checkpoint.write_bytes(b"other weights")
+    with pytest.raises(InputError, match=r"written for another state of .*last.ckpt; validate it again"):
+        find_report(checkpoint)
+    (tmp_path / "new.ckpt").write_bytes(b"weights")
+    with pytest.raises(InputError, match=r"gsq validate --ckpt_path .*new.ckpt writes one"):
+        find_report(tmp_path / "new.ckpt")
+    with pytest.raises(InputError, match=r"there is no .*nowhere"):
+        find_report(tmp_path / "nowhere")
+
+
+def test_a_comparison_is_sorted_by_bits_and_says_what_is_not_comparable() -> None:
+    rows = [
+        report_row(report("many bits", 300, antialias=True)),
+        report_row(EvaluationReport("no bits", {"images": 50.0, "ssim": 0.5}, antialias=True)),
+        report_row(report("few bits", 100, antialias=False)),
+    ]
+    lines = comparison_lines(rows)
+    assert [line.split("|")[1].strip() for line in lines[2:5]] == ["few bits", "many bits", "no bits"]
+    assert len({len(line) for line in lines[:5]}) == 1
+    assert lines[6:] == ["not comparable in antialias: few bits: false; many bits: true; no bits: true"]
+    assert "–" in lines[4]
+
+
+def test_table_has_known_names_first_and_nothing_lost() -> None:
+    lines = metrics_table({"other": 3.0, "rfd_random": 0.5, "psnr": 20.126})
+    assert [line.split()[:2] for line in lines] == [["PSNR", "20.13"], ["rfd_random", "0.5000"], ["other", "3"]]
+    assert metrics_table({}) == []
+    grouped = metrics_table({"codebook_usage": 0.5, "codebook_usage_group_0": 0.25, "codebook_usage_group_1": 0.75})
+    assert grouped[-1] == "  codebook usage by group: 25.00% 75.00%"
+
+
+def test_published_rows_have_the_papers_figures_and_their_bits() -> None:
+    rows = {(row.name, row.source): row.metrics for row in published_rows()}
+    assert len(rows) == 36
+    gsq = rows["GSQ D8, f8, V = 262,144", "paper, Table 14"]
+    assert (gsq["rfid"], gsq["bits_per_image"], gsq["bits_per_pixel"]) == (0.36, 1024 * 18, 0.28125)
+    assert rows["BSQ D36, f8", "paper, Table 14"]["bits_per_image"] == 1024 * 36
+    assert rows["GSQ 8×2, f16, V = 262,144", "paper, Table 13"]["psnr_set"] == 23.62
+    assert "bits_per_image" not in rows["OmniTokenizer D8, continuous, f8", "paper, Table 14"]
+
+
+def test_compare_prints_one_table_and_draws(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    for name, bits in (("a", 30_000.0), ("b", 10_000.0)):
+        write_report(report(name, bits), tmp_path / name)
+    plot = tmp_path / "plots" / "rd.png"
+    main(["compare", str(tmp_path / "a"), str(tmp_path / "b" / "metrics.json"), "--paper", "--plot", str(plot)])
+    lines = capsys.readouterr().out.splitlines()
+    names = [line.split("|")[1].strip() for line in lines if line.startswith("| ")]
+    assert names.index("b") < names.index("GSQ D8, f8, V = 8,192") < names.index("a")
+    picture = Image.open(plot).convert("RGB")
+    colors = {color for _, color in picture.getcolors(maxcolors=1_000_000)}
+    assert {(192, 57, 43), (86, 101, 115)} <= colors  # measured and published points
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ([], "gsq compare needs reports"),
+        (["nowhere"], "there is no nowhere"),
+        (["--paper", "--plot", "rd.docx"], "rd.docx is no picture"),
+        (["--papers"], "unrecognized arguments: --papers"),
+    ],
+)
+def test_wrong_input_of_compare_ends_in_one_line(
+    arguments: list[str],
+    message: str,
+    capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
+    tmp_path: Path,
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(SystemExit) as exit_info:
+        main(["compare", *arguments])
+    assert exit_info.value.code == 2
+    (line,) = capsys.readouterr().err.splitlines()
+    assert line.startswith("gsq: error: ")
+    assert message in line
+
+
+def test_without_matplotlib_the_plot_says_so(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], tmp_path: Path
+) -> None:
+    monkeypatch.setitem(sys.modules, "matplotlib.figure", None)
+    with pytest.raises(SystemExit):
+        main(["compare", "--paper", "--plot", str(tmp_path / "rd.png")])
+    assert "--plot needs matplotlib" in capsys.readouterr().err
+
+
+def test_compare_needs_no_torch() -> None:
+    code = (
+        "import sys; from gsq_lightning.__main__ import main; main(['compare', '--paper']); "
+        "print('torch' in sys.modules)"
+    )
+    output = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout
+    assert output.splitlines()[-1] == "False"

@@ -1,0 +1,131 @@
+"""`gsq evaluate`: reconstructions that lie in a folder."""
+
+import math
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+from skimage.metrics import peak_signal_noise_ratio
+from torchvision.transforms.v2.functional import center_crop, pil_to_tensor, resize, to_pil_image
+
+from gsq_lightning.__main__ import main
+from gsq_lightning.reports import read_report
+from tests.conftest import write_images
+
+
+@pytest.fixture
+def folders(tmp_path: Path) -> tuple[Path, Path]:
+    """Originals in classes, and darker copies of them under the same names with another suffix."""
+    for number, name in enumerate(("cats", "dogs")):
+        for path in write_images(tmp_path / "real" / name, 3, seed=number):
+            (tmp_path / "fake" / name).mkdir(parents=True, exist_ok=True)
+            pixels = np.asarray(Image.open(path))
+            Image.fromarray((pixels * 0.9).astype(np.uint8)).save(tmp_path / "fake" / name / f"{path.stem}.bmp")
+    return tmp_path / "real", tmp_path / "fake"
+
+
+def evaluate(*arguments: object) -> None:
+    main(["evaluate", "--num_workers=0", "--device=cpu", *map(str, arguments)])
+
+
+def error_of(capsys: pytest.CaptureFixture[str], *arguments: object) -> str:
+    with pytest.raises(SystemExit) as exit_info:
+        evaluate(*arguments)
+    assert exit_info.value.code == 2
+    (line,) = [line for line in capsys.readouterr().err.splitlines() if line.startswith("gsq: error: ")]
+    return line
+
+
+def test_files_of_the_same_path_are_compared(folders: tuple[Path, Path], capsys: pytest.CaptureFixture[str]) -> None:
+    real, fake = folders
+    evaluate("--real", real, "--fake", fake, "--metrics", "psnr", "rfd_random", "--bits_per_image", 720)
+    report = read_report(Path(f"{fake}-report") / "metrics.json")
+    expected = [
+        peak_signal_noise_ratio(
+            np.asarray(Image.open(path)), np.asarray(Image.open(fake / path.parent.name / f"{path.stem}.bmp"))
+        )
+        for path in real.glob("*/*.png")
+    ]
+    assert report.metrics["psnr"] == pytest.approx(np.mean(expected), rel=1e-9)
+    assert report.metrics["images"] == 6
+    assert report.metrics["bits_per_pixel"] == 0.5
+    assert (report.name, report.image_size, report.antialias) == ("fake", "36×40", True)
+    assert "PSNR" in capsys.readouterr().out
+
+
+def test_it_is_the_yardstick_of_validate(folders: tuple[Path, Path], tmp_path: Path) -> None:
+    """Originals resized and cropped here; reconstructions of that size come as they are."""
+    real, _ = folders
+    for path in real.glob("*/*.png"):
+        pixels = pil_to_tensor(Image.open(path))
+        small = center_crop(resize(pixels, [16], antialias=True), [16])
+        (tmp_path / "square" / path.parent.name).mkdir(parents=True, exist_ok=True)
+        to_pil_image(small).save(tmp_path / "square" / path.parent.name / path.name)
+    evaluate(
+        "--real",
+        real,
+        "--fake",
+        tmp_path / "square",
+        "--metrics",
+        "psnr",
+        "--image_size",
+        16,
+        "--output",
+        tmp_path / "r",
+    )
+    report = read_report(tmp_path / "r" / "metrics.json")
+    assert report.preparation == "short side to 16, center crop of 16×16"
+    assert report.metrics["psnr"] == math.inf
+
+
+def test_images_of_several_sizes_go_together(folders: tuple[Path, Path]) -> None:
+    real, fake = folders
+    for folder in folders:
+        write_images(folder / "birds", 2, size=(25, 31), seed=9)
+    evaluate("--real", real, "--fake", fake, "--metrics", "psnr_set", "rfd_random", "--batch_size", 4)
+    report = read_report(Path(f"{fake}-report") / "metrics.json")
+    assert report.metrics["images"] == 8
+    assert report.image_size == "several"
+
+
+def test_missing_partners_are_named(folders: tuple[Path, Path], capsys: pytest.CaptureFixture[str]) -> None:
+    real, fake = folders
+    (fake / "dogs" / "image_001.bmp").unlink()
+    line = error_of(capsys, "--real", real, "--fake", fake)
+    assert f"1 of 6 images have no partner in {fake}: dogs/image_001;" in line
+    (real / "dogs" / "image_001.png").unlink()
+    (real / "cats" / "image_000.png").unlink()
+    assert f"1 of 5 images have no partner in {real}: cats/image_000;" in error_of(
+        capsys, "--real", real, "--fake", fake
+    )
+
+
+@pytest.mark.parametrize("num_workers", [0, 1])
+def test_differing_sizes_are_named(
+    folders: tuple[Path, Path], capsys: pytest.CaptureFixture[str], num_workers: int
+) -> None:
+    real, fake = folders
+    path = fake / "dogs" / "image_001.bmp"
+    Image.open(path).resize((40, 40)).save(path)
+    line = error_of(capsys, "--real", real, "--fake", fake, "--metrics", "psnr", f"--num_workers={num_workers}")
+    assert line.startswith(f"gsq: error: {path} has 40×40 pixels, its original 36×40; --image_size N")
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["--metrics", "psnr", "fid"], "metrics fid cannot be computed of images; known are: psnr, "),
+        (["--metrics", "codebook"], "metrics codebook cannot be computed of images"),
+        (["--crop_ratio", "0", "--image_size", "16"], "crop_ratio 0.0"),
+        (["--device", "tpu9"], "device 'tpu9' cannot be used here"),
+        (["--metrics", "rfid", "--inception_weights", "nowhere.pth"], "--inception_weights is 'nowhere.pth'"),
+        (["--compare", "nowhere"], "there is no nowhere"),
+        (["--fake", "nowhere"], "there is no folder nowhere"),
+    ],
+)
+def test_wrong_input_ends_in_one_line(
+    folders: tuple[Path, Path], arguments: list[str], message: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    real, fake = folders
+    assert message in error_of(capsys, "--real", real, "--fake", fake, "--metrics", "psnr", *arguments)
