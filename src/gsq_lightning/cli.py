@@ -6,6 +6,7 @@ Precedence: flags > config files, later ones over earlier > checkpoint.
 import itertools
 import json
 import logging
+import signal
 import sys
 import warnings
 from collections.abc import Iterator
@@ -20,12 +21,13 @@ from lightning.pytorch import Callback, LightningDataModule, Trainer
 from lightning.pytorch.cli import ArgsType, LightningArgumentParser, LightningCLI
 from lightning.pytorch.strategies import DDPStrategy
 from lightning.pytorch.utilities.exceptions import MisconfigurationException
+from lightning.pytorch.utilities.rank_zero import rank_zero_only
 
 import gsq_lightning
 from gsq_lightning import quantizers
 from gsq_lightning.callbacks import LossProgressBar, ReconstructionGrid, Report, RunCheckpoint, TokenWriter
 from gsq_lightning.data import ImageNetDataModule
-from gsq_lightning.errors import InputError, ModelNotFinite, TrainingDiverged
+from gsq_lightning.errors import CheckpointNotWritten, InputError, ModelNotFinite, RunStopped, TrainingDiverged
 from gsq_lightning.metrics import ReconstructionMetrics
 from gsq_lightning.module import TokenizerModule
 from gsq_lightning.pretrained import recorded_files
@@ -33,6 +35,11 @@ from gsq_lightning.tokenizer import CONFIG_FILE, GSQTokenizer, check_weights
 
 EXIT_BAD_INPUT = 2
 EXIT_DIVERGED = 1
+EXIT_SIGNAL = 128  # and the number of the signal, as shells have it
+OUT_OF_MEMORY = (
+    "The last checkpoint is whole. Fewer images at a time need less memory: raise model.accumulate_batches, "
+    "which leaves data.global_batch_size as it is, or lower data.val_batch_size where it happened in validation"
+)
 SPECIAL_CHECKPOINTS = ("best", "last", "hpc", "registry")  # words that Lightning resolves
 
 
@@ -46,8 +53,16 @@ def one_line_errors() -> Iterator[None]:
         if known is None:
             raise
         fail(str(known), EXIT_BAD_INPUT)
-    except (ModelNotFinite, TrainingDiverged) as error:
+    except (CheckpointNotWritten, ModelNotFinite, TrainingDiverged) as error:
         fail(str(error), EXIT_DIVERGED)
+    except RunStopped as stop:
+        if rank_zero_only.rank:  # the first process tells; a code of another would count as its death
+            raise SystemExit(0) from stop
+        fail(str(stop), EXIT_SIGNAL + (stop.signal or signal.SIGTERM))
+    except RuntimeError as error:
+        if not is_out_of_memory(error):
+            raise
+        fail(f"{str(error).splitlines()[0]} {OUT_OF_MEMORY}", EXIT_DIVERGED)
 
 
 def main(args: ArgsType = None) -> None:
@@ -101,6 +116,11 @@ def fetch_weights(arguments: list[str]) -> None:
             print(f"  {purpose:<24}  {path}")
         if not files:
             print("  this recipe needs no pretrained weights")
+
+
+def is_out_of_memory(error: RuntimeError) -> bool:
+    """Whether a device's or the machine's memory did not suffice."""
+    return isinstance(error, torch.OutOfMemoryError) or "DefaultCPUAllocator: can't allocate memory" in str(error)
 
 
 def input_error(error: BaseException | None) -> BaseException | None:

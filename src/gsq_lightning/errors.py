@@ -15,3 +15,19 @@ class TrainingDiverged(RuntimeError):
 
 class ModelNotFinite(RuntimeError):
     """A validation found reconstructions that are NaN or infinite, so that there is no metric to report."""
+
+
+class CheckpointNotWritten(RuntimeError):
+    """Training ended, and its last checkpoint could not be written. The one before it is whole."""
+
+
+class RunStopped(RuntimeError):
+    """A signal asked the run to stop, which it did after a step, with a checkpoint.
+
+    Attributes:
+        signal: number of the signal, or None in a process that did not receive it.
+    """
+
+    def __init__(self, message: str, signal: int | None = None) -> None:
+        super().__init__(message)
+        self.signal = signal

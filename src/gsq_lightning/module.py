@@ -1,7 +1,7 @@
 """The LightningModule: trains a tokenizer against a discriminator, validates it, turns images into tokens."""
 
 import math
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from contextlib import AbstractContextManager, nullcontext
 from typing import Any, NamedTuple
 
@@ -30,6 +30,7 @@ from gsq_lightning.losses import (
     gradient_penalty,
 )
 from gsq_lightning.metrics import OriginalImages, ReconstructionMetrics
+from gsq_lightning.randomness import seed_streams
 from gsq_lightning.tokenizer import GSQTokenizer, check_weights
 
 # what cannot be written into a checkpoint as plain data when the module is made in Python
@@ -200,6 +201,9 @@ class TokenizerModule(LightningModule):
             self.ema = AveragedModel(tokenizer, multi_avg_fn=get_ema_multi_avg_fn(ema_decay)).requires_grad_(False)
         self._skipped_in_a_row = {"tokenizer": 0, "discriminator": 0}
         self._skipped_in_all = {"tokenizer": 0, "discriminator": 0}
+        self._batches = 0  # of training, on this process
+        self._stream_seed: int | None = None  # of what training draws at random
+        self._accumulated: dict[str, Tensor] = {}  # gradients of batches before a checkpoint that was loaded
         self._image_shape: torch.Size | None = None
         self.metric_values: dict[str, float] = {}  # of the last validation or test
 
@@ -249,10 +253,19 @@ class TokenizerModule(LightningModule):
         if stage in ("fit", "validate", "test"):
             self.load_metrics()
 
+    def on_validation_model_zero_grad(self) -> None:
+        """Keeps the gradients of a validation in the middle of an accumulation; optimizer steps clear theirs."""
+
     def on_fit_start(self) -> None:
-        """Parts the random streams of the processes: seeded alike, all would augment and drop out alike."""
-        if self.trainer.world_size > 1:
-            torch.manual_seed(torch.initial_seed() + self.trainer.global_rank)
+        if self._stream_seed is None:
+            self._stream_seed = int(self.trainer.strategy.broadcast(torch.initial_seed()))
+
+    def on_train_start(self) -> None:
+        """Takes up the gradients of a checkpoint that was written between two optimizer steps."""
+        for name, parameter in self._trained_parameters():
+            if name in self._accumulated:
+                parameter.grad = self._accumulated[name].to(parameter)
+        self._accumulated = {}
 
     def load_training_networks(self) -> None:
         """Gets ready what only training looks through. Raises InputError where weights are not to be had."""
@@ -281,6 +294,9 @@ class TokenizerModule(LightningModule):
 
     def training_step(self, batch: Any, batch_idx: int) -> None:
         """One batch (its first item, or itself, is the image): generator step, then discriminator step."""
+        assert self._stream_seed is not None
+        seed_streams(self._stream_seed, self._batches, self.trainer.global_rank)
+        self._batches += 1
         image = _image_of(batch)
         if self.channels_last:
             image = image.contiguous(memory_format=torch.channels_last)
@@ -496,10 +512,38 @@ class TokenizerModule(LightningModule):
     # ------------------------------------------------------------------------------------------- checkpoints
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        """Adds what is needed to rebuild the tokenizer, and to go on as if nothing had happened."""
         checkpoint["tokenizer_config"] = self.tokenizer.config
+        checkpoint["training_state"] = {
+            "batches": self._batches,
+            "stream_seed": self._stream_seed,
+            "skipped_in_a_row": dict(self._skipped_in_a_row),
+            "skipped_in_all": dict(self._skipped_in_all),
+            # averaged over processes, each of which has seen batches of its own
+            "accumulated_gradients": {
+                name: self.trainer.strategy.reduce(parameter.grad.detach().clone(), reduce_op="mean")
+                for name, parameter in self._trained_parameters()
+                if parameter.grad is not None
+            },
+        }
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         check_weights(self, checkpoint["state_dict"], "the checkpoint")
+        state = checkpoint.get("training_state")
+        if state is not None:
+            self._batches = state["batches"]
+            self._stream_seed = state["stream_seed"]
+            self._skipped_in_a_row = dict(state["skipped_in_a_row"])
+            self._skipped_in_all = dict(state["skipped_in_all"])
+            self._accumulated = state["accumulated_gradients"]
+
+    def _trained_parameters(self) -> Iterator[tuple[str, nn.Parameter]]:
+        """Of tokenizer and discriminator, by name."""
+        networks = {"tokenizer": self.tokenizer, "discriminator": self.discriminator}
+        for prefix, network in networks.items():
+            if network is not None:
+                for name, parameter in network.named_parameters():
+                    yield f"{prefix}.{name}", parameter
 
 
 def _image_of(batch: Any) -> Tensor:

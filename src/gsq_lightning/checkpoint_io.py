@@ -1,0 +1,92 @@
+"""How checkpoint files are written and read: whole or not at all, and without running what they hold."""
+
+import errno
+import logging
+import os
+import shutil
+from pathlib import Path
+from typing import Any
+
+import torch
+from lightning.fabric.plugins import TorchCheckpointIO
+
+logger = logging.getLogger(__name__)
+
+PART = ".part"  # suffix of files that are being written
+
+
+class WholeCheckpointIO(TorchCheckpointIO):
+    """Writes beside the file that is to be replaced, waits until the disk has it, then renames: whatever happens, the
+    file is the old one or the new one. A disk that is full or gone does not end a run: the old file stays, `failure`
+    says why, and the next attempt may do better.
+
+    Attributes:
+        failure: why the last checkpoint could not be written, or None.
+    """
+
+    def __init__(self) -> None:
+        self.failure: str | None = None
+
+    def save_checkpoint(self, checkpoint: dict[str, Any], path: str | Path, storage_options: Any = None) -> None:
+        if "://" in str(path):
+            super().save_checkpoint(checkpoint, path, storage_options)
+            return
+        path = Path(path)
+        part = path.with_name(f".{path.name}.{os.getpid()}{PART}")
+        try:
+            path.parent.mkdir(parents=True, exist_ok=True)
+            with part.open("wb") as file:
+                torch.save(checkpoint, file)
+                file.flush()
+                os.fsync(file.fileno())
+            os.replace(part, path)
+            _sync_folder(path.parent)
+        except (OSError, RuntimeError) as error:  # torch reports a short write as RuntimeError
+            part.unlink(missing_ok=True)
+            if not isinstance(error, OSError) and not _is_short_write(error):
+                raise
+            self.failure = f"{path} could not be written: {_reason(error, path)}"
+            logger.warning("%s; training goes on, and the checkpoint before stays", self.failure)
+        else:
+            self.failure = None
+
+    def load_checkpoint(self, path: Any, map_location: Any = None, weights_only: bool | None = None) -> dict[str, Any]:
+        """Reads tensors and plain data; objects that a pickle would make are refused."""
+        return super().load_checkpoint(path, map_location or "cpu", weights_only=True)
+
+
+def remove_parts(folder: Path) -> None:
+    """Removes what processes that died while writing have left."""
+    for part in folder.glob(f".*.ckpt.*{PART}"):
+        part.unlink(missing_ok=True)
+
+
+def _sync_folder(folder: Path) -> None:
+    """Waits until the disk knows the new name."""
+    descriptor = os.open(folder, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    except OSError as error:
+        if error.errno not in (errno.EINVAL, errno.ENOTSUP):  # some network file systems cannot
+            raise
+    finally:
+        os.close(descriptor)
+
+
+def _is_short_write(error: RuntimeError) -> bool:
+    """Whether torch's zip writer failed because the file did: it says so in words."""
+    text = str(error)
+    return "PytorchStreamWriter" in text or "unexpected pos" in text or isinstance(error.__context__, OSError)
+
+
+def _reason(error: BaseException, path: Path) -> str:
+    cause: BaseException | None = error
+    while cause is not None and not isinstance(cause, OSError):
+        cause = cause.__cause__ or cause.__context__
+    if cause is not None:
+        return getattr(cause, "strerror", None) or str(cause)
+    try:
+        free = shutil.disk_usage(path.parent).free
+    except OSError:
+        return str(error)
+    return f"{str(error).splitlines()[0]} ({free / 2**20:.0f} MiB are free)"
