@@ -52,7 +52,12 @@ class WholeCheckpointIO(TorchCheckpointIO):
 
     def load_checkpoint(self, path: Any, map_location: Any = None, weights_only: bool | None = None) -> dict[str, Any]:
         """Reads tensors and plain data; objects that a pickle would make are refused."""
-        return super().load_checkpoint(path, map_location or "cpu", weights_only=True)
+        return super().load_checkpoint(path, map_location or _as_stored, weights_only=True)
+
+
+def _as_stored(storage: Any, location: str) -> Any:
+    """Keeps tensors in the machine's memory; Lightning moves them."""
+    return storage
 
 
 def remove_parts(folder: Path) -> None:

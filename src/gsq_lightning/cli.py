@@ -6,8 +6,10 @@ Precedence: flags > config files, later ones over earlier > checkpoint.
 import itertools
 import json
 import logging
+import os
 import signal
 import sys
+import tempfile
 import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -17,20 +19,23 @@ from typing import Any, NoReturn
 import torch
 import yaml
 from jsonargparse import ActionConfigFile
+from lightning.fabric.plugins.environments import SLURMEnvironment
 from lightning.pytorch import Callback, LightningDataModule, Trainer
 from lightning.pytorch.cli import ArgsType, LightningArgumentParser, LightningCLI
 from lightning.pytorch.strategies import DDPStrategy
 from lightning.pytorch.utilities.exceptions import MisconfigurationException
-from lightning.pytorch.utilities.rank_zero import rank_zero_only
+from lightning.pytorch.utilities.rank_zero import rank_zero_info, rank_zero_only
 
 import gsq_lightning
 from gsq_lightning import quantizers
 from gsq_lightning.callbacks import LossProgressBar, ReconstructionGrid, Report, RunCheckpoint, TokenWriter
+from gsq_lightning.callbacks.checkpoint import is_locked
 from gsq_lightning.data import ImageNetDataModule
 from gsq_lightning.errors import CheckpointNotWritten, InputError, ModelNotFinite, RunStopped, TrainingDiverged
 from gsq_lightning.metrics import ReconstructionMetrics
 from gsq_lightning.module import TokenizerModule
 from gsq_lightning.pretrained import recorded_files
+from gsq_lightning.resume import decide, newest_of_all_runs
 from gsq_lightning.tokenizer import CONFIG_FILE, GSQTokenizer, check_weights
 
 EXIT_BAD_INPUT = 2
@@ -56,7 +61,7 @@ def one_line_errors() -> Iterator[None]:
     except (CheckpointNotWritten, ModelNotFinite, TrainingDiverged) as error:
         fail(str(error), EXIT_DIVERGED)
     except RunStopped as stop:
-        if rank_zero_only.rank:  # the first process tells; a code of another would count as its death
+        if getattr(rank_zero_only, "rank", 0):  # the first process tells; a code of another would count as its death
             raise SystemExit(0) from stop
         fail(str(stop), EXIT_SIGNAL + (stop.signal or signal.SIGTERM))
     except RuntimeError as error:
@@ -105,6 +110,7 @@ def fetch_weights(arguments: list[str]) -> None:
         parser.add_argument("-c", "--config", action=RecipeFile, help="A recipe; repeatable.")
         parser.add_lightning_class_args(TokenizerModule, "model")
         parser.add_argument("--seed_everything", type=bool | int, help="ignored")
+        parser.add_argument("--auto_resume", type=bool, help="ignored")
         for section in ("data", "trainer", "checkpoint", "reconstructions", "tokens"):
             parser.add_argument(f"--{section}", type=dict, help="ignored")
         config = parser.parse_args(ordered(["weights", *arguments])[1:])
@@ -195,6 +201,12 @@ class GSQCommand(LightningCLI):
         parser.add_lightning_class_args(RunCheckpoint, "checkpoint")
         parser.add_lightning_class_args(ReconstructionGrid, "reconstructions")
         parser.add_lightning_class_args(TokenWriter, "tokens")
+        parser.add_argument(
+            "--auto_resume",
+            type=bool,
+            default=False,
+            help="fit: go on with the newest run of this recipe, if it has the same config and is not finished.",
+        )
         parser.set_defaults({"data": {"class_path": f"{ImageNetDataModule.__module__}.{ImageNetDataModule.__name__}"}})
 
     def parse_arguments(self, parser: LightningArgumentParser, args: ArgsType) -> None:
@@ -204,6 +216,7 @@ class GSQCommand(LightningCLI):
 
     def before_instantiate_classes(self) -> None:
         trainer = self._get(self.config, "trainer")
+        self._choose_checkpoint(trainer)
         self.report = Report(
             self._get(self.config, "name"), recipe=self.recipe, compare=self._get(self.config, "compare") or ()
         )
@@ -212,6 +225,26 @@ class GSQCommand(LightningCLI):
         if trainer.enable_progress_bar is not False and not own_bar:
             callbacks.append(LossProgressBar())
         self.trainer_defaults = {"callbacks": callbacks}
+
+    def _choose_checkpoint(self, trainer: Any) -> None:
+        """Settles what `--ckpt_path last` and auto_resume mean, and that what the run writes can be written."""
+        config = self.config.get(str(self.subcommand), self.config)
+        runs = runs_folder(trainer)
+        if config.ckpt_path == "last" and runs is not None:
+            config.ckpt_path = str(newest_of_all_runs(runs))
+        if self.subcommand != "fit" or runs is None:
+            return
+        check_writable(runs)
+        if SLURMEnvironment.detect() and trainer.default_root_dir is None:
+            # what Lightning's plugin leaves for a requeued job, where no other job looks for it
+            trainer.default_root_dir = str(runs / f"slurm_{os.environ.get('SLURM_JOB_ID', '')}")
+        if config.auto_resume and config.ckpt_path is None:
+            plain = yaml.safe_load(self._parser(self.subcommand).dump(config, skip_none=False))
+            decision = decide(runs, plain, trainer.max_steps, trainer.max_epochs, is_locked)
+            rank_zero_info(f"auto_resume: {decision.reason}" + ("" if decision.run else "; starting anew"))
+            if decision.run is not None:
+                config.ckpt_path = str(decision.run.checkpoint)
+                trainer.logger.init_args.version = decision.run.version
 
     def after_fit(self) -> None:
         """Validates the last weights where training ended between two validations."""
@@ -242,6 +275,26 @@ class GSQCommand(LightningCLI):
 
     def _parse_ckpt_path(self) -> None:
         """Nothing: `ordered` has put the checkpoint's hyperparameters below the config files already."""
+
+
+def runs_folder(trainer: Any) -> Path | None:
+    """Where the logger puts the runs of a recipe, one folder for each; None where it has no such place."""
+    places = getattr(trainer.logger, "init_args", None)
+    save_dir, name = getattr(places, "save_dir", None), getattr(places, "name", None)
+    return Path(save_dir) / name if save_dir and name and getattr(places, "version", None) is None else None
+
+
+def check_writable(folder: Path) -> None:
+    """Raises InputError where nothing can be written below a folder, before hours of training find out."""
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryFile(dir=folder) as file:
+            file.write(b"x")
+    except OSError as error:
+        raise InputError(
+            f"nothing can be written to {folder}: {error.strerror}; name another place with "
+            "trainer.logger.init_args.save_dir"
+        ) from error
 
 
 def world_size(trainer: Any) -> int:

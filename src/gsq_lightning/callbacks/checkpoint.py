@@ -59,6 +59,9 @@ class RunCheckpoint(ModelCheckpoint):
             folder.mkdir(parents=True, exist_ok=True)
             self._lock = lock(folder)
             remove_parts(folder)
+
+    def on_fit_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Takes the signals after Lightning, whose handlers talk to other processes in the middle of anything."""
         environment = getattr(trainer.strategy, "cluster_environment", None)
         requeues = isinstance(environment, SLURMEnvironment) and environment.auto_requeue
         self.signals.take(environment.requeue_signal if requeues else None)  # type: ignore[union-attr]
