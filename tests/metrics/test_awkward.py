@@ -1,19 +1,24 @@
 """Small sets, broken models, other precisions."""
 
 import math
+from pathlib import Path
 from typing import cast
 
 import numpy as np
 import pytest
 import torch
+from lightning.pytorch import LightningModule, Trainer
 from scipy import linalg
 from torch import Tensor
+from torch.utils.data import DataLoader
 
 from gsq_lightning import InputError
+from gsq_lightning.callbacks import Report
 from gsq_lightning.metrics import MetricName, ReconstructionMetrics
 from gsq_lightning.metrics.features import FeatureExtractor
 from gsq_lightning.metrics.frechet import FeatureStatistics, frechet_distance
 from gsq_lightning.metrics.precision import full_precision
+from gsq_lightning.reports import read_report
 
 
 def pairs(count: int, size: int = 32) -> tuple[Tensor, Tensor]:
@@ -188,3 +193,40 @@ def test_lpips_of_images_too_small_for_its_network_is_refused() -> None:
         metrics.update(*pairs(1, size=30))
     metrics.update(*pairs(1, size=31))
     assert metrics.compute()["lpips_alex"] > 0
+
+
+class OtherProject(LightningModule):
+    """As the docstring of ReconstructionMetrics tells others to own one."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.layer = torch.nn.Conv2d(3, 3, 1)
+        self.metrics = ReconstructionMetrics(["psnr", "rfd_random"], statistics_folder=None)
+
+    def setup(self, stage: str) -> None:
+        self.metrics.load()
+
+    def on_validation_epoch_start(self) -> None:
+        self.metrics.start()
+
+    def validation_step(self, batch: Tensor, batch_idx: int) -> None:
+        self.metrics.update(batch, self.layer(batch))
+
+    def on_validation_epoch_end(self) -> None:
+        self.log_dict({f"val/{name}": value for name, value in self.metrics.compute().items()})
+
+
+def test_any_module_can_own_them(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    module, (image, _) = OtherProject(), pairs(10)
+    run = Trainer(
+        accelerator="cpu", logger=False, callbacks=[Report(name="other")], default_root_dir=tmp_path,
+        enable_progress_bar=False, enable_model_summary=False,
+    )  # fmt: skip
+    run.validate(module, DataLoader(image, batch_size=4), verbose=False)  # type: ignore[arg-type]
+    with torch.no_grad():
+        expected = metrics_of(["psnr", "rfd_random"], image, module.layer(image)).compute()
+    report = read_report(tmp_path / "metrics.json")
+    assert report.metrics == pytest.approx(expected, rel=1e-4)
+    assert report.name == "other"
+    assert set(module.state_dict()) == {"layer.weight", "layer.bias"}
+    assert "rfd_random" in capsys.readouterr().out

@@ -6,6 +6,7 @@ import logging
 import os
 from importlib.metadata import version
 from pathlib import Path
+from typing import NamedTuple
 
 import torch
 
@@ -16,6 +17,18 @@ logger = logging.getLogger(__name__)
 
 FOLDER_VARIABLE = "GSQ_STATISTICS"
 LIBRARIES = ("gsq-lightning", "torch", "torchvision", "pillow")  # whose versions may change what a network sees
+
+
+class OriginalImages(NamedTuple):
+    """All images of a validation.
+
+    Attributes:
+        fingerprint: tells them, and how they are made of files, from any others.
+        number: how many there are.
+    """
+
+    fingerprint: str
+    number: int
 
 
 class StatisticsCache:
