@@ -1,6 +1,5 @@
 """Metrics of reconstructions that lie in a folder, against their originals: the same yardstick for any tokenizer."""
 
-import hashlib
 import os
 from collections.abc import Iterator
 from itertools import groupby
@@ -14,7 +13,7 @@ from torch.utils.data import DataLoader, Dataset
 from torchvision.transforms.v2 import functional as F
 
 from gsq_lightning.data.batch import pixels_to_image
-from gsq_lightning.data.folder import UNREADABLE, find_images, read_image
+from gsq_lightning.data.folder import UNREADABLE, find_images, fingerprint_of, read_image
 from gsq_lightning.data.transforms import ResizeAndCrop
 from gsq_lightning.errors import InputError
 from gsq_lightning.metrics import MetricName, OriginalImages, ReconstructionMetrics
@@ -77,13 +76,10 @@ class FolderPairs(Dataset[Pair]):
         return pair
 
     @property
-    def originals(self) -> OriginalImages:
-        """Tells the originals from others: names, sizes, times of change, and what is done to them."""
-        digest = hashlib.sha256(repr(self.transform).encode())
-        for relative, _ in self.paths:
-            file = (self.real / relative).stat()
-            digest.update(f"{relative}\0{file.st_size}\0{file.st_mtime_ns}\0".encode())
-        return OriginalImages(digest.hexdigest(), len(self))
+    def originals(self) -> OriginalImages | None:
+        """The originals as `ReconstructionMetrics` keeps their statistics."""
+        fingerprint = fingerprint_of(self.real, [original for original, _ in self.paths], self.transform)
+        return OriginalImages(fingerprint, len(self)) if fingerprint else None
 
 
 def evaluate_folders(

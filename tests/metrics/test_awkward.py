@@ -14,11 +14,12 @@ from torch.utils.data import DataLoader
 
 from gsq_lightning import InputError
 from gsq_lightning.callbacks import Report
-from gsq_lightning.metrics import MetricName, ReconstructionMetrics
+from gsq_lightning.metrics import MetricName, ReconstructionMetrics, image_to_pixels
 from gsq_lightning.metrics.features import FeatureExtractor
 from gsq_lightning.metrics.frechet import FeatureStatistics, frechet_distance
 from gsq_lightning.metrics.precision import full_precision
 from gsq_lightning.reports import read_report
+from gsq_lightning.vision import ImageNetInput, load_dinov2
 
 
 def pairs(count: int, size: int = 32) -> tuple[Tensor, Tensor]:
@@ -166,6 +167,22 @@ def test_tensor_float_is_off_within_and_as_before_after(monkeypatch: pytest.Monk
         assert torch.backends.cudnn.conv.fp32_precision == "ieee"
         assert torch.backends.cuda.matmul.fp32_precision == "ieee"
     assert (torch.backends.cudnn.conv.fp32_precision, torch.backends.cuda.matmul.fp32_precision) == before
+
+
+def test_rfd_dinov2_is_over_the_class_token() -> None:
+    image, reconstruction = pairs(3)
+    metrics = ReconstructionMetrics(["rfd_dinov2"], dinov2_weights="random", statistics_folder=None)
+    metrics.load()
+    metrics.update(image, reconstruction)
+    with torch.no_grad():
+        network = load_dinov2("random", 224, "a test", "option").eval()
+        features = [
+            network(ImageNetInput(224)(image_to_pixels(x).float() / 127.5 - 1)).double().numpy()
+            for x in (image, reconstruction)
+        ]
+    assert features[0].shape == (3, 384)
+    expected = float(frechet_distance(*map(statistics, features)))
+    assert metrics.compute()["rfd_dinov2"] == pytest.approx(expected, rel=1e-6)
 
 
 def test_each_group_of_a_codebook_is_counted() -> None:

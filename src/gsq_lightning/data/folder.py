@@ -79,17 +79,8 @@ class FolderImages(Dataset[Sample | UnreadableImage]):
 
     @cached_property
     def fingerprint(self) -> str | None:
-        """Tells these images from others: names, sizes, times of change and the transform, where that is a dataclass.
-
-        None where the transform does not say what it does.
-        """
-        if not is_dataclass(self.transform):
-            return None
-        digest = hashlib.sha256(repr(self.transform).encode())
-        for relative in self.paths:
-            file = (self.root / relative).stat()
-            digest.update(f"{relative}\0{file.st_size}\0{file.st_mtime_ns}\0".encode())
-        return digest.hexdigest()
+        """See `fingerprint_of`."""
+        return fingerprint_of(self.root, self.paths, self.transform)
 
     def _read(self, relative: str) -> Image.Image | UnreadableImage:
         path = self.root / relative
@@ -102,6 +93,23 @@ class FolderImages(Dataset[Sample | UnreadableImage]):
                     "leave such images out and count them."
                 ) from error
             return UnreadableImage(str(path), str(error))
+
+
+def fingerprint_of(root: Path, paths: list[str], transform: Transform | None) -> str | None:
+    """Tells images from others: a hash of names, sizes, times of change, and of the transform.
+
+    None where the transform does not say what it does, as a dataclass does, or a file is missing.
+    """
+    if transform is not None and not is_dataclass(transform):
+        return None
+    digest = hashlib.sha256(repr(transform).encode())
+    try:
+        for path in paths:
+            file = (root / path).stat()
+            digest.update(f"{path}\0{file.st_size}\0{file.st_mtime_ns}\0".encode())
+    except OSError:  # reading it will tell
+        return None
+    return digest.hexdigest()
 
 
 def find_images(root: Path) -> list[str]:

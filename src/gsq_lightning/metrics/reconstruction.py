@@ -135,6 +135,8 @@ class ReconstructionMetrics(nn.Module):
             image, reconstruction: (B, 3, H, W) in [-1, 1]; what lies beyond is clamped.
             indices: (B, h, w, G) int64, which "codebook" needs.
         """
+        if len(image) == 0:
+            return
         with torch.no_grad(), full_precision(image.device):
             finite = reconstruction.flatten(1).isfinite().all(dim=1)
             original = image_to_pixels(image)
