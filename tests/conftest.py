@@ -19,7 +19,7 @@ def _repeatable() -> None:
 @pytest.fixture(autouse=True)
 def _own_statistics(tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.MonkeyPatch) -> None:
     """Tests leave the user's cache alone, and share nothing through it."""
-    monkeypatch.setenv("GSQ_STATISTICS", str(tmp_path_factory.mktemp("statistics")))
+    monkeypatch.setenv("GSQ_CACHE", str(tmp_path_factory.mktemp("statistics")))
 
 
 @pytest.fixture

@@ -138,7 +138,7 @@ def test_a_changed_image_is_noticed_by_the_next_validation(
     from tests.conftest import write_images
 
     paths = write_images(tmp_path / "images", 5, seed=3)
-    monkeypatch.setenv("GSQ_STATISTICS", str(tmp_path / "statistics"))
+    monkeypatch.setenv("GSQ_CACHE", str(tmp_path))
     checkpoint = trained / "checkpoints" / "last.ckpt"
     validate = ["validate", f"--ckpt_path={checkpoint}", f"--data.root={tmp_path / 'images'}"]
 
@@ -153,7 +153,7 @@ def test_a_changed_image_is_noticed_by_the_next_validation(
     changed = distance()
     assert changed != first
     assert len(list((tmp_path / "statistics").iterdir())) == 2
-    monkeypatch.setenv("GSQ_STATISTICS", str(tmp_path / "empty"))
+    monkeypatch.setenv("GSQ_CACHE", str(tmp_path / "empty"))
     assert distance() == changed
 
 

@@ -5,11 +5,15 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from lightning.pytorch import Trainer
 from PIL import Image
 from skimage.metrics import peak_signal_noise_ratio
 from torchvision.transforms.v2.functional import center_crop, pil_to_tensor, resize, to_pil_image
 
+from gsq_lightning import GroupedSphericalQuantizer, GSQTokenizer, TokenizerModule
 from gsq_lightning.__main__ import main
+from gsq_lightning.data import ImageNetDataModule
+from gsq_lightning.metrics import ReconstructionMetrics
 from gsq_lightning.reports import read_report
 from tests.conftest import write_images
 
@@ -129,3 +133,22 @@ def test_wrong_input_ends_in_one_line(
 ) -> None:
     real, fake = folders
     assert message in error_of(capsys, "--real", real, "--fake", fake, "--metrics", "psnr", *arguments)
+
+
+def test_originals_are_looked_at_once_by_validate_and_evaluate(
+    folders: tuple[Path, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """On the same files, size and crop they are the same images."""
+    monkeypatch.setenv("GSQ_CACHE", str(tmp_path))
+    real, fake = folders
+    for path in fake.glob("*/*"):
+        Image.open(path).resize((16, 16)).save(path)
+    evaluate("--real", real, "--fake", fake, "--metrics", "rfd_random", "--image_size", 16)
+    data = ImageNetDataModule(str(real), 16, num_workers=0)
+    quantizer = GroupedSphericalQuantizer(latent_channels=8, codebook_size=16)
+    tokenizer = GSQTokenizer(quantizer, (1, 2), 8, 1, 1, norm_groups=4)
+    metrics = ReconstructionMetrics(["rfd_random"])
+    run = Trainer(accelerator="cpu", logger=False, enable_progress_bar=False, default_root_dir=tmp_path)
+    run.validate(TokenizerModule(tokenizer, metrics=metrics), data, verbose=False)
+    assert metrics.reused_statistics == ["rfd_random"]
+    assert len(list((tmp_path / "statistics").iterdir())) == 1

@@ -23,7 +23,7 @@ MAY_IMPORT = {
     "vision": {"errors", "pretrained"},
     "discriminators": {"errors", "pretrained", "vision"},
     "losses": {"errors", "pretrained", "vision"},
-    "metrics": {"errors", "pretrained", "vision"},
+    "metrics": {"cache", "errors", "pretrained", "vision"},
     "data": {"cache", "errors", "network"},
     "callbacks": {"checkpoint_io", "errors", "reports"},
     "schedules": {"errors"},

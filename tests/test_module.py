@@ -618,7 +618,7 @@ class _Fingerprinted(Dataset[Tensor]):
 def test_originals_of_the_sanity_check_and_of_limited_runs_are_not_kept(
     small_tokenizer: Build, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setenv("GSQ_STATISTICS", str(tmp_path / "statistics"))
+    monkeypatch.setenv("GSQ_CACHE", str(tmp_path))
     module = TokenizerModule(small_tokenizer(), metrics=ReconstructionMetrics(["rfd_random"]))
     loader = DataLoader(_Fingerprinted(), batch_size=4)
     for limit in (1, 2, 0.5):

@@ -7,10 +7,12 @@ from pathlib import Path
 import pytest
 import torch
 from torch import nn
+from torchvision.models import alexnet
 
 from gsq_lightning import InputError, network, pretrained
 from gsq_lightning.__main__ import main
 from gsq_lightning.losses import LPIPS
+from gsq_lightning.metrics import MetricName, ReconstructionMetrics
 from gsq_lightning.metrics.inception import INCEPTION_URL, load_inception
 from gsq_lightning.pretrained import FrozenNetwork, read_weights, recorded_files
 
@@ -113,6 +115,35 @@ def test_inception_is_read_from_its_published_file(offline: Path) -> None:
         assert torch.equal(ours, theirs)
     with pytest.raises(InputError, match="rFID needs weights-inception"):
         load_inception("pretrained")
+
+
+@pytest.mark.parametrize(
+    ("name", "file", "option"),
+    [
+        ("lpips_alex", "alexnet-owt-7be5be79.pth", "model.metrics.alexnet_weights"),
+        ("lpips_vgg", "vgg16-397923af.pth", "model.metrics.vgg16_weights"),
+        ("inception_score", "weights-inception-2015-12-05-6726825d.pth", "model.metrics.inception_weights"),
+        ("rfid_clean_fid", "weights-inception-2015-12-05-6726825d.pth", "model.metrics.inception_weights"),
+        ("rfd_dinov2", "vit_small_patch14_reg4_dinov2", "model.metrics.dinov2_weights"),
+    ],
+)
+def test_each_network_of_the_metrics_says_what_is_missing(
+    offline: Path, name: MetricName, file: str, option: str
+) -> None:
+    metrics = ReconstructionMetrics([name])  # made without asking for anything
+    with pytest.raises(InputError) as error:
+        metrics.load()
+    assert file in str(error.value)
+    assert option in str(error.value)
+
+
+def test_weights_of_metrics_are_recorded(offline: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(offline)
+    torch.save({f"features.{name}": value for name, value in alexnet().features.state_dict().items()}, "alex.pth")
+    metrics = ReconstructionMetrics(["psnr", "lpips_alex"], alexnet_weights="alex.pth")
+    with recorded_files() as files:
+        metrics.load()
+    assert files == [("LPIPS (alex)", Path("alex.pth"))]
 
 
 def test_loading_happens_when_asked_for_and_not_before(offline: Path) -> None:

@@ -6,6 +6,7 @@ from pathlib import Path
 
 import pytest
 
+from gsq_lightning import GSQTokenizer
 from gsq_lightning.__main__ import main
 from tests.conftest import write_images
 
@@ -38,7 +39,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
             + ["--model.discriminator=null", "--model.perceptual_loss=null", "--model.metrics.names=[psnr,codebook]"]
             + ["--data.num_workers=0", "--trainer.max_steps=1", "--trainer.precision=32", "--trainer.accelerator=cpu"]
         )
-    assert (folder / CHECKPOINT).is_file()
+        GSQTokenizer.from_pretrained(CHECKPOINT).save_pretrained("my-tokenizer")
     return folder
 
 
@@ -48,7 +49,12 @@ def test_python_blocks_run(code: str, folder: Path, monkeypatch: pytest.MonkeyPa
     exec(compile(code, "README.md", "exec"), {})
 
 
-@pytest.mark.parametrize("arguments", commands("gsq"), ids=" ".join)
+WITHOUT_CONFIG = ("evaluate", "compare")
+
+
+@pytest.mark.parametrize(
+    "arguments", [words for words in commands("gsq") if words[0] not in WITHOUT_CONFIG], ids=" ".join
+)
 def test_commands_parse(
     arguments: list[str], folder: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -57,6 +63,23 @@ def test_commands_parse(
         main([*arguments, "--print_config"])
     assert exit_info.value.code in (0, None)
     assert "tokenizer:" in capsys.readouterr().out
+
+
+def test_commands_without_a_config_run(
+    folder: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """On small images, and with metrics that need no weights."""
+    monkeypatch.chdir(folder)
+    main(["validate", f"--ckpt_path={CHECKPOINT}", "--data.root=images", "--model.metrics.names=[psnr,codebook]"])
+    write_images(folder / "reconstructions", 4, size=(16, 16))
+    small = {"/data/imagenet/val": "images/val", "256": "16"}
+    for arguments in (words for words in commands("gsq") if words[0] in WITHOUT_CONFIG):
+        extra = ["--metrics", "psnr", "--num_workers=0"] if arguments[0] == "evaluate" else []
+        main([*(small.get(word, word) for word in arguments), *extra])
+    output = capsys.readouterr().out
+    assert "| reconstructions " in output
+    assert "paper, Table 14" in output
+    assert (folder / "rd.png").is_file()
 
 
 def test_make_targets_exist() -> None:
@@ -74,7 +97,8 @@ def test_links_lead_somewhere() -> None:
 
 
 def test_the_map_of_the_code_names_what_is_there() -> None:
-    rows = re.findall(r"^\| (`[^|]+) \|", README, flags=re.MULTILINE)
+    table = README.split("## Where things are")[1]
+    rows = re.findall(r"^\| (`[^|]+) \|", table, flags=re.MULTILINE)
     named = {name.rstrip("/") for row in rows for name in re.findall(r"`([^`]+)`", row)}
     package = {path.name for path in (ROOT / "src" / "gsq_lightning").iterdir()}
     assert named <= package

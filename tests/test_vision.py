@@ -5,11 +5,12 @@ import timm
 import torch
 from safetensors.torch import save_file
 from torch import Tensor
-from torchvision.models import VGG16_Weights
+from torchvision.models import AlexNet_Weights, VGG16_Weights
 from torchvision.transforms.v2 import functional as F
 
 from gsq_lightning.errors import InputError
 from gsq_lightning.vision import (
+    ALEXNET_URL,
     DINOV2_REPOSITORY,
     IMAGENET_MEAN,
     IMAGENET_STD,
@@ -34,8 +35,9 @@ def test_timm_takes_the_same_files_and_normalization(name: str, repository: str)
     assert (config.mean, config.std) == (IMAGENET_MEAN, IMAGENET_STD)
 
 
-def test_torchvision_takes_the_same_file() -> None:
+def test_torchvision_takes_the_same_files() -> None:
     assert VGG16_Weights.IMAGENET1K_V1.url == VGG16_URL
+    assert AlexNet_Weights.IMAGENET1K_V1.url == ALEXNET_URL
 
 
 def test_input_is_averaged_over_areas_and_normalized() -> None:

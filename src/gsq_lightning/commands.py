@@ -56,7 +56,12 @@ def evaluate(arguments: list[str]) -> None:
     )
     parser.add_argument("--real", required=True, help="folder of originals")
     parser.add_argument("--fake", required=True, help="folder of reconstructions")
-    parser.add_argument("--metrics", nargs="+", default=None, metavar="NAME", help="as model.metrics.names of validate")
+    parser.add_argument(
+        "--metrics",
+        nargs="+",
+        metavar="NAME",
+        help="as model.metrics.names of validate, all but codebook; default: psnr psnr_set ssim rfid",
+    )
     parser.add_argument("--image_size", type=int, help="resize and crop the originals to this square first")
     parser.add_argument("--crop_ratio", type=float, default=1.0, help="as data.val_crop_ratio of validate")
     parser.add_argument("--bits_per_image", type=float, help="of the tokens that the reconstructions were made from")
@@ -66,7 +71,10 @@ def evaluate(arguments: list[str]) -> None:
     parser.add_argument("--num_workers", type=int, default=4, help="loading processes")
     parser.add_argument("--device", default="auto", help="auto, cpu, cuda, …")
     parser.add_argument(
-        "--antialias", choices=("true", "false"), default="true", help="of the resize to 299² of rfid; see the docs"
+        "--antialias",
+        choices=("true", "false"),
+        default="true",
+        help="whether rfid resizes to 299² as torchmetrics does, or else as torch-fidelity",
     )
     for network in ("inception", "alexnet", "vgg16", "dinov2"):
         parser.add_argument(f"--{network}_weights", default="pretrained", help='"pretrained" or a path')

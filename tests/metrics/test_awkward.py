@@ -1,19 +1,25 @@
 """Small sets, broken models, other precisions."""
 
 import math
+from pathlib import Path
 from typing import cast
 
 import numpy as np
 import pytest
 import torch
+from lightning.pytorch import LightningModule, Trainer
 from scipy import linalg
 from torch import Tensor
+from torch.utils.data import DataLoader
 
 from gsq_lightning import InputError
-from gsq_lightning.metrics import MetricName, ReconstructionMetrics
+from gsq_lightning.callbacks import Report
+from gsq_lightning.metrics import MetricName, ReconstructionMetrics, image_to_pixels
 from gsq_lightning.metrics.features import FeatureExtractor
 from gsq_lightning.metrics.frechet import FeatureStatistics, frechet_distance
 from gsq_lightning.metrics.precision import full_precision
+from gsq_lightning.reports import read_report
+from gsq_lightning.vision import ImageNetInput, load_dinov2
 
 
 def pairs(count: int, size: int = 32) -> tuple[Tensor, Tensor]:
@@ -163,6 +169,22 @@ def test_tensor_float_is_off_within_and_as_before_after(monkeypatch: pytest.Monk
     assert (torch.backends.cudnn.conv.fp32_precision, torch.backends.cuda.matmul.fp32_precision) == before
 
 
+def test_rfd_dinov2_is_over_the_class_token() -> None:
+    image, reconstruction = pairs(3)
+    metrics = ReconstructionMetrics(["rfd_dinov2"], dinov2_weights="random", statistics_folder=None)
+    metrics.load()
+    metrics.update(image, reconstruction)
+    with torch.no_grad():
+        network = load_dinov2("random", 224, "a test", "option").eval()
+        features = [
+            network(ImageNetInput(224)(image_to_pixels(x).float() / 127.5 - 1)).double().numpy()
+            for x in (image, reconstruction)
+        ]
+    assert features[0].shape == (3, 384)
+    expected = float(frechet_distance(*map(statistics, features)))
+    assert metrics.compute()["rfd_dinov2"] == pytest.approx(expected, rel=1e-6)
+
+
 def test_each_group_of_a_codebook_is_counted() -> None:
     metrics = ReconstructionMetrics(["codebook"], statistics_folder=None)
     metrics.load(codebook_size=4, num_groups=2)
@@ -188,3 +210,40 @@ def test_lpips_of_images_too_small_for_its_network_is_refused() -> None:
         metrics.update(*pairs(1, size=30))
     metrics.update(*pairs(1, size=31))
     assert metrics.compute()["lpips_alex"] > 0
+
+
+class OtherProject(LightningModule):
+    """As the docstring of ReconstructionMetrics tells others to own one."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.layer = torch.nn.Conv2d(3, 3, 1)
+        self.metrics = ReconstructionMetrics(["psnr", "rfd_random"], statistics_folder=None)
+
+    def setup(self, stage: str) -> None:
+        self.metrics.load()
+
+    def on_validation_epoch_start(self) -> None:
+        self.metrics.start()
+
+    def validation_step(self, batch: Tensor, batch_idx: int) -> None:
+        self.metrics.update(batch, self.layer(batch))
+
+    def on_validation_epoch_end(self) -> None:
+        self.log_dict({f"val/{name}": value for name, value in self.metrics.compute().items()})
+
+
+def test_any_module_can_own_them(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    module, (image, _) = OtherProject(), pairs(10)
+    run = Trainer(
+        accelerator="cpu", logger=False, callbacks=[Report(name="other")], default_root_dir=tmp_path,
+        enable_progress_bar=False, enable_model_summary=False,
+    )  # fmt: skip
+    run.validate(module, DataLoader(image, batch_size=4), verbose=False)  # type: ignore[arg-type]
+    with torch.no_grad():
+        expected = metrics_of(["psnr", "rfd_random"], image, module.layer(image)).compute()
+    report = read_report(tmp_path / "metrics.json")
+    assert report.metrics == pytest.approx(expected, rel=1e-4)
+    assert report.name == "other"
+    assert set(module.state_dict()) == {"layer.weight", "layer.bias"}
+    assert "rfd_random" in capsys.readouterr().out

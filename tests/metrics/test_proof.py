@@ -65,7 +65,7 @@ def ours(folders: tuple[Path, Path], inception: Path) -> dict[str, float]:
     """With the cache elsewhere; antialias on."""
     names = ["psnr", "psnr_set", "rfid", "rfid_pytorch_fid", "rfid_clean_fid"]
     with pytest.MonkeyPatch.context() as patch:
-        patch.setenv("GSQ_STATISTICS", str(inception.parent / "statistics"))
+        patch.setenv("GSQ_CACHE", str(inception.parent))
         return evaluate_folders(*folders, names, num_workers=0, batch_size=5, inception_weights=str(inception)).metrics
 
 

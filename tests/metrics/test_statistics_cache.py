@@ -13,7 +13,7 @@ from gsq_lightning.data.sources import FolderSource
 from gsq_lightning.data.transforms import ResizeAndCrop
 from gsq_lightning.metrics import OriginalImages, ReconstructionMetrics
 from gsq_lightning.metrics.features import FeatureExtractor
-from gsq_lightning.metrics.statistics_cache import StatisticsCache, default_folder
+from gsq_lightning.metrics.statistics_cache import StatisticsCache
 from tests.conftest import write_images
 
 IMAGES = torch.rand(6, 3, 16, 16, generator=torch.Generator().manual_seed(3)) * 2 - 1
@@ -136,17 +136,6 @@ def test_a_reader_never_sees_half_a_file(tmp_path: Path) -> None:
     statistics = StatisticsCache(tmp_path).load(path.stem)
     assert statistics is not None
     assert int(statistics.images) == 6
-
-
-def test_the_default_folder_is_named_by_the_environment(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("GSQ_STATISTICS", "/somewhere")
-    assert default_folder() == Path("/somewhere")
-    monkeypatch.delenv("GSQ_STATISTICS")
-    monkeypatch.setenv("XDG_CACHE_HOME", "/caches")
-    assert default_folder() == Path("/caches/gsq-lightning/statistics")
-    monkeypatch.delenv("XDG_CACHE_HOME")
-    monkeypatch.setenv("HOME", "/home/somebody")
-    assert default_folder() == Path("/home/somebody/.cache/gsq-lightning/statistics")
 
 
 def test_a_folder_of_images_is_told_by_names_times_sizes_and_transform(tmp_path: Path) -> None:

@@ -4,7 +4,7 @@ The ways of the usual programs differ, and so do their distances:
 
 | preparation | program | resize to 299² | scale |
 |---|---|---|---|
-| antialias | torchmetrics, with its default; the GSQ paper's reference | bilinear, antialiased | (x − 128) / 128 |
+| antialias | torchmetrics, with its default | bilinear, antialiased | (x − 128) / 128 |
 | tensorflow | torch-fidelity; the original FID | bilinear of TensorFlow 1 | (x − 128) / 128 |
 | pytorch_fid | pytorch-fid | bilinear | x / 127.5 − 1 |
 | clean_fid | clean-fid (arXiv 2104.11222) | bicubic, antialiased | (x − 128) / 128 |

@@ -3,64 +3,32 @@
 import logging
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Any, Literal, NamedTuple
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 from torchmetrics import Metric
 
+from gsq_lightning.cache import cache_folder
 from gsq_lightning.errors import InputError
+from gsq_lightning.metrics.catalog import (
+    EXTRACTOR_OF,
+    PIXEL_METRICS,
+    MetricName,
+    Networks,
+    make_extractor,
+    make_pixel_metric,
+)
 from gsq_lightning.metrics.codebook import CodebookUsage
 from gsq_lightning.metrics.counts import ImageCounts
-from gsq_lightning.metrics.features import FeatureExtractor, dinov2_features, random_features
+from gsq_lightning.metrics.features import FeatureExtractor
 from gsq_lightning.metrics.frechet import FrechetDistance, FrechetResult
 from gsq_lightning.metrics.inception_score import InceptionScore
 from gsq_lightning.metrics.precision import full_precision
 from gsq_lightning.metrics.processes import as_first_process, is_first_process
-from gsq_lightning.metrics.psnr import PeakSignalToNoise, SetPeakSignalToNoise
-from gsq_lightning.metrics.ssim import StructuralSimilarity
-from gsq_lightning.metrics.statistics_cache import StatisticsCache, default_folder, statistics_key
+from gsq_lightning.metrics.statistics_cache import OriginalImages, StatisticsCache, statistics_key
 
 logger = logging.getLogger(__name__)
-
-MetricName = Literal[
-    "psnr",
-    "psnr_set",
-    "ssim",
-    "lpips_alex",
-    "lpips_vgg",
-    "inception_score",
-    "codebook",
-    "rfid",
-    "rfid_pytorch_fid",
-    "rfid_clean_fid",
-    "rfd_dinov2",
-    "rfd_random",
-]
-
-PIXEL_METRICS = ("psnr", "psnr_set", "ssim", "lpips_alex", "lpips_vgg")
-
-# the network through which each other metric sees images; rfid and inception_score share one look
-EXTRACTOR_OF = {
-    "rfid": "inception",
-    "inception_score": "inception",
-    "rfid_pytorch_fid": "inception_pytorch_fid",
-    "rfid_clean_fid": "inception_clean_fid",
-    "rfd_dinov2": "dinov2",
-    "rfd_random": "random",
-}
-
-
-class OriginalImages(NamedTuple):
-    """All images of a validation.
-
-    Attributes:
-        fingerprint: tells them, and how they are made of files, from any others.
-        number: how many there are.
-    """
-
-    fingerprint: str
-    number: int
 
 
 class ReconstructionMetrics(nn.Module):
@@ -86,10 +54,10 @@ class ReconstructionMetrics(nn.Module):
         vgg16_weights: "pretrained", the path of vgg16-397923af.pth, or "random" (tests).
         dinov2_weights: "pretrained", the path of model.safetensors of timm/vit_small_patch14_reg4_dinov2.lvd142m, or
             "random" (tests).
-        antialias: how rfid and inception_score resize to Inception's 299²: antialiased, as torchmetrics does and as
-            the paper's reference did, or as TensorFlow 1, torch-fidelity and the original FID do. The value differs.
+        antialias: how rfid and inception_score resize to Inception's 299²: antialiased, as torchmetrics does, or as
+            TensorFlow 1, torch-fidelity and the original FID do. The value differs.
         statistics_folder: where statistics of the original images are kept for the next validation; "default" is
-            $GSQ_STATISTICS, or gsq-lightning/statistics in the user's cache folder; none keeps nothing.
+            `statistics` in $GSQ_CACHE, or in gsq-lightning in the user's cache folder; none keeps nothing.
 
     Attributes:
         notes: what the last `compute` has to say about its values.
@@ -136,9 +104,9 @@ class ReconstructionMetrics(nn.Module):
         for name in self.names:
             extractor = EXTRACTOR_OF.get(name)
             if extractor is not None and extractor not in self.extractors:
-                self.extractors[extractor] = self._make_extractor(extractor)
+                self.extractors[extractor] = make_extractor(extractor, self._networks)
             if name not in self.metrics:
-                self.metrics[name] = self._make_metric(name, codebook_size, num_groups)
+                self.metrics[name] = self._make(name, codebook_size, num_groups)
 
     def start(self, originals: OriginalImages | None = None) -> None:
         """Forgets what was seen. Every process must call it.
@@ -168,6 +136,8 @@ class ReconstructionMetrics(nn.Module):
             image, reconstruction: (B, 3, H, W) in [-1, 1]; what lies beyond is clamped.
             indices: (B, h, w, G) int64, which "codebook" needs.
         """
+        if len(image) == 0:
+            return
         with torch.no_grad(), full_precision(image.device):
             finite = reconstruction.flatten(1).isfinite().all(dim=1)
             original = image_to_pixels(image)
@@ -283,7 +253,7 @@ class ReconstructionMetrics(nn.Module):
         if self.statistics_folder is None:
             return None
         given = self.statistics_folder != "default"
-        return StatisticsCache(Path(self.statistics_folder).expanduser() if given else default_folder())
+        return StatisticsCache(Path(self.statistics_folder).expanduser() if given else cache_folder("statistics"))
 
     @property
     def _frechet_names(self) -> list[str]:
@@ -304,36 +274,22 @@ class ReconstructionMetrics(nn.Module):
         assert isinstance(extractor, FeatureExtractor)
         return extractor
 
-    def _make_extractor(self, name: str) -> FeatureExtractor:
-        # imported late: the other metrics need no Inception
-        from gsq_lightning.metrics.inception import inception_features
-
-        make: dict[str, Callable[[], FeatureExtractor]] = {
-            "inception": lambda: inception_features(
-                self.inception_weights, "antialias" if self.antialias else "tensorflow"
-            ),
-            "inception_pytorch_fid": lambda: inception_features(self.inception_weights, "pytorch_fid"),
-            "inception_clean_fid": lambda: inception_features(self.inception_weights, "clean_fid"),
-            "dinov2": lambda: dinov2_features(self.dinov2_weights),
-            "random": random_features,
-        }
-        return make[name]()
-
-    def _make_metric(self, name: str, codebook_size: int | None, num_groups: int) -> Metric:
-        if name in EXTRACTOR_OF and name != "inception_score":
+    def _make(self, name: str, codebook_size: int | None, num_groups: int) -> Metric:
+        if name == "codebook":
+            if codebook_size is None:
+                raise InputError('the metric "codebook" needs a tokenizer; leave it out of the metrics')
+            return CodebookUsage(codebook_size, num_groups)
+        if name == "inception_score":
+            return InceptionScore()
+        if name in EXTRACTOR_OF:
             return FrechetDistance(self._extractor_of(name).num_features)
-        from gsq_lightning.metrics.lpips import PerceptualDistance
+        return make_pixel_metric(name, self._networks)
 
-        make: dict[str, Callable[[], Metric]] = {
-            "psnr": PeakSignalToNoise,
-            "psnr_set": SetPeakSignalToNoise,
-            "ssim": StructuralSimilarity,
-            "lpips_alex": lambda: PerceptualDistance("alex", self.alexnet_weights),
-            "lpips_vgg": lambda: PerceptualDistance("vgg", self.vgg16_weights),
-            "inception_score": InceptionScore,
-            "codebook": lambda: _codebook(codebook_size, num_groups),
-        }
-        return make[name]()
+    @property
+    def _networks(self) -> Networks:
+        return Networks(
+            self.inception_weights, self.alexnet_weights, self.vgg16_weights, self.dinov2_weights, self.antialias
+        )
 
     def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> "ReconstructionMetrics":
         """Follows its owner to a device, and to no other type of number."""
@@ -348,12 +304,6 @@ class ReconstructionMetrics(nn.Module):
 def image_to_pixels(image: Tensor) -> Tensor:
     """[-1, 1], any float type → uint8, clamped and rounded."""
     return ((image.float().clamp(-1.0, 1.0) + 1.0) * 127.5).round().to(torch.uint8)
-
-
-def _codebook(codebook_size: int | None, num_groups: int) -> CodebookUsage:
-    if codebook_size is None:
-        raise InputError('the metric "codebook" needs a tokenizer; leave it out of the metrics')
-    return CodebookUsage(codebook_size, num_groups)
 
 
 def _codebook_values(pooled: Any, metric: CodebookUsage) -> dict[str, float]:

@@ -37,7 +37,7 @@ class StructuralSimilarity(Metric):
                 "leave ssim out of the metrics"
             )
         result = structural_similarity_index_measure(
-            reconstruction.float(), image.float(), data_range=255.0, reduction="none", return_full_image=True
+            reconstruction.double(), image.double(), data_range=255.0, reduction="none", return_full_image=True
         )
         per_place = result[1][..., RIM:-RIM, RIM:-RIM]
         self.total += per_place.double().mean(dim=(1, 2, 3)).sum()

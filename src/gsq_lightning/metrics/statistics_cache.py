@@ -6,6 +6,7 @@ import logging
 import os
 from importlib.metadata import version
 from pathlib import Path
+from typing import NamedTuple
 
 import torch
 
@@ -14,8 +15,19 @@ from gsq_lightning.metrics.frechet import FeatureStatistics
 
 logger = logging.getLogger(__name__)
 
-FOLDER_VARIABLE = "GSQ_STATISTICS"
 LIBRARIES = ("gsq-lightning", "torch", "torchvision", "pillow")  # whose versions may change what a network sees
+
+
+class OriginalImages(NamedTuple):
+    """All images of a validation.
+
+    Attributes:
+        fingerprint: tells them, and how they are made of files, from any others.
+        number: how many there are.
+    """
+
+    fingerprint: str
+    number: int
 
 
 class StatisticsCache:
@@ -69,14 +81,6 @@ class StatisticsCache:
 
     def remove(self, key: str) -> None:
         self.path(key).unlink(missing_ok=True)
-
-
-def default_folder() -> Path:
-    """`$GSQ_STATISTICS`, else `gsq-lightning/statistics` in the user's cache folder."""
-    if os.environ.get(FOLDER_VARIABLE):
-        return Path(os.environ[FOLDER_VARIABLE]).expanduser()
-    cache = os.environ.get("XDG_CACHE_HOME") or "~/.cache"
-    return Path(cache).expanduser() / "gsq-lightning" / "statistics"
 
 
 def statistics_key(data_fingerprint: str, extractor: FeatureExtractor) -> str:
