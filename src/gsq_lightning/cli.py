@@ -13,6 +13,7 @@ import tempfile
 import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
+from datetime import timedelta
 from pathlib import Path
 from typing import Any, NoReturn
 
@@ -41,6 +42,7 @@ from gsq_lightning.tokenizer import CONFIG_FILE, GSQTokenizer, check_weights
 EXIT_BAD_INPUT = 2
 EXIT_DIVERGED = 1
 EXIT_SIGNAL = 128  # and the number of the signal, as shells have it
+PROCESS_TIMEOUT = timedelta(minutes=15)  # that processes wait for each other before they give up
 OUT_OF_MEMORY = (
     "The last checkpoint is whole. Fewer images at a time need less memory: raise model.accumulate_batches, "
     "which leaves data.global_batch_size as it is, or lower data.val_batch_size where it happened in validation"
@@ -258,7 +260,9 @@ class GSQCommand(LightningCLI):
         if trainer.strategy == "auto" and world_size(trainer) > 1:
             # in the step of one network the other gets no gradient; validation batches differ in number between
             # processes, so that buffers must not be exchanged in each forward pass
-            kwargs["strategy"] = DDPStrategy(find_unused_parameters=True, broadcast_buffers=False)
+            kwargs["strategy"] = DDPStrategy(
+                find_unused_parameters=True, broadcast_buffers=False, timeout=PROCESS_TIMEOUT
+            )
         return super().instantiate_trainer(**kwargs)
 
     def _prepare_subcommand_kwargs(self, subcommand: str) -> dict[str, Any]:

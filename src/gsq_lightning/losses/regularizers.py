@@ -17,7 +17,8 @@ def adaptive_weight(
     """Factor that gives the adversarial loss as much pull on the decoder's last layer as the reconstruction loss has.
 
     ‖∇ L_rec‖ / (‖∇ L_adv‖ + 1e-6), VQGAN, arXiv 2012.09841, eq. 7; ∇ is the gradient in the last layer. The graphs of
-    both losses are kept. A gradient that is not finite makes the factor so.
+    both losses are kept. A gradient that is not finite makes the factor so. With several processes it is that of all
+    their images together, the same on all.
 
     Args:
         reconstruction_loss: scalar, the perceptual part included.
@@ -28,10 +29,16 @@ def adaptive_weight(
     Returns:
         Scalar in [0, maximum], without gradient.
     """
-    reconstruction, adversarial = (
-        torch.autograd.grad(loss, last_layer, retain_graph=True)[0].float().norm()
-        for loss in (reconstruction_loss, adversarial_loss)
+    gradients = torch.stack(
+        [
+            torch.autograd.grad(loss, last_layer, retain_graph=True)[0].float()
+            for loss in (reconstruction_loss, adversarial_loss)
+        ]
     )
+    if distributed.is_available() and distributed.is_initialized():
+        distributed.all_reduce(gradients)
+        gradients = gradients / distributed.get_world_size()
+    reconstruction, adversarial = (gradient.norm() for gradient in gradients)
     return (reconstruction / (adversarial + ADAPTIVE_WEIGHT_EPSILON)).clamp(max=maximum)
 
 
