@@ -106,10 +106,10 @@ class Run:
             str(root), 16, 2 * accumulate, 2, crop="resized", flip=True, num_workers=num_workers, seed=4
         )
 
-    def fit(self, ckpt_path: Path | None = None, **stop: Any) -> "Run":
+    def fit(self, ckpt_path: Path | None = None, max_steps: int = STEPS, **stop: Any) -> "Run":
         trainer = Trainer(
             accelerator="cpu",
-            max_steps=STEPS,
+            max_steps=max_steps,
             logger=CSVLogger(self.folder, name="", version=""),
             log_every_n_steps=1,
             callbacks=[self.checkpoint, self.draws, StopAt(self.checkpoint, **stop)],
@@ -226,3 +226,16 @@ def test_a_checkpoint_between_a_step_and_its_validation_leads_to_that_validation
     resumed.fit(tmp_path / "whole" / "checkpoints" / "step=4.ckpt")
     assert resumed.logs["val/psnr"] == whole.logs["val/psnr"]
     equal(resumed.last["state_dict"], whole.last["state_dict"])
+
+
+def test_epochs_are_counted_right_through_many_resumes(small_tokenizer: Build, root: Path, tmp_path: Path) -> None:
+    """From the end of one epoch to the end of the next, and so on."""
+    whole = Run(small_tokenizer, root, tmp_path / "whole", "none").fit(max_steps=36)
+    checkpoint: Path | None = None
+    for steps in (9, 18, 27, 36):
+        run = Run(small_tokenizer, root, tmp_path / str(steps), "none").fit(checkpoint, max_steps=steps)
+        checkpoint = tmp_path / str(steps) / "checkpoints" / "last.ckpt"
+    for part in ("state_dict", "training_state", "epoch"):
+        equal(run.last[part], whole.last[part], part)
+    assert "35" in run.logs["val/psnr"]
+    assert run.logs["val/psnr"].items() <= whole.logs["val/psnr"].items()

@@ -75,6 +75,11 @@ class RunCheckpoint(ModelCheckpoint):
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         super().on_train_start(trainer, pl_module)
+        loop = trainer.fit_loop
+        if loop.restarted_mid_epoch and loop.epoch_progress.total.processed == loop.epoch_progress.total.started:
+            # from the end of an epoch Lightning 2.6 counts it as done, but then not the next one as begun, and the
+            # next resume would be an epoch behind
+            loop.reset_restart_stage()
         if self._owes_validation:
             self._owes_validation = False
             trainer.validating = True

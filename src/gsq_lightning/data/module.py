@@ -91,7 +91,7 @@ class ImageDataModule(LightningDataModule):
             )
             return self._loader(self._train, None, self._train_batch_size)
         sampler = self._sampler(self._train, shuffle=True, multiple_of=self.global_batch_size)
-        sampler.resume(self._images_before)
+        sampler.follow(self._images_consumed)
         return self._loader(self._train, sampler, self._train_batch_size)
 
     def val_dataloader(self) -> DataLoader:
@@ -117,8 +117,7 @@ class ImageDataModule(LightningDataModule):
 
     def state_dict(self) -> dict[str, Any]:
         """The place in the data, in images, so that it holds for another number of devices too."""
-        batches = self._batches_processed() - self._batches_before
-        return {"images_consumed": self._images_before + batches * self._train_batch_size * self._world_size}
+        return {"images_consumed": self._images_consumed()}
 
     def load_state_dict(self, state_dict: Mapping[str, Any]) -> None:
         self._images_before = state_dict["images_consumed"]
@@ -141,6 +140,10 @@ class ImageDataModule(LightningDataModule):
             f"{len(dataset.urls)} shards" if isinstance(dataset, StreamedShards) else f"{self.count(dataset)} images"
         )
         rank_zero_info(f"{split}: {found}")
+
+    def _images_consumed(self) -> int:
+        batches = self._batches_processed() - self._batches_before
+        return self._images_before + batches * self._train_batch_size * self._world_size
 
     def _batches_processed(self) -> int:
         """Training batches of this device so far, those of the runs before this one included."""

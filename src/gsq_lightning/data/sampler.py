@@ -1,6 +1,6 @@
 """The order in which images are seen: the same for a seed, whatever the number of devices and workers."""
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import NamedTuple
 
 import numpy as np
@@ -41,22 +41,24 @@ class EpochSampler(DistributedSampler[SampleKey]):
     ) -> None:
         super().__init__(dataset, num_replicas=num_replicas, rank=rank, shuffle=shuffle, seed=seed)
         self.epoch_size = len(dataset) // multiple_of * multiple_of  # type: ignore[arg-type]
-        self._consumed = 0  # samples of the first epoch that an earlier run has seen, over all devices
+        self._position: Callable[[], int] | None = None
 
-    def resume(self, samples: int) -> None:
-        """Continues where a run stopped that had seen `samples` samples, over all devices and epochs."""
-        self.epoch, self._consumed = divmod(samples, self.epoch_size)
+    def follow(self, position: Callable[[], int]) -> None:
+        """From now on the place in the data tells epoch and sample, and nobody else's count of epochs.
 
-    def set_epoch(self, epoch: int) -> None:
-        if epoch != self.epoch:
-            self._consumed = 0
-        self.epoch = epoch
+        Args:
+            position: how many samples were used so far, over all devices and epochs.
+        """
+        self._position = position
 
     def __iter__(self) -> Iterator[SampleKey]:
+        consumed = 0
+        if self._position is not None:
+            self.epoch, consumed = divmod(self._position(), self.epoch_size)
         generator = torch.Generator().manual_seed(self.seed + self.epoch)
         size = len(self.dataset)  # type: ignore[arg-type]
         order = torch.randperm(size, generator=generator) if self.shuffle else torch.arange(size)
-        share = order[self._consumed : self.epoch_size][self.rank :: self.num_replicas]
+        share = order[consumed : self.epoch_size][self.rank :: self.num_replicas]
         return (SampleKey(self.epoch, index) for index in share.tolist())
 
     def __len__(self) -> int:
