@@ -130,13 +130,13 @@ def run_under_fire(
         starts += 1
         assert process.stdout is not None
         phase, output, deadline = "start", [], None
-        patience = generator.uniform(0.02, 0.8)
+        patience, target = generator.uniform(0.0, 0.8), generator.choice(["step", "writing", "validation"])
         for line in process.stdout:
             output.append(line)
             if line.startswith("PHASE"):
                 phase = line.split()[1]
                 deadline = deadline or time.monotonic() + patience
-            if fire and deadline is not None and time.monotonic() > deadline:
+            if fire and deadline is not None and time.monotonic() > deadline and phase == target:
                 time.sleep(generator.uniform(0.0, 0.01))
                 os.kill(process.pid, signal.SIGKILL)
                 break

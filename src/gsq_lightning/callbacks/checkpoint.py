@@ -60,11 +60,8 @@ class RunCheckpoint(ModelCheckpoint):
             self._lock = lock(folder)
             remove_parts(folder)
 
-    def on_fit_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Takes the signals after Lightning, whose handlers talk to other processes in the middle of anything."""
-        environment = getattr(trainer.strategy, "cluster_environment", None)
-        requeues = isinstance(environment, SLURMEnvironment) and environment.auto_requeue
-        self.signals.take(environment.requeue_signal if requeues else None)  # type: ignore[union-attr]
+    def on_sanity_check_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        self._take_signals(trainer)
 
     def teardown(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
         super().teardown(trainer, pl_module, stage)
@@ -75,16 +72,25 @@ class RunCheckpoint(ModelCheckpoint):
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         super().on_train_start(trainer, pl_module)
+        self._take_signals(trainer)
         loop = trainer.fit_loop
-        if loop.restarted_mid_epoch and loop.epoch_progress.total.processed == loop.epoch_progress.total.started:
+        epochs: Any = loop.epoch_progress.total
+        if loop.restarted_mid_epoch and epochs.processed == epochs.started:
             # from the end of an epoch Lightning 2.6 counts it as done, but then not the next one as begun, and the
             # next resume would be an epoch behind
             loop.reset_restart_stage()
         if self._owes_validation:
             self._owes_validation = False
             trainer.validating = True
-            trainer.fit_loop.epoch_loop.val_loop.run()
+            loop.epoch_loop.val_loop.restarting = False  # from its first batch, whatever an earlier one had reached
+            loop.epoch_loop.val_loop.run()
             trainer.training = True
+
+    def _take_signals(self, trainer: Trainer) -> None:
+        """After Lightning took them before its first stage: its handlers talk to other processes in mid-computation."""
+        environment = trainer._accelerator_connector.cluster_environment
+        requeues = isinstance(environment, SLURMEnvironment) and environment.auto_requeue
+        self.signals.take(getattr(environment, "requeue_signal", None) if requeues else None)
 
     def state_dict(self) -> dict[str, Any]:
         return {**super().state_dict(), "owes_validation": self._owes_validation}
