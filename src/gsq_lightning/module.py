@@ -15,7 +15,7 @@ from lightning.pytorch.utilities.types import OptimizerLRScheduler
 from torch import Tensor, nn
 from torch.nn import functional as F
 from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
-from torch.utils.data import DataLoader
+from torch.utils.data import DataLoader, DistributedSampler
 
 from gsq_lightning.discriminators import Discriminator
 from gsq_lightning.errors import InputError, ModelNotFinite, TrainingDiverged
@@ -481,6 +481,8 @@ class TokenizerModule(LightningModule):
         """The images of a loader, where all are to come and its data set can tell; the first process alone asks it."""
         all_come = isinstance(limit, float) and limit == 1.0  # the integer 1 means one batch
         if not all_come or not self.trainer.is_global_zero or not isinstance(loader, DataLoader):
+            return None
+        if type(loader.sampler) is DistributedSampler:  # torch's own repeats images, to make shares equal
             return None
         fingerprint = getattr(loader.dataset, "fingerprint", None)
         return OriginalImages(fingerprint, len(loader.dataset)) if fingerprint else None  # type: ignore[arg-type]

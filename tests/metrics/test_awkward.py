@@ -11,6 +11,7 @@ from lightning.pytorch import LightningModule, Trainer
 from scipy import linalg
 from torch import Tensor
 from torch.utils.data import DataLoader
+from torch_fidelity.metric_fid import fid_statistics_to_metric
 
 from gsq_lightning import InputError
 from gsq_lightning.callbacks import Report
@@ -55,6 +56,21 @@ def test_distance_equals_the_formula(count: int) -> None:
         assert root == pytest.approx(np.trace(linalg.sqrtm(covariances[0] @ covariances[1])).real)
     expected = ((first.mean(0) - second.mean(0)) ** 2).sum() + sum(map(np.trace, covariances)) - 2 * root
     assert float(frechet_distance(statistics(first), statistics(second))) == pytest.approx(expected, rel=1e-9)
+
+
+def test_distance_is_exact_where_the_usual_formula_rounds() -> None:
+    """Near sets of fewer images than features: torch-fidelity takes roots of eigenvalues that ought to be 0."""
+    generator = np.random.default_rng(0)
+    first = generator.random(size=(12, 600)) * 2
+    second = first + generator.normal(0, 0.001, size=first.shape)
+    centered = [(x - x.mean(0)) / math.sqrt(11) for x in (first, second)]
+    expected = ((first.mean(0) - second.mean(0)) ** 2).sum() + sum((x**2).sum() for x in centered)
+    expected -= 2 * linalg.svdvals(centered[0] @ centered[1].T).sum()
+    usual = [{"mu": x.mean(0), "sigma": np.cov(x, rowvar=False)} for x in (first, second)]
+    rounded = fid_statistics_to_metric(*usual, verbose=False)["frechet_inception_distance"]
+    ours = float(frechet_distance(statistics(first), statistics(second)))
+    assert ours == pytest.approx(expected, rel=1e-6)
+    assert abs(rounded - expected) > 100 * abs(ours - expected)
 
 
 def test_fewer_images_than_features_are_told_with_both_numbers(caplog: pytest.LogCaptureFixture) -> None:
