@@ -14,6 +14,7 @@ import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
 from datetime import timedelta
+from difflib import get_close_matches
 from pathlib import Path
 from typing import Any, NoReturn
 
@@ -28,16 +29,15 @@ from lightning.pytorch.utilities.exceptions import MisconfigurationException
 from lightning.pytorch.utilities.rank_zero import rank_zero_info, rank_zero_only
 
 import gsq_lightning
-from gsq_lightning import quantizers
 from gsq_lightning.callbacks import LossProgressBar, ReconstructionGrid, Report, RunCheckpoint, TokenWriter
 from gsq_lightning.callbacks.checkpoint import is_locked
+from gsq_lightning.carried import checkpoint_config, exported_config, is_exported, trusted
 from gsq_lightning.data import ImageNetDataModule
 from gsq_lightning.errors import CheckpointNotWritten, InputError, ModelNotFinite, RunStopped, TrainingDiverged
-from gsq_lightning.metrics import ReconstructionMetrics
 from gsq_lightning.module import TokenizerModule
 from gsq_lightning.pretrained import recorded_files
 from gsq_lightning.resume import decide, newest_of_all_runs
-from gsq_lightning.tokenizer import CONFIG_FILE, GSQTokenizer, check_weights
+from gsq_lightning.tokenizer import GSQTokenizer, check_weights
 
 EXIT_BAD_INPUT = 2
 EXIT_DIVERGED = 1
@@ -47,6 +47,9 @@ OUT_OF_MEMORY = (
     "The last checkpoint is whole. Fewer images at a time need less memory: raise model.accumulate_batches, "
     "which leaves data.global_batch_size as it is, or lower data.val_batch_size where it happened in validation"
 )
+MAX_CONFIG_BYTES = 2**20
+MAX_CONFIG_VALUES = 100_000
+MAX_CONFIG_DEPTH = 50
 SPECIAL_CHECKPOINTS = ("best", "last", "hpc", "registry")  # words that Lightning resolves
 
 
@@ -228,6 +231,12 @@ class GSQCommand(LightningCLI):
             callbacks.append(LossProgressBar())
         self.trainer_defaults = {"callbacks": callbacks}
 
+    def _set_seed(self) -> None:
+        seed = self._get(self.config, "seed_everything")
+        if not isinstance(seed, bool) and not 0 <= (seed or 0) < 2**32:
+            raise InputError(f"seed_everything is {seed}; it must be from 0 to {2**32 - 1}, true, or false")
+        super()._set_seed()
+
     def _choose_checkpoint(self, trainer: Any) -> None:
         """Settles what `--ckpt_path last` and auto_resume mean, and that what the run writes can be written."""
         config = self.config.get(str(self.subcommand), self.config)
@@ -344,65 +353,14 @@ def ordered(arguments: list[str]) -> list[str]:
         raise InputError(f"gsq {command[0]} needs {needed}")
     if checkpoint is not None and checkpoint not in (*SPECIAL_CHECKPOINTS, "null"):
         read = exported_config if is_exported(Path(checkpoint)) else checkpoint_config
-        carried = read(Path(checkpoint), command[0])
-        if "tokenizer" not in carried["model"] and not configs:
+        carried = trusted(read(Path(checkpoint), command[0]), checkpoint, has_config=bool(configs))
+        if "tokenizer" not in carried.get("model", {}) and not configs:
             raise InputError(
                 f"{checkpoint} carries no config, as its module was made in Python; give the one that fits with "
                 "--config, or validate it in Python"
             )
         configs = ["--config", json.dumps(carried), *configs]
     return command + configs + flags
-
-
-def checkpoint_config(path: Path, command: str) -> dict[str, Any]:
-    """The config that a checkpoint carries: its module and its data, and where its validation is written.
-
-    Raises:
-        InputError: where there is no such file, or it is not a checkpoint of this library.
-    """
-    if not path.is_file():
-        raise InputError(f"there is no checkpoint {path}")
-    try:
-        checkpoint = torch.load(path, map_location="cpu", weights_only=True, mmap=True)
-        model, data = checkpoint["hyper_parameters"], checkpoint.get("datamodule_hyper_parameters", {})
-    except Exception as error:  # whatever the unpickler makes of a damaged file
-        reason = (str(error).strip() or type(error).__name__).splitlines()[0]
-        raise InputError(f"{path} is not a readable checkpoint of gsq-lightning: {reason}") from error
-    config: dict[str, Any] = {"model": _without_notes(model)}
-    if "_class_path" in data:
-        config["data"] = {"class_path": data["_class_path"], "init_args": _without_notes(data)}
-    if command != "fit":
-        folder = path.resolve().parent / command / path.stem  # other checkpoints lie beside this one
-        config["trainer"] = {"logger": False, "default_root_dir": str(folder)}
-    return config
-
-
-def is_exported(path: Path) -> bool:
-    """Whether a path is a folder that `save_pretrained` wrote."""
-    return path.is_dir() and (path / CONFIG_FILE).is_file()
-
-
-def exported_config(folder: Path, command: str) -> dict[str, Any]:
-    """The config of an exported tokenizer, and where its validation is written.
-
-    Raises:
-        InputError: for training, which needs more than the tokenizer's weights, or where the config cannot be read.
-    """
-    if command == "fit":
-        raise InputError(f"{folder} is an exported tokenizer, from which training cannot go on; give a checkpoint")
-    try:
-        arguments = json.loads((folder / CONFIG_FILE).read_text())
-        quantizer = arguments.pop("quantizer")
-        quantizer_class = f"{quantizers.__name__}.{quantizer.pop('class')}"
-    except (OSError, ValueError, KeyError, AttributeError) as error:
-        raise InputError(f"the exported tokenizer in {folder} cannot be read: {error}") from error
-    arguments["quantizer"] = {"class_path": quantizer_class, "init_args": quantizer}
-    tokenizer = {"class_path": f"{GSQTokenizer.__module__}.{GSQTokenizer.__name__}", "init_args": arguments}
-    metrics = {"class_path": f"{ReconstructionMetrics.__module__}.{ReconstructionMetrics.__name__}"}
-    return {
-        "model": {"tokenizer": tokenizer, "metrics": metrics},
-        "trainer": {"logger": False, "default_root_dir": str(folder.resolve() / command)},
-    }
 
 
 def recipe_name(arguments: list[str]) -> str | None:
@@ -432,17 +390,40 @@ def find_recipe(name: str) -> str:
         if (folder / name).is_file():
             return str(folder / name)
     known = sorted({str(path.relative_to(folder)) for folder in recipe_folders() for path in folder.rglob("*.yaml")})
-    raise InputError(f"there is no config file {name}, here or among the recipes: {', '.join(known)}")
+    near = get_close_matches(name, known, n=3)
+    plain = [recipe for recipe in known if "/" not in recipe]
+    hint = f"; did you mean {' or '.join(near)}?" if near else ""
+    raise InputError(
+        f"there is no config file {name}, here or among the recipes {', '.join(plain)} and the overlays in ablations/ and "
+        f"quantizers/{hint}"
+    )
 
 
 def check_yaml(path: Path) -> None:
-    """Raises InputError, with name and place, for a config file that is no YAML mapping."""
+    """Raises InputError, with name and place, for a config file that is no YAML mapping of sane size."""
     try:
+        if path.stat().st_size > MAX_CONFIG_BYTES:
+            raise InputError(f"{path} has {path.stat().st_size} bytes; a config has at most {MAX_CONFIG_BYTES}")
         content = yaml.safe_load(path.read_text())
     except (yaml.YAMLError, OSError, UnicodeDecodeError) as error:
         raise InputError(f"{path} cannot be read as YAML: {error}") from error
+    except RecursionError as error:
+        raise InputError(f"{path} is nested too deeply for a config") from error
     if content is not None and not isinstance(content, dict):
         raise InputError(f"{path} holds no config: it must be a mapping with keys such as model, data and trainer")
+    # aliases may stand for far more than the file has
+    if len(list(itertools.islice(values_within(content, MAX_CONFIG_DEPTH), MAX_CONFIG_VALUES + 1))) > MAX_CONFIG_VALUES:
+        raise InputError(f"{path} stands for more than {MAX_CONFIG_VALUES} values, too many for a config")
+
+
+def values_within(content: Any, depth: int) -> Iterator[Any]:
+    """All values of a nested config, each as often as it is referred to. Raises InputError below a depth."""
+    if depth == 0:
+        raise InputError(f"a config is nested more than {MAX_CONFIG_DEPTH} levels deep")
+    inner = content.values() if isinstance(content, dict) else content if isinstance(content, list) else ()
+    for value in inner:
+        yield value
+        yield from values_within(value, depth - 1)
 
 
 def recipe_folders() -> list[Path]:
@@ -456,8 +437,3 @@ def plain_message(message: str) -> str:
     if message.endswith("arguments are required: root"):
         return "data.root is missing: --data.root FOLDER, which holds train and val"
     return " ".join(line.strip(" -") for line in message.splitlines() if line.strip(" -"))
-
-
-def _without_notes(hyperparameters: dict[str, Any]) -> dict[str, Any]:
-    """Without the keys that Lightning adds for itself."""
-    return {name: value for name, value in hyperparameters.items() if not name.startswith("_")}

@@ -280,6 +280,12 @@ class TokenizerModule(LightningModule):
             self.metrics.load(self.tokenizer.quantizer.codebook_size, self.tokenizer.quantizer.num_groups)
 
     def configure_optimizers(self) -> OptimizerLRScheduler:
+        try:
+            return self._make_optimizers()
+        except (TypeError, ValueError) as error:
+            raise InputError(f"an optimizer or scheduler refuses its options: {error}") from error
+
+    def _make_optimizers(self) -> OptimizerLRScheduler:
         optimizers = [self.tokenizer_optimizer(self.tokenizer.parameters())]
         schedulers = []
         if self.tokenizer_scheduler is not None:

@@ -16,6 +16,7 @@ from gsq_lightning.networks.decoder import Upsampling
 from gsq_lightning.quantizers import Quantizer, QuantizerOutput
 
 CONFIG_FILE = "config.json"
+MAX_CHANNELS = 2**15  # of a convolution: one of 3×3 then has 38 GB
 WEIGHTS_FILE = "model.safetensors"
 
 
@@ -175,9 +176,13 @@ class GSQTokenizer(nn.Module):
         arguments = dict(config)
         try:
             quantizer_arguments = dict(arguments.pop("quantizer"))
-            quantizer_class = getattr(quantizers, quantizer_arguments.pop("class"))
+            quantizer_class = getattr(quantizers, str(quantizer_arguments.pop("class")), None)
+            if not (isinstance(quantizer_class, type) and issubclass(quantizer_class, Quantizer)):
+                raise KeyError("the quantizer's class")
             return cls(quantizer=quantizer_class(**quantizer_arguments), **arguments)
-        except (AttributeError, KeyError, TypeError) as error:
+        except InputError:
+            raise
+        except (ArithmeticError, AttributeError, KeyError, RuntimeError, TypeError, ValueError) as error:
             raise InputError(f"the tokenizer's config does not fit this version of gsq-lightning: {error}") from error
 
     def save_pretrained(self, folder: str | Path) -> None:
@@ -236,6 +241,14 @@ class GSQTokenizer(nn.Module):
         if not self.channel_multipliers or min(self.channel_multipliers) < 1:
             raise InputError(
                 f"channel_multipliers is {self.channel_multipliers}; it takes one number of at least 1 per level"
+            )
+        if self.norm_groups < 1:
+            raise InputError(f"norm_groups is {self.norm_groups}; it must be at least 1")
+        widest = self.base_channels * max(self.channel_multipliers)
+        if widest > MAX_CHANNELS:
+            raise InputError(
+                f"base_channels {self.base_channels} times {max(self.channel_multipliers)} of channel_multipliers is "
+                f"{widest} channels; at most {MAX_CHANNELS} are possible"
             )
         if self.base_channels < 1 or self.base_channels % self.norm_groups:
             raise InputError(

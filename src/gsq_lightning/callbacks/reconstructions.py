@@ -10,6 +10,8 @@ from lightning.pytorch.loggers import TensorBoardLogger
 from torch import Tensor
 from torchvision.utils import make_grid, save_image
 
+from gsq_lightning.errors import InputError
+
 GAP = 2  # pixels between pictures
 FULL_ERROR = 64 / 255  # of the range of pixels: shown white in an error map
 
@@ -28,6 +30,8 @@ class ReconstructionGrid(Callback):
     """
 
     def __init__(self, num_images: int = 16, columns: int = 4, error_maps: bool = True) -> None:
+        if num_images < 1 or columns < 1:
+            raise InputError(f"num_images {num_images} and columns {columns} must be at least 1")
         self.num_images = num_images
         self.columns = columns
         self.error_maps = error_maps

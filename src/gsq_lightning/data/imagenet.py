@@ -11,6 +11,8 @@ from gsq_lightning.data.stream import StreamedShards
 from gsq_lightning.data.transforms import Crop, ResizeAndCrop
 from gsq_lightning.errors import InputError
 
+MAX_IMAGE_SIZE = 2**14  # pixels; an image of this side has 800 MB
+
 
 class ImageNetDataModule(ImageDataModule):
     """Images of a `train` and a `val` split, with or without labels.
@@ -65,8 +67,8 @@ class ImageNetDataModule(ImageDataModule):
         shuffle_buffer: int = 1000,
     ) -> None:
         super().__init__(global_batch_size, val_batch_size, num_workers, seed)
-        if image_size < 1:
-            raise InputError(f"image_size is {image_size}; it must be at least 1")
+        if not 1 <= image_size <= MAX_IMAGE_SIZE:
+            raise InputError(f"image_size is {image_size}; it must be from 1 to {MAX_IMAGE_SIZE}")
         if not 0.0 < val_crop_ratio <= 1.0:
             raise InputError(f"val_crop_ratio is {val_crop_ratio}; it must be above 0 and at most 1")
         if not 0.0 < crop_scale[0] <= crop_scale[1] <= 1.0:

@@ -45,6 +45,8 @@ class ImageDataModule(LightningDataModule):
             raise InputError(f"val_batch_size is {val_batch_size}; it must be at least 1")
         if num_workers < 0:
             raise InputError(f"num_workers is {num_workers}; it must be at least 0")
+        if seed < 0:
+            raise InputError(f"seed is {seed}; it must be at least 0")
         per_device_batch_size(global_batch_size, 1, 1)
         self.global_batch_size = global_batch_size
         self.val_batch_size = val_batch_size

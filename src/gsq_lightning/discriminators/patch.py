@@ -7,6 +7,7 @@ from torch import Tensor, nn
 from gsq_lightning.discriminators.discriminator import Discriminator
 from gsq_lightning.errors import InputError
 
+MAX_LAYERS = 10  # which need images of 2048 pixels
 KERNEL_SIZE = 4
 LEAK = 0.2
 MAX_MULTIPLIER = 8
@@ -24,8 +25,10 @@ class PatchDiscriminator(Discriminator):
 
     def __init__(self, channels: int = 64, num_layers: int = 3, norm: Literal["batch", "none"] = "batch") -> None:
         super().__init__()
-        if channels < 1 or num_layers < 1:
-            raise InputError(f"channels {channels} and num_layers {num_layers} must be at least 1")
+        if channels < 1 or not 1 <= num_layers <= MAX_LAYERS:
+            raise InputError(
+                f"channels {channels} must be at least 1, and num_layers {num_layers} from 1 to {MAX_LAYERS}"
+            )
         self.channels = channels
         self.num_layers = num_layers
         self.norm = norm
@@ -46,6 +49,12 @@ class PatchDiscriminator(Discriminator):
 
     def forward(self, image: Tensor) -> Tensor:
         """(B, 3, H, W) in [-1, 1] → logits (B, 1, H', W'); H' = H/8 - 2 with three layers."""
+        smallest = 2 ** (self.num_layers + 1)
+        if min(image.shape[-2:]) < smallest:
+            raise InputError(
+                f"the patch discriminator with num_layers {self.num_layers} needs images of at least {smallest} pixels "
+                f"each way, these have {image.shape[-2]}×{image.shape[-1]}; lower num_layers"
+            )
         return self.net(image)
 
 

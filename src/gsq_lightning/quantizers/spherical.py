@@ -24,6 +24,8 @@ from gsq_lightning.quantizers.quantizer import Quantizer, QuantizerOutput
 Normalization = Literal["l2", "l1", "none", "clip"]
 Initialization = Literal["sphere", "uniform"]
 
+MAX_CODEBOOK = 2**31  # numbers: 8 GiB; the paper's largest has 2^23
+
 
 class GroupedSphericalQuantizer(Quantizer):
     """Splits the latent's channels into groups and replaces each by the nearest code on the sphere.
@@ -85,6 +87,11 @@ class GroupedSphericalQuantizer(Quantizer):
         ):
             if size < 1:
                 raise InputError(f"{name} is {size}; it must be at least 1")
+        if codebook_size * latent_channels > MAX_CODEBOOK:
+            raise InputError(
+                f"codebook_size {codebook_size} with {latent_channels} latent_channels is too large a codebook; it may "
+                f"hold {MAX_CODEBOOK} numbers. More groups tell as many images apart with smaller codebooks"
+            )
         if latent_channels % num_groups:
             allowed = [g for g in range(1, latent_channels + 1) if latent_channels % g == 0]
             raise InputError(
