@@ -272,7 +272,7 @@ QUICKSTART = ["fit", "--config", "quickstart.yaml"]
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        (["fit", "--config", "f7.yaml"], "there is no config file f7.yaml, here or among the recipes: "),
+        (["fit", "--config", "f7.yaml"], "there is no config file f7.yaml, here or among the recipes f16.yaml"),
         ([*QUICKSTART, "--model.discriminator_loss=hing"], "'vanilla', 'hinge', 'non_saturating'"),
         ([*QUICKSTART, "--model.tokenizer.quantizer.normalization=l3"], "'l2', 'l1', 'none', 'clip'"),
         ([*QUICKSTART, "--model.nonsense=1"], "--model.nonsense"),

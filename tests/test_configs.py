@@ -11,7 +11,8 @@ import yaml
 from lightning.pytorch import LightningDataModule
 from torch import nn
 
-from gsq_lightning.cli import GSQCommand, OneLineErrors, is_inline
+from gsq_lightning.cli import GSQCommand, OneLineErrors
+from gsq_lightning.config_files import is_inline
 from gsq_lightning.module import TokenizerModule
 
 CONFIGS = Path(__file__).parents[1] / "configs"
@@ -68,6 +69,8 @@ def leaves(tree: dict[str, Any], path: tuple[str, ...] = ()) -> Iterator[tuple[t
 def value_in_effect(command: Parse, path: tuple[str, ...]) -> Any:
     """What the built objects have at a path of the config."""
     top, *names = path
+    if not names:
+        return command.config[top]
     if top == "trainer":
         return command.config.trainer[names[0]]
     found: Any = {"model": command.model, "data": command.datamodule}[top]

@@ -32,9 +32,11 @@ MAY_IMPORT = {
     "reports": {"errors"},
     "evaluation": {"errors", "data", "metrics", "reports"},
     "carried": {"errors", "metrics", "quantizers", "tokenizer"},
+    "config_files": {"carried", "errors"},
     "cli": {
         "",
         "carried",
+        "config_files",
         "errors",
         "callbacks",
         "data",

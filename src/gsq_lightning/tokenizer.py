@@ -173,8 +173,8 @@ class GSQTokenizer(nn.Module):
     @classmethod
     def from_config(cls, config: dict[str, Any]) -> "GSQTokenizer":
         """Builds a tokenizer with fresh weights from `config`. Raises InputError for what it does not know."""
-        arguments = dict(config)
         try:
+            arguments = dict(config)
             quantizer_arguments = dict(arguments.pop("quantizer"))
             quantizer_class = getattr(quantizers, str(quantizer_arguments.pop("class")), None)
             if not (isinstance(quantizer_class, type) and issubclass(quantizer_class, Quantizer)):
@@ -288,12 +288,15 @@ def read_checkpoint(path: Path) -> tuple[dict[str, Any], dict[str, Tensor]]:
     try:
         checkpoint = torch.load(path, map_location="cpu", weights_only=True)
         config, state = checkpoint["tokenizer_config"], checkpoint["state_dict"]
+        averaged = int(state.get("ema.n_averaged", torch.tensor(0))) > 0
+        prefix = "ema.module." if averaged else "tokenizer."
+        weights = {name.removeprefix(prefix): value for name, value in state.items() if name.startswith(prefix)}
+        if not all(isinstance(value, Tensor) for value in weights.values()):
+            raise TypeError("its weights are not tensors")
     except Exception as error:  # whatever the unpickler makes of a damaged file
         reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
         raise InputError(f"{path} is not a readable checkpoint of gsq-lightning: {reason}") from error
-    averaged = int(state.get("ema.n_averaged", torch.tensor(0))) > 0
-    prefix = "ema.module." if averaged else "tokenizer."
-    return config, {name.removeprefix(prefix): value for name, value in state.items() if name.startswith(prefix)}
+    return config, weights
 
 
 def check_weights(module: nn.Module, weights: dict[str, Tensor], source: str) -> None:
@@ -322,7 +325,8 @@ def _read_folder(folder: Path) -> tuple[dict[str, Any], dict[str, Tensor]]:
             f"{folder} holds no exported tokenizer: {Path(error.filename or WEIGHTS_FILE).name} is missing; "
             "save_pretrained writes such a folder"
         ) from error
-    except (json.JSONDecodeError, SafetensorError) as error:
+    # ValueError: no JSON, or no UTF-8
+    except (OSError, RecursionError, SafetensorError, ValueError) as error:
         raise InputError(f"the exported tokenizer in {folder} cannot be read: {error}") from error
 
 
