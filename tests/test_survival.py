@@ -13,10 +13,12 @@ import torch
 
 from gsq_lightning import checkpoint_io, cli
 from gsq_lightning.__main__ import main
+from gsq_lightning.callbacks import reconstructions
 from gsq_lightning.callbacks.checkpoint import LOCK_NAME, is_locked, lock
 from gsq_lightning.checkpoint_io import WholeCheckpointIO
 from gsq_lightning.errors import InputError
 from gsq_lightning.module import TokenizerModule
+from gsq_lightning.reports import report
 from tests.conftest import write_images
 from tests.test_cli import TINY, error_of, images
 from tests.test_resume import equal
@@ -321,6 +323,27 @@ def test_a_place_that_cannot_be_written_to_is_told_before_training(
     error = error_of(fit(), capsys)
     assert "nothing can be written to runs/quickstart" in error
     assert "trainer.logger.init_args.save_dir" in error
+
+
+def test_a_disk_without_room_for_pictures_and_reports_does_not_end_training(
+    place: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    def full(path: Path, content: bytes) -> None:
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), str(path))
+
+    monkeypatch.setattr(reconstructions, "write_whole", full)
+    monkeypatch.setattr(report, "write_whole", full)
+    with pytest.raises(SystemExit) as exit_info:
+        main(fit(4))
+    assert exit_info.value.code == 1
+    assert "reconstructions.png could not be written: No space left on device" in caplog.text
+    printed = capsys.readouterr()
+    assert "PSNR" in printed.out  # what was computed is shown
+    assert "gsq: error: runs/quickstart/version_0/metrics.json: No space left on device" in printed.err
+    assert load(0)["global_step"] == 4
 
 
 @pytest.mark.parametrize(

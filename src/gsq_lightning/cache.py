@@ -1,7 +1,6 @@
-"""Where this library keeps what it can make again, and how files come to stand there whole or not at all."""
+"""Where this library keeps what it can make again."""
 
 import os
-import tempfile
 from pathlib import Path
 
 
@@ -12,19 +11,3 @@ def cache_folder(kind: str) -> Path:
         return Path(own).expanduser() / kind
     general = os.environ.get("XDG_CACHE_HOME")
     return (Path(general) if general else Path.home() / ".cache") / "gsq-lightning" / kind
-
-
-def write_whole(path: Path, content: bytes) -> None:
-    """Writes a file under a temporary name and renames it, so that no reader finds half of it. Raises OSError.
-
-    After a power cut it may be damaged: readers check, and what is here can be made again.
-    """
-    path.parent.mkdir(parents=True, exist_ok=True)
-    descriptor, part = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
-    try:
-        with os.fdopen(descriptor, "wb") as file:
-            file.write(content)
-        os.replace(part, path)
-    except BaseException:
-        os.unlink(part)
-        raise

@@ -8,6 +8,7 @@ import os
 import signal
 import sys
 import tempfile
+import threading
 import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -31,6 +32,7 @@ from gsq_lightning.callbacks.checkpoint import is_locked
 from gsq_lightning.carried import is_exported
 from gsq_lightning.config_files import check_yaml, find_recipe, is_inline, ordered, recipe_name
 from gsq_lightning.data import ImageNetDataModule
+from gsq_lightning.disk import disk_error
 from gsq_lightning.errors import CheckpointNotWritten, InputError, ModelNotFinite, RunStopped, TrainingDiverged
 from gsq_lightning.module import TokenizerModule
 from gsq_lightning.pretrained import recorded_files
@@ -63,6 +65,12 @@ def one_line_errors() -> Iterator[None]:
         if getattr(rank_zero_only, "rank", 0):  # the first process tells; a code of another would count as its death
             raise SystemExit(0) from stop
         fail(str(stop), EXIT_SIGNAL + (stop.signal or signal.SIGTERM))
+    except OSError as error:
+        found = disk_error(error)
+        if found is None:
+            raise
+        place = f"{found.filename}: " if found.filename else ""
+        fail(f"{place}{found.strerror or found}; checkpoints and other files written before are whole", EXIT_DIVERGED)
     except RuntimeError as error:
         if not is_out_of_memory(error):
             raise
@@ -143,6 +151,13 @@ def leave_out_noise() -> None:
     # metrics are equal on all processes when they are logged
     warnings.filterwarnings("ignore", message="It is recommended to use `self.log")
     warnings.filterwarnings("ignore", message=".*isinstance.treespec, LeafSpec.*")
+    threading.excepthook = leave_out_disk_errors
+
+
+def leave_out_disk_errors(arguments: threading.ExceptHookArgs) -> None:
+    """For threads that write logs, as TensorBoard's: who asked for the writing gets the same error, and tells it."""
+    if disk_error(arguments.exc_value) is None:
+        threading.__excepthook__(arguments)
 
 
 def fail(message: str, code: int) -> NoReturn:

@@ -10,6 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from gsq_lightning import quantizers
+from gsq_lightning.disk import write_whole
 from gsq_lightning.errors import InputError
 from gsq_lightning.networks import Decoder, Encoder
 from gsq_lightning.networks.decoder import Upsampling
@@ -187,12 +188,12 @@ class GSQTokenizer(nn.Module):
 
     def save_pretrained(self, folder: str | Path) -> None:
         """Writes `config.json` and `model.safetensors` into `folder`, which is made where it is missing."""
-        from safetensors.torch import save_file
+        from safetensors.torch import save
 
         folder = Path(folder)
-        folder.mkdir(parents=True, exist_ok=True)
-        save_file({name: tensor.contiguous() for name, tensor in self.state_dict().items()}, folder / WEIGHTS_FILE)
-        (folder / CONFIG_FILE).write_text(json.dumps(self.config, indent=2) + "\n")
+        config = json.dumps(self.config, indent=2) + "\n"
+        write_whole(folder / WEIGHTS_FILE, save({name: x.contiguous() for name, x in self.state_dict().items()}))
+        write_whole(folder / CONFIG_FILE, config.encode())
 
     @classmethod
     def from_pretrained(cls, source: str | Path, revision: str | None = None) -> "GSQTokenizer":

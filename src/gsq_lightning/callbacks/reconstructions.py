@@ -1,5 +1,6 @@
 """Pictures of a validation: originals, reconstructions and their errors, and how often each code was used."""
 
+import io
 import math
 from pathlib import Path
 from typing import Any
@@ -10,6 +11,7 @@ from lightning.pytorch.loggers import TensorBoardLogger
 from torch import Tensor
 from torchvision.utils import make_grid, save_image
 
+from gsq_lightning.disk import left_out_on_disk_errors, write_whole
 from gsq_lightning.errors import InputError
 
 GAP = 2  # pixels between pictures
@@ -70,14 +72,18 @@ class ReconstructionGrid(Callback):
             grids = [side_by_side(image, pl_module(image), self.error_maps) for image in self._images]
         places = 3 if self.error_maps else 2  # of a row, that an image takes with what was made of it
         grid = make_grid(torch.cat(grids).cpu(), nrow=places * self.columns, padding=GAP, pad_value=1.0)
-        self.path = Path(self._folder) / "reconstructions.png"
-        self.path.parent.mkdir(parents=True, exist_ok=True)
-        save_image(grid, self.path)
-        for experiment in tensorboard_writers(trainer):
-            experiment.add_image("val/reconstructions", grid, trainer.global_step)
-            counts = codebook_counts(pl_module)
-            if counts is not None and int(counts.sum()) > 0:
-                _add_usage_histogram(experiment, counts, trainer.global_step)
+        path = Path(self._folder) / "reconstructions.png"
+        with left_out_on_disk_errors(str(path)):
+            picture = io.BytesIO()
+            save_image(grid, picture, format="png")
+            write_whole(path, picture.getvalue())
+            self.path = path
+        with left_out_on_disk_errors("pictures in TensorBoard"):
+            for experiment in tensorboard_writers(trainer):
+                experiment.add_image("val/reconstructions", grid, trainer.global_step)
+                counts = codebook_counts(pl_module)
+                if counts is not None and int(counts.sum()) > 0:
+                    _add_usage_histogram(experiment, counts, trainer.global_step)
 
 
 def share_of_batch(num_images: int, batch_idx: int, batches: float) -> int:

@@ -7,9 +7,9 @@ from typing import Any
 import torch
 from lightning.pytorch import LightningModule, Trainer
 from lightning.pytorch.callbacks import BasePredictionWriter
-from safetensors.torch import save_file
-from torch import Tensor
+from safetensors.torch import save
 
+from gsq_lightning.disk import write_whole
 from gsq_lightning.errors import InputError
 
 
@@ -69,8 +69,8 @@ class TokenWriter(BasePredictionWriter):
         smallest = smallest_type(pl_module.tokenizer.quantizer.codebook_size)
         shard = {"indices": torch.stack(indices).to(smallest), "label": torch.stack(labels)}
         name = f"tokens-{rank:05d}-{self._shard:05d}"
-        _save_whole(shard, self.folder / f"{name}.safetensors")
-        (self.folder / f"{name}.json").write_text(json.dumps(list(paths), indent=0) + "\n")
+        write_whole(self.folder / f"{name}.json", (json.dumps(list(paths), indent=0) + "\n").encode())
+        write_whole(self.folder / f"{name}.safetensors", save(shard))
         self._shard += 1
         self._written += count
 
@@ -81,9 +81,3 @@ def smallest_type(codebook_size: int) -> torch.dtype:
         if codebook_size - 1 <= torch.iinfo(kind).max:
             return kind
     return torch.int64
-
-
-def _save_whole(tensors: dict[str, Tensor], path: Path) -> None:
-    part = path.with_suffix(".part")
-    save_file(tensors, part)
-    part.replace(path)

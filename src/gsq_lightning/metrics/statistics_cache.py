@@ -3,13 +3,13 @@
 import hashlib
 import json
 import logging
-import os
 from importlib.metadata import version
 from pathlib import Path
 from typing import NamedTuple
 
 import torch
 
+from gsq_lightning.disk import write_whole
 from gsq_lightning.metrics.features import FeatureExtractor
 from gsq_lightning.metrics.frechet import FeatureStatistics
 
@@ -67,15 +67,12 @@ class StatisticsCache:
 
     def save(self, key: str, statistics: FeatureStatistics) -> None:
         """Keeps statistics under a key. Where the folder cannot be written to, a line says so."""
-        from safetensors.torch import save_file
+        from safetensors.torch import save
 
-        path = self.path(key)
-        part = path.with_name(f"{key}.{os.getpid()}.part")
         statistics = FeatureStatistics(*(value.detach().cpu().contiguous() for value in statistics))
         try:
-            path.parent.mkdir(parents=True, exist_ok=True)
-            save_file(dict(statistics._asdict()), part, metadata={"checksum": checksum_of(statistics)})
-            part.replace(path)
+            content = save(dict(statistics._asdict()), metadata={"checksum": checksum_of(statistics)})
+            write_whole(self.path(key), content)
         except OSError as error:
             logger.warning("the statistics of the original images could not be kept in %s: %s", self.folder, error)
 

@@ -3,14 +3,13 @@
 import hashlib
 import json
 import math
-import os
 import platform
 from dataclasses import asdict, dataclass, field, fields
 from datetime import UTC, datetime
 from importlib.metadata import version
 from pathlib import Path
-from typing import Any
 
+from gsq_lightning.disk import write_whole
 from gsq_lightning.errors import InputError
 from gsq_lightning.reports.table import METRICS, formatted, markdown_table
 
@@ -68,8 +67,8 @@ def write_report(report: EvaluationReport, folder: Path) -> Path:
     content = asdict(report)
     content["metrics"] = {name: value if math.isfinite(value) else str(value) for name, value in report.metrics.items()}
     path = folder / JSON_NAME
-    _write_whole(path, json.dumps(content, indent=2, ensure_ascii=False) + "\n")
-    _write_whole(folder / MARKDOWN_NAME, with_row(_text_of(folder / MARKDOWN_NAME), report))
+    write_whole(path, (json.dumps(content, indent=2, ensure_ascii=False) + "\n").encode())
+    write_whole(folder / MARKDOWN_NAME, with_row(_text_of(folder / MARKDOWN_NAME), report).encode())
     return path
 
 
@@ -152,9 +151,3 @@ def library_versions() -> dict[str, str]:
 
 def _text_of(path: Path) -> str:
     return path.read_text() if path.is_file() else ""
-
-
-def _write_whole(path: Path, text: str) -> None:
-    part: Any = path.with_name(f"{path.name}.{os.getpid()}.part")
-    part.write_text(text)
-    part.replace(path)

@@ -12,7 +12,8 @@ from typing import overload
 
 import numpy as np
 
-from gsq_lightning.cache import cache_folder, write_whole
+from gsq_lightning.cache import cache_folder
+from gsq_lightning.disk import write_whole
 
 logger = logging.getLogger(__name__)
 
