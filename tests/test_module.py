@@ -296,6 +296,30 @@ def test_a_step_with_non_finite_gradients_is_skipped(small_tokenizer: Build, tmp
     assert run.callback_metrics["train/skipped_steps_tokenizer"] == 3
 
 
+@pytest.mark.parametrize("network", ["tokenizer", "discriminator"])
+def test_one_non_finite_gradient_skips_the_step_of_its_network_alone(
+    small_tokenizer: Build, tmp_path: Path, network: str
+) -> None:
+    """Infinite at one place of one parameter, while losses are finite."""
+    module = TokenizerModule(small_tokenizer(), PatchDiscriminator(channels=8, num_layers=1, norm="none"))
+    backward_passes = []
+
+    def overflow(gradient: Tensor) -> Tensor:
+        backward_passes.append(1)
+        if len(backward_passes) != 2:
+            return gradient
+        gradient = gradient.clone()
+        gradient.view(-1)[0] = float("inf")
+        return gradient
+
+    next(getattr(module, network).parameters()).register_hook(overflow)
+    run = fit(module, tmp_path, max_steps=4)
+    assert run.global_step == 4
+    assert all(value.isfinite().all() for value in module.state_dict().values())
+    for name in ("tokenizer", "discriminator"):
+        assert run.callback_metrics.get(f"train/skipped_steps_{name}", 0) == (1 if name == network else 0)
+
+
 def test_training_that_stays_non_finite_stops(small_tokenizer: Build, tmp_path: Path) -> None:
     module = TokenizerModule(small_tokenizer(), max_skipped_steps=3)
     with pytest.raises(TrainingDiverged, match="tokenizer were not finite 3 times in a row, last at step 2"):

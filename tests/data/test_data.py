@@ -208,6 +208,26 @@ def test_a_resumed_run_sees_the_images_that_the_whole_run_would_have(
     assert resumed == whole[stop:]
 
 
+def test_a_checkpoint_over_other_images_says_so_and_begins_with_the_first_of_these(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    for name, count in (("before", 8), ("now", 12)):
+        for split in ("train", "val"):
+            write_images(tmp_path / name / split, count)
+
+    def data(name: str) -> ImageNetDataModule:
+        return ImageNetDataModule(str(tmp_path / name), 8, global_batch_size=4, num_workers=0, seed=3)
+
+    run_through(data("before"), 3, tmp_path / "first")
+    fresh = run_through(data("now"), 6, tmp_path / "fresh")
+    resumed = run_through(data("now"), 9, tmp_path / "resumed", ckpt_path=tmp_path / "first" / "step=3.ckpt")
+    assert "trained on 8 images, and here are 12: training goes on with the first epoch of these" in caplog.text
+    assert resumed == fresh
+    # and from there on a resumed run is the whole run again
+    again = run_through(data("now"), 9, tmp_path / "again", ckpt_path=tmp_path / "resumed" / "step=5.ckpt")
+    assert again == resumed[2:]
+
+
 def test_labels_are_the_class_folders_in_order_of_their_names(image_root: Path) -> None:
     data = ImageNetDataModule(str(image_root), 8, val_batch_size=6, num_workers=0)
     data.setup("validate")
