@@ -14,6 +14,7 @@ from safetensors.torch import load_file
 from gsq_lightning import GSQTokenizer
 from gsq_lightning.__main__ import main
 from gsq_lightning.reports import read_report
+from tests.conftest import write_images
 
 TINY = [
     "--model.tokenizer.base_channels=8",
@@ -40,7 +41,6 @@ def images(root: Path, size: int = 16) -> list[str]:
 @pytest.fixture(scope="module")
 def trained(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The run folder of a tiny tokenizer, trained for three steps on images beside it."""
-    from tests.conftest import write_images
 
     folder = tmp_path_factory.mktemp("trained")
     write_images(folder / "images" / "train", 8)
@@ -78,6 +78,17 @@ def test_validate_needs_a_checkpoint_and_images_alone(trained: Path, capsys: pyt
     assert (trained / "checkpoints" / "validate" / "last" / "reconstructions.png").is_file()
     # again into the same folder
     main(["validate", f"--ckpt_path={checkpoint}", f"--data.root={trained.parents[2] / 'images' / 'val'}"])
+
+
+def test_a_report_tells_of_images_that_could_not_be_read(trained: Path, tmp_path: Path) -> None:
+    write_images(tmp_path / "val", 3)
+    (tmp_path / "val" / "broken.jpg").write_bytes(b"no image")
+    checkpoint = trained / "checkpoints" / "last.ckpt"
+    place = f"--trainer.default_root_dir={tmp_path}"
+    main(["validate", f"--ckpt_path={checkpoint}", f"--data.root={tmp_path}", "--data.on_error=skip", place])
+    report = read_report(tmp_path / "metrics.json")
+    assert report.metrics["images"] == 3
+    assert report.notes[0] == "3 of 4 images were validated; the others could not be read"
 
 
 def test_validate_writes_a_report_beside_the_checkpoint(trained: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -112,7 +112,8 @@ def test_statistics_of_another_number_of_images_are_noticed_and_removed(tmp_path
     validated(tmp_path)
     values, notes, _ = validated(tmp_path, count=5)
     assert "rfd_random" not in values
-    assert notes[0].startswith("rfd_random is left out: the cached statistics are of 6 images, but 5 were validated")
+    assert notes[0] == "5 of 6 images were validated; the others could not be read"
+    assert notes[1].startswith("rfd_random is left out: the cached statistics are of 6 images, but 5 were validated")
     assert list(tmp_path.iterdir()) == []
     assert "rfd_random" in validated(tmp_path, count=5)[0]
 

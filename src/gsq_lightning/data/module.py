@@ -123,12 +123,13 @@ class ImageDataModule(LightningDataModule):
         return {"images_consumed": self._images_consumed(), "training_images": found}
 
     def load_state_dict(self, state_dict: Mapping[str, Any]) -> None:
-        """Takes up the place of a checkpoint; over another number of training images it means nothing, which is said."""
+        """Takes up the place of a checkpoint; over another number of training images it means nothing: that is said."""
         before = state_dict.get("training_images")
         found = None if self._train is None else self.count(self._train)
         if found is not None and before is not None and found != before:
             logger.warning(
-                "the checkpoint was trained on %d images, and here are %d: training goes on with the first epoch of these",
+                "the checkpoint was trained on %d images, and here are %d: training goes on with the first epoch of "
+                "these",
                 before,
                 found,
             )

@@ -164,6 +164,10 @@ class ReconstructionMetrics(nn.Module):
         if counts.images == 0:
             self._note("there were no images to validate on")
             return values
+        if self._originals is not None and counts.images < self._originals.number:
+            self._note(
+                f"{int(counts.images)} of {self._originals.number} images were validated; the others could not be read"
+            )
         for name in self.names:
             values |= self._values_of(name)
         if counts.nonfinite > 0:
