@@ -260,6 +260,8 @@ CONFIGS = {
     "another section": "optimizer:\n  lr: 1\n",
     "text for a number": "data:\n  init_args:\n    image_size: many\n",
     "a stranger": "model:\n  tokenizer:\n    class_path: os.mkdir\n    init_args:\n      path: ran\n",
+    "a command as an optimizer": "model:\n  tokenizer_optimizer:\n    class_path: os.system\n",
+    "a command as a callback": "trainer: {callbacks: {class_path: subprocess.Popen, init_args: {args: [touch, ran]}}}",
     "control characters": "model: \x00\x01",
     "not UTF-8": "model: \udcff\udcfe",
 }

@@ -18,7 +18,7 @@ from typing import Any, NoReturn
 
 import torch
 import yaml
-from jsonargparse import ActionConfigFile
+from jsonargparse import ActionConfigFile, set_parsing_settings
 from lightning.fabric.plugins.environments import SLURMEnvironment
 from lightning.pytorch import Callback, LightningDataModule, Trainer
 from lightning.pytorch.cli import ArgsType, LightningArgumentParser, LightningCLI
@@ -39,6 +39,7 @@ from gsq_lightning.pretrained import recorded_files
 from gsq_lightning.resume import decide, newest_of_all_runs
 from gsq_lightning.tokenizer import GSQTokenizer, check_weights
 
+LOGGED_REFRESH = 100  # batches between two lines of progress in a log file
 EXIT_BAD_INPUT = 2
 EXIT_DIVERGED = 1
 EXIT_SIGNAL = 128  # and the number of the signal, as shells have it
@@ -87,7 +88,7 @@ def main(args: ArgsType = None) -> None:
         SystemExit: with code 2 for bad input, 1 where training diverged or a model's output is not finite.
     """
     arguments = sys.argv[1:] if args is None else list(args)
-    leave_out_noise()
+    prepare_process()
     with one_line_errors():
         GSQCommand(
             TokenizerModule,
@@ -111,7 +112,7 @@ def fetch_weights(arguments: list[str]) -> None:
     Raises:
         SystemExit: with code 2 for bad input, and where a file is not to be had.
     """
-    leave_out_noise()
+    prepare_process()
     with one_line_errors():
         parser = OneLineErrors(prog="gsq weights", description="Fetches all pretrained weights that a recipe needs.")
         parser.add_argument("-c", "--config", action=RecipeFile, help="A recipe; repeatable.")
@@ -141,6 +142,12 @@ def input_error(error: BaseException | None) -> BaseException | None:
     while error is not None and not isinstance(error, (InputError, MisconfigurationException)):
         error = error.__cause__ or error.__context__
     return error
+
+
+def prepare_process() -> None:
+    """Sets what holds for the whole process: which imports a config may not name, and what is not said."""
+    set_parsing_settings(import_path_denylist=[])  # the parser's own list, os and subprocess among it, is obeyed
+    leave_out_noise()
 
 
 def leave_out_noise() -> None:
@@ -237,7 +244,8 @@ class GSQCommand(LightningCLI):
         callbacks: list[Callback] = [self.report]
         own_bar = any("ProgressBar" in callback.class_path for callback in trainer.callbacks or [])
         if trainer.enable_progress_bar is not False and not own_bar:
-            callbacks.append(LossProgressBar())
+            # each refresh is a line of its own where a log is written
+            callbacks.append(LossProgressBar(refresh_rate=1 if sys.stderr.isatty() else LOGGED_REFRESH))
         self.trainer_defaults = {"callbacks": callbacks}
 
     def _set_seed(self) -> None:
