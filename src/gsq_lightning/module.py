@@ -46,6 +46,9 @@ OBJECTS = (
     "discriminator_scheduler",
 )
 
+# weights and their averages stay in float32; float16 would need its losses scaled, for two networks
+PRECISIONS = ("bf16-mixed", "32-true")
+
 
 class PaperAdamW(torch.optim.AdamW):
     """AdamW with the paper's settings (section 4), one fused kernel for all weights.
@@ -238,8 +241,10 @@ class TokenizerModule(LightningModule):
             raise InputError(
                 "trainer.accumulate_grad_batches cannot be used with two optimizers; set model.accumulate_batches"
             )
-        if self.trainer.precision == "16-mixed":
-            raise InputError("trainer.precision 16-mixed is not supported; use bf16-mixed or 32-true")
+        if self.trainer.precision not in PRECISIONS:
+            raise InputError(
+                f"trainer.precision {self.trainer.precision} is not supported; use {' or '.join(PRECISIONS)}"
+            )
         return []
 
     def setup(self, stage: str) -> None:
