@@ -116,6 +116,19 @@ def test_differing_sizes_are_named(
     assert line.startswith(f"gsq: error: {path} has 40×40 pixels, its original 36×40; --image_size N")
 
 
+def test_a_report_that_cannot_be_written_costs_no_number(
+    folders: tuple[Path, Path], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    real, fake = folders
+    (tmp_path / "in the way").write_text("a file")
+    with pytest.raises(SystemExit) as exit_info:
+        evaluate("--real", real, "--fake", fake, "--metrics", "psnr", "--output", tmp_path / "in the way")
+    assert exit_info.value.code == 2
+    printed = capsys.readouterr()
+    assert "PSNR" in printed.out
+    assert f"gsq: error: the report cannot be written to {tmp_path / 'in the way'}: File exists" in printed.err
+
+
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [

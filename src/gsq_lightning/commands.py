@@ -101,10 +101,14 @@ def evaluate(arguments: list[str]) -> None:
             alexnet_weights=given.alexnet_weights,
             vgg16_weights=given.vgg16_weights,
             dinov2_weights=given.dinov2_weights,
+            show_progress=sys.stderr.isatty(),
         )
-        path = write_report(report, Path(given.output or f"{given.fake.rstrip('/')}-report"))
-        lines = [*metrics_table(report.metrics), *(f"  note: {note}" for note in report.notes), "", f"  report  {path}"]
-        print("\n".join(lines))
+        print("\n".join([*metrics_table(report.metrics), *(f"  note: {note}" for note in report.notes)]), flush=True)
+        folder = Path(given.output or f"{given.fake.rstrip('/')}-report")
+        try:
+            print(f"\n  report  {write_report(report, folder)}")
+        except OSError as error:
+            raise InputError(f"the report cannot be written to {folder}: {error.strerror or error}") from error
         if others or given.paper or given.plot:
             print()
             _show([report_row(report), *others], given)

@@ -10,6 +10,7 @@ from typing import NamedTuple, cast, get_args
 import torch
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
+from tqdm import tqdm
 
 from gsq_lightning.data.batch import pixels_to_image
 from gsq_lightning.data.decoding import UNREADABLE, ImageDecoder
@@ -106,6 +107,7 @@ def evaluate_folders(
     alexnet_weights: str = "pretrained",
     vgg16_weights: str = "pretrained",
     dinov2_weights: str = "pretrained",
+    show_progress: bool = False,
 ) -> EvaluationReport:
     """Computes the metrics of a folder of reconstructions.
 
@@ -122,6 +124,7 @@ def evaluate_folders(
         num_workers: loading processes.
         device: "auto" takes a GPU where there is one.
         antialias, inception_weights, alexnet_weights, vgg16_weights, dinov2_weights: as in `ReconstructionMetrics`.
+        show_progress: draw a bar in the terminal.
 
     Raises:
         InputError: where files have no partner or differ in size, for unknown metrics, or without weights.
@@ -140,7 +143,7 @@ def evaluate_folders(
     sizes: set[str] = set()
     # the list itself as a batch: images may differ in size
     loader = DataLoader(pairs, batch_size, num_workers=num_workers, collate_fn=list)
-    for batch in loader:
+    for batch in tqdm(loader, "images", disable=not show_progress, unit="batch"):
         for part in _same_sizes(batch):
             sizes.add(_size(part.original[0]))
             computed.update(pixels_to_image(part.original.to(place)), pixels_to_image(part.reconstruction.to(place)))
