@@ -38,9 +38,9 @@ class TokenWriter(BasePredictionWriter):
         super().setup(trainer, pl_module, stage)
         if stage != "predict":
             return
-        if trainer.is_global_zero and any(self.folder.glob("tokens-*")):
+        # the first process looks before any writes, and all of them end alike
+        if trainer.strategy.broadcast(trainer.is_global_zero and any(self.folder.glob("tokens-*"))):
             raise InputError(f"{self.folder} holds token shards already; name another folder, or remove them")
-        trainer.strategy.barrier("token folder checked")
         self.folder.mkdir(parents=True, exist_ok=True)
 
     def write_on_batch_end(
