@@ -12,9 +12,11 @@ from typing import Any
 
 import pytest
 import torch
+from torch.utils.data import DataLoader
 
 from gsq_lightning import InputError
 from gsq_lightning.data import ImageNetDataModule
+from gsq_lightning.data.batch import collate
 from gsq_lightning.data.dataset import SourceImages
 from gsq_lightning.data.sampler import SampleKey
 from gsq_lightning.data.sources import ArchiveSource, FolderSource, ListSource, ParquetSource, listing, parquet
@@ -307,6 +309,20 @@ def test_a_broken_shard_is_named_or_passed_over(folder: Path, tmp_path: Path) ->
     found = list(streamed(paths, on_error="skip"))
     assert [Path(image.path).name for image in found if hasattr(image, "reason")] == ["set-train-000001.tar"]
     assert sum(hasattr(image, "pixels") for image in found) == 9
+
+
+def test_devices_that_stream_broken_images_still_have_equal_batches(folder: Path, tmp_path: Path) -> None:
+    """One that had more of them than another would leave the other waiting at the end of its epoch."""
+    for name in ("cats", "dogs"):
+        next((folder / name).iterdir()).write_bytes(b"no image")
+    paths = write_shards(folder, tmp_path / "shards")
+    told = set()
+    for rank in range(2):
+        share = streamed(paths, on_error="skip", seed=1).deal(2, rank).train(batch_size=2, batches=3, batches_before=0)
+        batches = list(DataLoader(share, batch_size=2, collate_fn=collate))
+        assert [len(batch.image) for batch in batches] == [2, 2, 2]
+        told |= {image.path for batch in batches for image in batch.unreadable}
+    assert len(told) == 2
 
 
 def test_remote_shards_need_a_number_and_are_opened_by_webdataset(folder: Path, tmp_path: Path) -> None:

@@ -19,11 +19,10 @@ class StreamedShards(IterableDataset[Sample | UnreadableImage]):
     """Images of tar shards through `webdataset`, each shard read by one loading process of one device.
 
     Training: shards are shuffled by (seed, epoch), dealt to devices and their loading processes, and images shuffled
-    within a buffer. A device that runs out of its shards before the epoch ends goes on with a
-    share of another round. Other order
-    than with sources of random access, the order depends on the number of devices and loading processes, and a run
-    that is resumed in the middle of an epoch goes on with another order: it may see some images of that epoch twice
-    and some not at all.
+    within a buffer. A device that runs out of its shards before the epoch ends goes on with a share of another round;
+    readable images take the place of those that are not. Other than with sources of random access, the order depends
+    on the number of devices and loading processes, and a run that is resumed in the middle of an epoch goes on with
+    another order: it may see some images of that epoch twice and some not at all.
 
     Evaluation: each shard once, in order.
 
@@ -72,6 +71,7 @@ class StreamedShards(IterableDataset[Sample | UnreadableImage]):
         batches = self._batches - done
         wanted = self._batch_size * (batches // workers + (number < batches % workers))
         yielded, cycle = 0, 0
+        unreadable: list[UnreadableImage] = []  # told with the next one that is not, which takes their place
         while yielded < wanted:
             generator = random.Random(f"{self.seed} {epoch} {done} {cycle}")
             urls = self._share(generator.sample(self.urls, len(self.urls)), number, workers)
@@ -82,10 +82,14 @@ class StreamedShards(IterableDataset[Sample | UnreadableImage]):
                 )
             before = yielded
             for sample in self._samples(urls, epoch, random.Random(f"{generator.random()} {self.rank} {number}")):
+                if isinstance(sample, UnreadableImage):
+                    unreadable.append(sample)
+                    continue
+                yield sample._replace(unreadable=tuple(unreadable))
+                unreadable = []
+                yielded += 1
                 if yielded == wanted:
                     return
-                yield sample
-                yielded += isinstance(sample, Sample)
             if yielded == before:
                 raise InputError(f"none of the images in {len(urls)} shards can be read, the first of them {urls[0]}")
             cycle += 1
