@@ -12,6 +12,7 @@ import torch
 
 from gsq_lightning import GSQTokenizer, InputError
 from gsq_lightning.__main__ import main
+from gsq_lightning.carried import trusted
 from tests.conftest import write_images
 from tests.test_cli import TINY, error_of, images
 
@@ -115,15 +116,42 @@ def test_a_checkpoint_may_only_name_what_is_of_this_library(
     assert not (place / "ran").exists()
 
 
+@pytest.mark.parametrize(
+    "place_of_images",
+    [
+        "a.tar::pipe:mkdir ran; cat a.tar",
+        "pip{e:mkdir ran #,e:true}",
+        "{p,q}ipe:mkdir ran",
+        "p${WDS_I}pe:mkdir ran",
+        "https://host/a.tar';mkdir ran;'",
+        "sftp://-oProxyCommand=mkdir/a.tar",
+    ],
+)
+@pytest.mark.parametrize("option", ["root", "val"])
 def test_a_command_as_place_of_the_data_is_not_taken_from_a_checkpoint(
-    checkpoint: Path, place: Path, capsys: pytest.CaptureFixture[str]
+    checkpoint: Path, place: Path, place_of_images: str, option: str, capsys: pytest.CaptureFixture[str]
 ) -> None:
     def change(state: dict[str, Any]) -> None:
-        state["datamodule_hyper_parameters"]["root"] = "a.tar::pipe:mkdir ran; cat a.tar"
+        state["datamodule_hyper_parameters"] |= {"root": None, "source": "webdataset", option: place_of_images}
 
     hostile = changed(checkpoint, place / "hostile.ckpt", change)
     assert "data.root is missing" in error_of(["validate", f"--ckpt_path={hostile}"], capsys)
     assert not (place / "ran").exists()
+
+
+@pytest.mark.parametrize(
+    "place_of_images",
+    [
+        "/data/imagenet",
+        "data/eine Kätzchen; 猫's",
+        "/data/imagenet1k-train-{0000..1023}.tar",
+        "https://host:8000/train-{0000..1023}.tar::gs://bucket/a_b/train.tar",
+        "ILSVRC/imagenet-1k",
+    ],
+)
+def test_other_places_of_the_data_are_taken_from_a_checkpoint(place_of_images: str) -> None:
+    config = {"data": {"class_path": "gsq_lightning.data.ImageNetDataModule", "init_args": {"root": place_of_images}}}
+    assert trusted(config, "a checkpoint", has_config=False) == config
 
 
 @pytest.mark.parametrize("name", ["os", "QuantizerOutput", "Quantizer", "__builtins__", "spherical", 7, None, ["a"]])

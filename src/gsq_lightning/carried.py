@@ -19,7 +19,9 @@ from gsq_lightning.tokenizer import CONFIG_FILE, GSQTokenizer
 TRUSTED = ("gsq_lightning", "torch.optim")
 IMPORT_PATH = re.compile(r"[^\W\d]\w*(\.[^\W\d]\w*)+")
 FILE_OPTIONS = re.compile(r"(.*_)?weights|.*_folder")  # their values may look like paths of imports
-SHELL = "pipe:"  # webdataset runs what follows
+# of the places that webdataset opens, those that no shell and no program of somebody's choice has a part in; its braces
+# could spell out others
+PLAIN_PLACE = re.compile(r"(?:[^:{}$]|\{\d+\.\.\d+\})*|(?:https?|gs|s3|hf|ais)://(?:[\w./~%+@:=,-]|\{\d+\.\.\d+\})*")
 
 
 def checkpoint_config(path: Path, command: str) -> dict[str, Any]:
@@ -76,8 +78,8 @@ def exported_config(folder: Path, command: str) -> dict[str, Any]:
 def trusted(carried: dict[str, Any], source: str, has_config: bool) -> dict[str, Any]:
     """What of a carried config is taken.
 
-    Places that are shell commands are left out, so that they must come from the command line. A module with classes of
-    somebody else's is left out where the user gives a config, which then has to name them.
+    Places of images that may be commands are left out, so that they must come from the command line. A module with
+    classes of somebody else's is left out where the user gives a config, which then has to name them.
 
     Args:
         carried: of `checkpoint_config` or `exported_config`.
@@ -95,7 +97,7 @@ def trusted(carried: dict[str, Any], source: str, has_config: bool) -> dict[str,
         )
     if strangers:
         carried = {name: section for name, section in carried.items() if name not in ("model", "data")}
-    return without_commands(carried)
+    return carried | {"data": without_commands(carried["data"])} if "data" in carried else carried
 
 
 def named_paths(config: dict[str, Any]) -> Iterator[str]:
@@ -134,15 +136,14 @@ def _within_trusted(module: str) -> bool:
     return any(module == package or module.startswith(f"{package}.") for package in TRUSTED)
 
 
-def without_commands(config: Any) -> Any:
-    """A config without the options whose values are shell commands."""
-    if isinstance(config, dict):
-        return {
-            name: without_commands(value)
-            for name, value in config.items()
-            if not (isinstance(value, str) and SHELL in value)
-        }
-    return [without_commands(value) for value in config] if isinstance(config, list) else config
+def without_commands(data: dict[str, Any]) -> dict[str, Any]:
+    """The config of a data module without places of images that may be commands."""
+    options = {
+        name: value
+        for name, value in data["init_args"].items()
+        if not isinstance(value, str) or all(PLAIN_PLACE.fullmatch(place) for place in value.split("::"))
+    }
+    return data | {"init_args": options}
 
 
 def _without_notes(hyperparameters: dict[str, Any]) -> dict[str, Any]:

@@ -88,8 +88,13 @@ def truncated() -> bytes:
     return buffer.getvalue()[: len(buffer.getvalue()) // 2]
 
 
+def rare() -> bytes:
+    """A DDS texture of a kind that Pillow has not implemented, for which its errors are others."""
+    return struct.pack("<4s7I44x8I20x", b"DDS ", 124, 0x1007, 4, 4, 0, 0, 0, 32, 8192, 0, 0, 0, 0, 0, 0) + bytes(64)
+
+
 @pytest.mark.parametrize(
-    "content", [b"", b"no picture", truncated(), bomb()], ids=["empty", "text", "truncated", "bomb"]
+    "content", [b"", b"no picture", truncated(), bomb(), rare()], ids=["empty", "text", "truncated", "bomb", "rare"]
 )
 def test_what_cannot_be_decoded_is_named_or_skipped(tmp_path: Path, content: bytes) -> None:
     (tmp_path / "odd name 猫.jpg").write_bytes(content)

@@ -240,6 +240,13 @@ def test_patterns_of_shards_name_the_images_of_a_split(folder: Path, tmp_path: P
         open_images(pattern.replace("3}", "4}"), "auto", "val")
 
 
+def test_a_pattern_of_absurdly_many_shards_is_refused() -> None:
+    pytest.importorskip("webdataset")
+    for pattern in ("a-{0..99999999999}.tar", "{a,b}" * 40 + ".tar"):
+        with pytest.raises(InputError, match="stands for more than 1000000 shards"):
+            open_images(pattern, "auto", "train")
+
+
 def streamed(paths: list[Path], **arguments: Any) -> StreamedShards:
     pytest.importorskip("webdataset")
     return StreamedShards([str(path) for path in paths], ResizeAndCrop(8, 8), **arguments)

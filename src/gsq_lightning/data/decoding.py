@@ -38,8 +38,13 @@ class ImageDecoder:
         """
         pixels = self._decode_plain_jpeg(content)
         if pixels is None:
-            with Image.open(io.BytesIO(content)) as image:
-                pixels = np.array(to_rgb(image))
+            try:
+                with Image.open(io.BytesIO(content)) as image:
+                    pixels = np.array(to_rgb(image))
+            except UNREADABLE:
+                raise
+            except Exception as error:  # what Pillow's readers of rare formats make of damaged files
+                raise ValueError(f"{type(error).__name__}: {error}") from error
         return torch.from_numpy(pixels).permute(2, 0, 1)
 
     def owns(self, pixels: Tensor) -> bool:

@@ -15,6 +15,7 @@ Split = Literal["train", "val"]
 
 SPLIT_NAMES: dict[Split, tuple[str, ...]] = {"train": ("train",), "val": ("val", "validation", "valid")}
 LIST_SUFFIXES = frozenset({".txt", ".lst", ".tsv"})
+MAX_SHARDS = 1_000_000
 HUB_NAME = re.compile(r"[\w.-]+/[\w.-]+")
 
 
@@ -151,4 +152,15 @@ def expand_shards(pattern: str) -> list[str]:
         from webdataset.shardlists import expand_urls
     except ModuleNotFoundError as error:
         raise InputError("shards are read with webdataset: pip install 'gsq-lightning[webdataset]'") from error
+    if number_of_shards(pattern) > MAX_SHARDS:
+        raise InputError(f"{pattern} stands for more than {MAX_SHARDS} shards")
     return list(expand_urls(pattern))
+
+
+def number_of_shards(pattern: str) -> int:
+    """How many names a pattern stands for, at most."""
+    number = 1
+    for group in re.findall(r"\{([^{}]*)\}", pattern):
+        numbers = re.fullmatch(r"(\d+)\.\.(\d+)(\.\.\d+)?", group)
+        number *= abs(int(numbers[2]) - int(numbers[1])) + 1 if numbers else group.count(",") + 1
+    return number
