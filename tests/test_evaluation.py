@@ -1,6 +1,8 @@
 """`gsq evaluate`: reconstructions that lie in a folder."""
 
+import errno
 import math
+import os
 from pathlib import Path
 
 import numpy as np
@@ -15,6 +17,7 @@ from gsq_lightning.__main__ import main
 from gsq_lightning.data import ImageNetDataModule
 from gsq_lightning.metrics import ReconstructionMetrics
 from gsq_lightning.reports import read_report
+from gsq_lightning.reports import report as report_module
 from tests.conftest import write_images
 
 
@@ -117,16 +120,19 @@ def test_differing_sizes_are_named(
 
 
 def test_a_report_that_cannot_be_written_costs_no_number(
-    folders: tuple[Path, Path], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    folders: tuple[Path, Path], monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
+    def full(path: Path, content: bytes) -> None:
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), str(path))
+
+    monkeypatch.setattr(report_module, "write_whole", full)
     real, fake = folders
-    (tmp_path / "in the way").write_text("a file")
     with pytest.raises(SystemExit) as exit_info:
-        evaluate("--real", real, "--fake", fake, "--metrics", "psnr", "--output", tmp_path / "in the way")
+        evaluate("--real", real, "--fake", fake, "--metrics", "psnr")
     assert exit_info.value.code == 2
     printed = capsys.readouterr()
     assert "PSNR" in printed.out
-    assert f"gsq: error: the report cannot be written to {tmp_path / 'in the way'}: File exists" in printed.err
+    assert f"gsq: error: the report cannot be written to {fake}-report: No space left on device" in printed.err
 
 
 @pytest.mark.parametrize(
@@ -138,6 +144,11 @@ def test_a_report_that_cannot_be_written_costs_no_number(
         (["--device", "tpu9"], "device 'tpu9' cannot be used here"),
         (["--metrics", "rfid", "--inception_weights", "nowhere.pth"], "--inception_weights is 'nowhere.pth'"),
         (["--compare", "nowhere"], "there is no nowhere"),
+        (["--output", __file__], "it is a file; name a folder with --output"),
+        (["--plot", "plot.txt"], "plot.txt is no picture; its name must end in one of: "),
+        (["--bits_per_image", "nan"], "bits_per_image is nan; it must be above 0"),
+        (["--device", "meta"], "device 'meta' cannot be used here"),
+        (["--image_size", "100000000"], "the first must be from 1 to 16384"),
         (["--fake", "nowhere"], "there is no folder nowhere"),
     ],
 )

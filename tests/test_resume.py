@@ -17,7 +17,7 @@ from torch import Tensor
 
 from gsq_lightning import GSQTokenizer, TokenizerModule
 from gsq_lightning.callbacks import RunCheckpoint
-from gsq_lightning.data import ImageNetDataModule
+from gsq_lightning.data import ImageNetDataModule, PhotographsDataModule
 from gsq_lightning.discriminators import (
     DifferentiableAugmentation,
     DINODiscriminator,
@@ -239,3 +239,83 @@ def test_epochs_are_counted_right_through_many_resumes(small_tokenizer: Build, r
         equal(run.last[part], whole.last[part], part)
     assert "35" in run.logs["val/psnr"]
     assert run.logs["val/psnr"].items() <= whole.logs["val/psnr"].items()
+
+
+class CountedModule(TokenizerModule):
+    """Notes of how many images each step is."""
+
+    def __init__(self, **options: Any) -> None:
+        super().__init__(**options)
+        self.images = 0
+        self.steps: list[int] = []
+
+    def _generator_backward(self, image: Tensor, adversarial_weight: float) -> Tensor:
+        self.images += len(image)
+        return super()._generator_backward(image, adversarial_weight)
+
+    def _step_tokenizer(self) -> bool:
+        self.steps.append(self.images)
+        self.images = 0
+        return super()._step_tokenizer()
+
+
+class SaveAfter(Callback):
+    """Writes a checkpoint after a batch, as RunCheckpoint does when a signal comes."""
+
+    def __init__(self, path: Path, batch: int) -> None:
+        self.path = path
+        self.batch = batch
+
+    def on_train_batch_end(self, trainer: Trainer, *_: Any, **__: Any) -> None:
+        if trainer.fit_loop.epoch_loop.total_batch_idx + 1 == self.batch:
+            trainer.save_checkpoint(self.path)
+
+
+@pytest.mark.parametrize(
+    ("before", "batch", "now", "first_step"),
+    [
+        (2, 4, 3, 12),
+        (2, 4, 1, 12),
+        (1, 2, 4, 12),
+        (4, 6, 2, 6),  # half of a step's images were seen before
+        (4, 6, 3, 12),  # half of a step is no number of thirds: it begins anew
+    ],
+)
+def test_steps_have_as_many_images_when_batches_become_smaller_or_larger(
+    small_tokenizer: Build, tmp_path: Path, before: int, batch: int, now: int, first_step: int
+) -> None:
+    def fit(accumulate: int, callback: Callback, **arguments: Any) -> tuple[CountedModule, list[int]]:
+        torch.manual_seed(0)
+        module = CountedModule(tokenizer=small_tokenizer(), accumulate_batches=accumulate)
+        trainer = Trainer(
+            max_steps=12,
+            accelerator="cpu",
+            logger=False,
+            enable_checkpointing=False,
+            enable_progress_bar=False,
+            enable_model_summary=False,
+            limit_val_batches=0,
+            callbacks=[callback, epochs := EpochEnds()],
+        )
+        data = PhotographsDataModule(image_size=16, global_batch_size=12, crops_per_epoch=60, num_workers=0)
+        trainer.fit(module, data, **arguments)
+        return module, epochs.images
+
+    whole, _ = fit(before, SaveAfter(tmp_path / "there.ckpt", batch))
+    assert whole.steps == [12] * 12
+    resumed, epochs = fit(now, SaveAfter(tmp_path / "unused.ckpt", -1), ckpt_path=tmp_path / "there.ckpt")
+    assert resumed.steps == [first_step] + [12] * (len(resumed.steps) - 1)
+    assert resumed.trainer.global_step == 12
+    assert [images % 60 for images in epochs] == [0] * len(epochs)  # epochs end where the data does
+    assert len(epochs) >= 2
+
+
+class EpochEnds(Callback):
+    """The place in the data at the end of each epoch, in images."""
+
+    def __init__(self) -> None:
+        self.images: list[int] = []
+
+    def on_train_epoch_end(self, trainer: Trainer, *_: Any, **__: Any) -> None:
+        if not trainer.should_stop and trainer.global_step < 12:
+            self.images.append(trainer.datamodule.state_dict()["images_consumed"])  # type: ignore[attr-defined]

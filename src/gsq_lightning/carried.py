@@ -42,9 +42,13 @@ def checkpoint_config(path: Path, command: str) -> dict[str, Any]:
     if "_class_path" in data:
         config["data"] = {"class_path": data["_class_path"], "init_args": _without_notes(data)}
     if command != "fit":
-        folder = path.resolve().parent / command / path.stem  # other checkpoints lie beside this one
-        config["trainer"] = {"logger": False, "default_root_dir": str(folder)}
+        config["trainer"] = {"logger": False, "default_root_dir": str(report_folder(path, command))}
     return config
+
+
+def report_folder(checkpoint: Path, command: str) -> Path:
+    """Where the validation of a checkpoint is written: others may lie beside it."""
+    return checkpoint.resolve().parent / command / checkpoint.stem
 
 
 def is_exported(path: Path) -> bool:

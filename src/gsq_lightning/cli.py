@@ -29,8 +29,8 @@ from lightning.pytorch.utilities.rank_zero import rank_zero_info, rank_zero_only
 import gsq_lightning
 from gsq_lightning.callbacks import LossProgressBar, ReconstructionGrid, Report, RunCheckpoint, TokenWriter
 from gsq_lightning.callbacks.checkpoint import is_locked
-from gsq_lightning.carried import is_exported
-from gsq_lightning.config_files import check_yaml, find_recipe, is_inline, ordered, recipe_name
+from gsq_lightning.carried import is_exported, report_folder
+from gsq_lightning.config_files import LAST, check_yaml, find_recipe, is_inline, ordered, recipe_name
 from gsq_lightning.data import ImageNetDataModule
 from gsq_lightning.disk import disk_error
 from gsq_lightning.errors import CheckpointNotWritten, InputError, ModelNotFinite, RunStopped, TrainingDiverged
@@ -66,6 +66,8 @@ def one_line_errors() -> Iterator[None]:
         if getattr(rank_zero_only, "rank", 0):  # the first process tells; a code of another would count as its death
             raise SystemExit(0) from stop
         fail(str(stop), EXIT_SIGNAL + (stop.signal or signal.SIGTERM))
+    except KeyboardInterrupt:
+        fail("interrupted", EXIT_SIGNAL + signal.SIGINT)
     except OSError as error:
         found = disk_error(error)
         if found is None:
@@ -158,6 +160,9 @@ def leave_out_noise() -> None:
     # metrics are equal on all processes when they are logged
     warnings.filterwarnings("ignore", message="It is recommended to use `self.log")
     warnings.filterwarnings("ignore", message=".*isinstance.treespec, LeafSpec.*")
+    # our sampler resumes in the middle of an epoch; what the callbacks of training knew, validation does without
+    warnings.filterwarnings("ignore", message=".*your dataloader is not resumable")
+    warnings.filterwarnings("ignore", message="Be aware that when using `ckpt_path`")
     threading.excepthook = leave_out_disk_errors
 
 
@@ -258,8 +263,17 @@ class GSQCommand(LightningCLI):
         """Settles what `--ckpt_path last` and auto_resume mean, and that what the run writes can be written."""
         config = self.config.get(str(self.subcommand), self.config)
         runs = runs_folder(trainer)
-        if config.get("ckpt_path") == "last" and runs is not None:
-            config.ckpt_path = str(newest_of_all_runs(runs))
+        if config.get("ckpt_path") == LAST:
+            if runs is None:
+                raise InputError(
+                    "--ckpt_path last is the newest checkpoint below trainer.logger.init_args.save_dir and name, which "
+                    "this config lacks; give the path of a checkpoint"
+                )
+            found = newest_of_all_runs(runs)
+            config.ckpt_path = str(found)
+            if self.subcommand != "fit":
+                trainer.logger = False
+                trainer.default_root_dir = str(report_folder(found, str(self.subcommand)))
         if self.subcommand != "fit" or runs is None:
             return
         check_writable(runs)
@@ -336,6 +350,8 @@ def world_size(trainer: Any) -> int:
         return Trainer(
             accelerator=trainer.accelerator, devices=trainer.devices, num_nodes=trainer.num_nodes, logger=False
         ).world_size
+    except (TypeError, ValueError) as error:
+        raise InputError(f"trainer.devices {trainer.devices} cannot be had: {error}") from error
     finally:
         log.setLevel(level)
 

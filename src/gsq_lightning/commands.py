@@ -17,6 +17,7 @@ from gsq_lightning.reports import (
 )
 
 EXIT_BAD_INPUT = 2
+EXIT_INTERRUPTED = 130
 
 
 def compare(arguments: list[str]) -> None:
@@ -33,6 +34,7 @@ def compare(arguments: list[str]) -> None:
     _add_comparison(parser)
     given = parser.parse_args(arguments)
     try:
+        _check_plot(given)
         if not given.sources and not given.paper:
             raise InputError("gsq compare needs reports, such as metrics.json or a checkpoint that was validated")
         _show([report_row(find_report(Path(source))) for source in given.sources], given)
@@ -81,13 +83,18 @@ def evaluate(arguments: list[str]) -> None:
     parser.add_argument("--compare", nargs="+", default=[], metavar="REPORT", help="reports to print beside it")
     _add_comparison(parser)
     given = parser.parse_args(arguments)
+    fake = Path(given.fake).expanduser()
+    folder = Path(given.output).expanduser() if given.output else Path(f"{fake.resolve()}-report")
     try:
+        _check_plot(given)
+        if folder.exists() and not folder.is_dir():
+            raise InputError(f"the report cannot be written to {folder}: it is a file; name a folder with --output")
         others = [report_row(find_report(Path(source))) for source in given.compare]
         from gsq_lightning.evaluation import evaluate_folders  # imports torch
 
         report = evaluate_folders(
             Path(given.real),
-            Path(given.fake),
+            fake,
             metrics=given.metrics,
             image_size=given.image_size,
             crop_ratio=given.crop_ratio,
@@ -104,7 +111,6 @@ def evaluate(arguments: list[str]) -> None:
             show_progress=sys.stderr.isatty(),
         )
         print("\n".join([*metrics_table(report.metrics), *(f"  note: {note}" for note in report.notes)]), flush=True)
-        folder = Path(given.output or f"{given.fake.rstrip('/')}-report")
         try:
             print(f"\n  report  {write_report(report, folder)}")
         except OSError as error:
@@ -114,11 +120,21 @@ def evaluate(arguments: list[str]) -> None:
             _show([report_row(report), *others], given)
     except InputError as error:
         _fail(str(error).replace("model.metrics.", "--"))
+    except KeyboardInterrupt:
+        _fail("interrupted; no report was written", EXIT_INTERRUPTED)
 
 
 def _add_comparison(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--paper", action="store_true", help="add the published figures of the GSQ paper's tables")
     parser.add_argument("--plot", metavar="PNG", help="draw metrics over bits per pixel")
+
+
+def _check_plot(given: argparse.Namespace) -> None:
+    """Before anything is computed."""
+    if given.plot:
+        from gsq_lightning.reports.plot import check_plot
+
+        check_plot(Path(given.plot))
 
 
 def _show(rows: list[Row], given: argparse.Namespace) -> None:
@@ -130,7 +146,10 @@ def _show(rows: list[Row], given: argparse.Namespace) -> None:
     if given.plot:
         from gsq_lightning.reports.plot import plot_rows
 
-        plot_rows(rows, Path(given.plot))
+        try:
+            plot_rows(rows, Path(given.plot).expanduser())
+        except OSError as error:
+            raise InputError(f"the plot cannot be written to {given.plot}: {error.strerror or error}") from error
         print(f"\n  plot  {given.plot}")
 
 
@@ -139,8 +158,8 @@ class _Parser(argparse.ArgumentParser):
         _fail(f"{message}; {self.prog} --help lists the options")
 
 
-def _fail(message: str) -> NoReturn:
+def _fail(message: str, code: int = EXIT_BAD_INPUT) -> NoReturn:
     # an error of a loading process arrives with that process's traceback before it
     line = " ".join(message.rsplit("InputError: ", 1)[-1].split())
     print(f"gsq: error: {line}", file=sys.stderr)
-    raise SystemExit(EXIT_BAD_INPUT)
+    raise SystemExit(code)

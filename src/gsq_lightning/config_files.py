@@ -15,7 +15,7 @@ from gsq_lightning.errors import InputError
 MAX_CONFIG_BYTES = 2**20
 MAX_CONFIG_VALUES = 100_000
 MAX_CONFIG_DEPTH = 50
-SPECIAL_CHECKPOINTS = ("best", "last", "hpc", "registry")  # words that Lightning resolves
+LAST = "last"  # --ckpt_path of the newest checkpoint of a recipe
 
 
 def ordered(arguments: list[str]) -> list[str]:
@@ -46,7 +46,7 @@ def ordered(arguments: list[str]) -> list[str]:
         recipe = "--config, such as f8.yaml"
         needed = recipe if command[0] in ("fit", "weights") else f"--ckpt_path, the checkpoint, or {recipe}"
         raise InputError(f"gsq {command[0]} needs {needed}")
-    if checkpoint is not None and checkpoint not in (*SPECIAL_CHECKPOINTS, "null"):
+    if checkpoint is not None and checkpoint not in (LAST, "null"):
         read = exported_config if is_exported(Path(checkpoint)) else checkpoint_config
         carried = trusted(read(Path(checkpoint), command[0]), checkpoint, has_config=bool(configs))
         if "tokenizer" not in carried.get("model", {}) and not configs:
@@ -54,8 +54,33 @@ def ordered(arguments: list[str]) -> list[str]:
                 f"{checkpoint} carries no config, as its module was made in Python; give the one that fits with "
                 "--config, or validate it in Python"
             )
+        if names_root(configs[1::2], flags):
+            without_places(carried)
         configs = ["--config", json.dumps(carried), *configs]
     return command + configs + flags
+
+
+def names_root(configs: list[str], flags: list[str]) -> bool:
+    """Whether config files or flags say where the data is."""
+    if any(flag.partition("=")[0] in ("--data.root", "--data.init_args.root") for flag in flags):
+        return True
+    for config in configs:
+        if not is_inline(config):
+            path = Path(find_recipe(config))
+            check_yaml(path)
+            config = path.read_text()
+        data = (yaml.safe_load(config) or {}).get("data")
+        options = data.get("init_args", data) if isinstance(data, dict) else None
+        if isinstance(options, dict) and options.get("root") is not None:
+            return True
+    return False
+
+
+def without_places(carried: dict[str, Any]) -> None:
+    """Drops what a checkpoint knows of its images' places: of another root, its splits are others too."""
+    options = carried.get("data", {}).get("init_args", {})
+    for name in ("root", "train", "val", "source", "train_images"):
+        options.pop(name, None)
 
 
 def recipe_name(arguments: list[str]) -> str | None:

@@ -21,6 +21,11 @@ DISK_ERRORS = (
     errno.ESTALE,
     errno.ENODEV,
     errno.ENOENT,  # a folder that was removed
+    errno.EEXIST,  # a file where a folder is to be
+    errno.ENOTDIR,
+    errno.EISDIR,
+    errno.ENAMETOOLONG,
+    errno.ELOOP,
 )
 
 

@@ -22,7 +22,7 @@ class CheckpointNotWritten(RuntimeError):
 
 
 class RunStopped(RuntimeError):
-    """A signal asked the run to stop, which it did after a step, with a checkpoint.
+    """A signal asked the run to stop. Training does after a step, with a checkpoint.
 
     Attributes:
         signal: number of the signal, or None in a process that did not receive it.

@@ -1,6 +1,7 @@
 """Metrics of reconstructions that lie in a folder, against their originals: the same yardstick for any tokenizer."""
 
 import hashlib
+import math
 import os
 from collections.abc import Iterator
 from itertools import groupby
@@ -15,7 +16,7 @@ from tqdm import tqdm
 from gsq_lightning.data.batch import pixels_to_image
 from gsq_lightning.data.decoding import UNREADABLE, ImageDecoder
 from gsq_lightning.data.sources import FolderSource, ImageSource
-from gsq_lightning.data.transforms import ResizeAndCrop
+from gsq_lightning.data.transforms import MAX_IMAGE_SIZE, ResizeAndCrop, short_side_for
 from gsq_lightning.errors import InputError
 from gsq_lightning.metrics import MetricName, OriginalImages, ReconstructionMetrics
 from gsq_lightning.reports import EvaluationReport
@@ -69,7 +70,10 @@ class FolderPairs(Dataset[Pair]):
         original, reconstruction = self.items[item]
         pixels = self._decode(self.real, original)
         if self.transform is not None:
-            pixels = self.transform(pixels, torch.Generator)
+            try:
+                pixels = self.transform(pixels, torch.Generator)
+            except ValueError as error:
+                raise InputError(f"{self.real.name(original)} cannot be used: {error}") from error
         pair = Pair(pixels, self._decode(self.fake, reconstruction))
         if pair.original.shape != pair.reconstruction.shape:
             raise InputError(
@@ -130,6 +134,8 @@ def evaluate_folders(
         InputError: where files have no partner or differ in size, for unknown metrics, or without weights.
     """
     names = _checked_names(metrics)
+    if bits_per_image is not None and not 0 < bits_per_image < math.inf:
+        raise InputError(f"bits_per_image is {bits_per_image}; it must be above 0")
     if batch_size < 1 or num_workers < 0:
         raise InputError(f"batch_size {batch_size} must be at least 1, num_workers {num_workers} at least 0")
     pairs = FolderPairs(real.expanduser(), fake.expanduser(), _transform(image_size, crop_ratio))
@@ -177,20 +183,21 @@ def _checked_names(names: list[str] | None) -> tuple[MetricName, ...]:
 def _transform(image_size: int | None, crop_ratio: float) -> ResizeAndCrop | None:
     if image_size is None:
         return None
-    if image_size < 1 or not 0.0 < crop_ratio <= 1.0:
+    if not 1 <= image_size <= MAX_IMAGE_SIZE or not 0.0 < crop_ratio <= 1.0:
         raise InputError(
-            f"image_size is {image_size} and crop_ratio {crop_ratio}; the first must be at least 1, the second above 0 "
-            "and at most 1"
+            f"image_size is {image_size} and crop_ratio {crop_ratio}; the first must be from 1 to {MAX_IMAGE_SIZE}, "
+            "the second above 0 and at most 1"
         )
-    return ResizeAndCrop(image_size, int(image_size / crop_ratio))
+    return ResizeAndCrop(image_size, short_side_for(image_size, crop_ratio))
 
 
 def _device(name: str) -> torch.device:
     if name == "auto":
         return torch.device("cuda" if torch.cuda.is_available() else "cpu")
     try:
-        return torch.empty(0, device=name).device
-    except (RuntimeError, AssertionError) as error:
+        torch.zeros(1, device=name).cpu()  # the meta device makes tensors, but has no values
+        return torch.device(name)
+    except (RuntimeError, AssertionError, NotImplementedError) as error:
         raise InputError(f"device {name!r} cannot be used here: {str(error).splitlines()[0]}") from error
 
 

@@ -1,5 +1,6 @@
 """The LightningModule: trains a tokenizer against a discriminator, validates it, turns images into tokens."""
 
+import logging
 import math
 from collections.abc import Iterable, Iterator
 from contextlib import AbstractContextManager, nullcontext
@@ -32,6 +33,8 @@ from gsq_lightning.losses import (
 from gsq_lightning.metrics import OriginalImages, ReconstructionMetrics
 from gsq_lightning.randomness import seed_streams
 from gsq_lightning.tokenizer import GSQTokenizer, check_weights
+
+logger = logging.getLogger(__name__)
 
 # what cannot be written into a checkpoint as plain data when the module is made in Python
 OBJECTS = (
@@ -205,6 +208,7 @@ class TokenizerModule(LightningModule):
         self._skipped_in_a_row = {"tokenizer": 0, "discriminator": 0}
         self._skipped_in_all = {"tokenizer": 0, "discriminator": 0}
         self._batches = 0  # of training, on this process
+        self._batches_since_step = 0
         self._stream_seed: int | None = None  # of what training draws at random
         self._accumulated: dict[str, Tensor] = {}  # gradients of batches before a checkpoint that was loaded
         self._image_shape: torch.Size | None = None
@@ -312,7 +316,8 @@ class TokenizerModule(LightningModule):
         if self.channels_last:
             image = image.contiguous(memory_format=torch.channels_last)
         discriminates = self.discriminator is not None and self.global_step >= self.discriminator_start_step
-        completes = (batch_idx + 1) % self.accumulate_batches == 0 or self.trainer.is_last_batch
+        completes = self._batches_since_step + 1 >= self.accumulate_batches or self.trainer.is_last_batch
+        self._batches_since_step = 0 if completes else self._batches_since_step + 1
         with (
             nullcontext() if completes else self._without_gradient_exchange(),
             self.discriminator.within_step() if self.discriminator is not None else nullcontext(),
@@ -518,6 +523,8 @@ class TokenizerModule(LightningModule):
     def predict_step(self, batch: Any, batch_idx: int) -> TokenBatch:
         """A batch of images → their indices."""
         image = _image_of(batch)
+        if len(image) == 0:  # none of them could be read
+            return TokenBatch(torch.empty(0, 0, 0, 0, dtype=torch.int64), torch.empty(0, dtype=torch.int64), [])
         indices = self.evaluated_tokenizer.encode_indices(image)
         no_label = torch.full((len(image),), -1, device=image.device)
         return TokenBatch(indices, getattr(batch, "label", no_label), getattr(batch, "path", [""] * len(image)))
@@ -529,6 +536,8 @@ class TokenizerModule(LightningModule):
         checkpoint["tokenizer_config"] = self.tokenizer.config
         checkpoint["training_state"] = {
             "batches": self._batches,
+            "batches_since_step": self._batches_since_step,
+            "accumulate_batches": self.accumulate_batches,
             "stream_seed": self._stream_seed,
             "skipped_in_a_row": dict(self._skipped_in_a_row),
             "skipped_in_all": dict(self._skipped_in_all),
@@ -549,6 +558,25 @@ class TokenizerModule(LightningModule):
             self._skipped_in_a_row = dict(state["skipped_in_a_row"])
             self._skipped_in_all = dict(state["skipped_in_all"])
             self._accumulated = state["accumulated_gradients"]
+            self._batches_since_step = self._share_of_step(checkpoint)
+
+    def _share_of_step(self, checkpoint: dict[str, Any]) -> int:
+        """Batches since the last step, in batches of this module's size; counts those of the epoch likewise."""
+        state = checkpoint["training_state"]
+        now = self.accumulate_batches
+        before, since = state.get("accumulate_batches", now), state.get("batches_since_step", 0)
+        if before == now:
+            return since
+        share, rest = divmod(since * now, before)
+        if rest:
+            logger.warning("%d of %d batches of a step begin anew, as accumulate_batches has changed", since, before)
+            self._accumulated, share = {}, 0
+        loop = checkpoint.get("loops", {}).get("fit_loop", {})
+        current = loop.get("epoch_loop.batch_progress", {}).get("current", {})
+        ready = current.get("ready", 0)
+        for name in current:  # a batch whose hooks run is not completed yet
+            current[name] = (ready - since) // before * now + share - (ready - current[name])
+        return share
 
     def _trained_parameters(self) -> Iterator[tuple[str, nn.Parameter]]:
         """Of tokenizer and discriminator, by name."""

@@ -144,7 +144,7 @@ def test_wrong_input_of_compare_ends_in_one_line(
 def test_without_matplotlib_the_plot_says_so(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], tmp_path: Path
 ) -> None:
-    monkeypatch.setitem(sys.modules, "matplotlib.figure", None)
+    monkeypatch.setitem(sys.modules, "matplotlib.backend_bases", None)
     with pytest.raises(SystemExit):
         main(["compare", "--paper", "--plot", str(tmp_path / "rd.png")])
     assert "--plot needs matplotlib" in capsys.readouterr().err

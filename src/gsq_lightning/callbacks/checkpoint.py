@@ -22,7 +22,8 @@ class RunCheckpoint(ModelCheckpoint):
     """Keeps `last.ckpt` up to date: every so many training steps, when training ends, and when it is asked to stop.
 
     Files are written whole or not at all. SIGTERM and SIGINT are obeyed after the step at hand, with a checkpoint; a
-    second SIGINT at once. A validation that a checkpoint came before is made up for when the run is resumed.
+    second SIGINT at once, as both are in validation, test and prediction on their own. A validation that a checkpoint
+    came before is made up for when the run is resumed.
 
     Args:
         every_n_train_steps: generator steps between two checkpoints.
@@ -30,7 +31,7 @@ class RunCheckpoint(ModelCheckpoint):
         dirpath: folder of the checkpoints; by default `checkpoints` in the run's log folder.
 
     Raises:
-        RunStopped: from training, after a signal.
+        RunStopped: after a signal.
         CheckpointNotWritten: at the end of training, where the last checkpoint could not be written.
     """
 
@@ -62,6 +63,16 @@ class RunCheckpoint(ModelCheckpoint):
 
     def on_sanity_check_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         self._take_signals(trainer)
+
+    def on_validation_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        if trainer.state.fn != "fit":
+            self.signals.take_at_once()
+
+    def on_test_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        self.signals.take_at_once()
+
+    def on_predict_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        self.signals.take_at_once()
 
     def teardown(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
         super().teardown(trainer, pl_module, stage)

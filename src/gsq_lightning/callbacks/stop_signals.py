@@ -6,6 +6,8 @@ import threading
 from types import FrameType
 from typing import Any
 
+from gsq_lightning.errors import RunStopped
+
 SIGNALS = (signal.SIGTERM, signal.SIGINT)
 
 
@@ -22,6 +24,13 @@ class StopSignals:
         self.received: signal.Signals | None = None
         self._before: dict[signal.Signals, Any] = {}
         self._requeue: Any = None
+
+    def take_at_once(self) -> None:
+        """Installs handlers that raise RunStopped where they are: for what has no state to keep."""
+        if threading.current_thread() is not threading.main_thread() or self._before:
+            return
+        for number in SIGNALS:
+            self._before[number] = signal.signal(number, self._stop)
 
     def take(self, requeue_signal: signal.Signals | None = None) -> None:
         """Installs the handlers; does nothing outside the main thread, which alone may.
@@ -48,6 +57,10 @@ class StopSignals:
         """Does what the cluster's plugin does upon its signal, if that is what came."""
         if self.received is not None and self.received not in SIGNALS and callable(self._requeue):
             self._requeue(self.received, None)
+
+    def _stop(self, number: int, frame: FrameType | None) -> None:
+        name = signal.Signals(number).name
+        raise RunStopped(f"stopped by {name} before the end; files that were written are whole", number)
 
     def _note(self, number: int, frame: FrameType | None) -> None:
         if number == signal.SIGINT and self.received == signal.SIGINT:

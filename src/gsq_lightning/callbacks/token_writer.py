@@ -28,7 +28,7 @@ class TokenWriter(BasePredictionWriter):
         super().__init__(write_interval="batch")
         if images_per_shard < 1:
             raise InputError(f"images_per_shard is {images_per_shard}; it must be at least 1")
-        self.folder = Path(folder)
+        self.folder = Path(folder).expanduser()
         self.images_per_shard = images_per_shard
         self._pending: list[Any] = []
         self._shard = 0

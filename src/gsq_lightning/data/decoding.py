@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 import simplejpeg
 import torch
-from PIL import Image
+from PIL import Image, UnidentifiedImageError
 from torch import Tensor
 
 # what Pillow raises for damaged files, files that are no images, and images of absurd size
@@ -41,6 +41,8 @@ class ImageDecoder:
             try:
                 with Image.open(io.BytesIO(content)) as image:
                     pixels = np.array(to_rgb(image))
+            except UnidentifiedImageError as error:
+                raise ValueError("its content is no image of a known format") from error
             except UNREADABLE:
                 raise
             except Exception as error:  # what Pillow's readers of rare formats make of damaged files

@@ -8,10 +8,8 @@ from gsq_lightning.data.module import ImageDataModule, ImageDataset
 from gsq_lightning.data.sources import ArchiveSource, ImageSource
 from gsq_lightning.data.sources.find import Shards, SourceKind, Split, find_split, is_remote, open_images
 from gsq_lightning.data.stream import StreamedShards
-from gsq_lightning.data.transforms import Crop, ResizeAndCrop
+from gsq_lightning.data.transforms import MAX_IMAGE_SIZE, Crop, ResizeAndCrop, short_side_for
 from gsq_lightning.errors import InputError
-
-MAX_IMAGE_SIZE = 2**14  # pixels; an image of this side has 800 MB
 
 
 class ImageNetDataModule(ImageDataModule):
@@ -75,6 +73,9 @@ class ImageNetDataModule(ImageDataModule):
             raise InputError(
                 f"crop_scale is {tuple(crop_scale)}; it must be two shares above 0 and at most 1, in order"
             )
+        for name, place in (("root", root), ("train", train), ("val", val)):
+            if place is not None and not place.strip():
+                raise InputError(f"data.{name} is empty; it takes a folder or another source of images")
         if train_images is not None and train_images < 1:
             raise InputError(f"train_images is {train_images}; it must be at least 1")
         if shuffle_buffer < 1:
@@ -109,7 +110,7 @@ class ImageNetDataModule(ImageDataModule):
         return SourceImages(found, transform, self.seed, self.on_error, substitute=True)
 
     def make_val_dataset(self) -> ImageDataset:
-        transform = ResizeAndCrop(self.image_size, int(self.image_size / self.val_crop_ratio))
+        transform = ResizeAndCrop(self.image_size, short_side_for(self.image_size, self.val_crop_ratio))
         found = self._find("val")
         if isinstance(found, Shards):
             return StreamedShards(found, transform, self.seed, self.on_error)

@@ -1,6 +1,7 @@
 """What all data modules of this library share: batch sizes, order, resuming, loaders, counting of unreadable images."""
 
 import logging
+import signal
 from abc import abstractmethod
 from collections.abc import Mapping
 from typing import Any
@@ -23,6 +24,8 @@ from gsq_lightning.data.stream import StreamedShards
 from gsq_lightning.errors import InputError
 
 logger = logging.getLogger(__name__)
+
+LINGER = 60
 
 ImageDataset = Dataset[Sample | UnreadableImage]
 
@@ -100,7 +103,12 @@ class ImageDataModule(LightningDataModule):
         assert self._val is not None
         if isinstance(self._val, StreamedShards):
             return self._loader(self._val.deal(self._world_size, self._rank), None, self.val_batch_size)
-        return self._loader(self._val, self._sampler(self._val), self.val_batch_size)
+        sampler = self._sampler(self._val)
+        if len(sampler) == 0:
+            # fewer images than devices: a batch of none, as Lightning lets no device wait for the others without one
+            nothing: Any = [None]
+            return DataLoader(nothing, sampler=EpochSampler(nothing), collate_fn=no_images)
+        return self._loader(self._val, sampler, self.val_batch_size)
 
     test_dataloader = val_dataloader
     predict_dataloader = val_dataloader
@@ -134,7 +142,10 @@ class ImageDataModule(LightningDataModule):
                 found,
             )
             return
-        self._images_before = state_dict["images_consumed"]
+        consumed = state_dict["images_consumed"]
+        # in the midst of a step whose batches had another size that step begins anew, as the module does
+        midst = consumed % (self._train_batch_size * self._world_size) != 0
+        self._images_before = consumed - consumed % self.global_batch_size if midst else consumed
 
     @property
     def _world_size(self) -> int:
@@ -153,7 +164,8 @@ class ImageDataModule(LightningDataModule):
         found = (
             f"{len(dataset.urls)} shards" if isinstance(dataset, StreamedShards) else f"{self.count(dataset)} images"
         )
-        rank_zero_info(f"{split}: {found}")
+        place = getattr(dataset, "root", None)
+        rank_zero_info(f"{split}: {found}" + (f" in {place}" if place else ""))
 
     def _images_consumed(self) -> int:
         batches = self._batches_processed() - self._batches_before
@@ -178,4 +190,19 @@ class ImageDataModule(LightningDataModule):
             collate_fn=collate,
             pin_memory=torch.cuda.is_available(),
             persistent_workers=self.num_workers > 0,
+            worker_init_fn=outlive_a_signal,
         )
+
+
+def outlive_a_signal(worker: int) -> None:
+    """Lets a loading process live on when all processes of a job are asked to stop: the last step may still need it.
+
+    The main process tells it when to end; where that fails, it ends `LINGER` seconds after SIGTERM.
+    """
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    signal.signal(signal.SIGTERM, lambda *_: None if signal.getitimer(signal.ITIMER_REAL)[0] else signal.alarm(LINGER))
+
+
+def no_images(_: Any) -> ImageBatch:
+    """A batch of none."""
+    return collate([])

@@ -16,6 +16,7 @@ from gsq_lightning.data.sampler import SampleKey, sample_generator
 from gsq_lightning.data.transforms import random_crop
 from gsq_lightning.errors import InputError
 
+SMALLEST_SIDE = 300  # of a photograph, in pixels
 TRAIN_PHOTOGRAPHS = (
     "astronaut.png",
     "brick.png",
@@ -62,6 +63,8 @@ class PhotographsDataModule(ImageDataModule):
         super().__init__(global_batch_size, val_batch_size, num_workers, seed)
         if not 1 <= image_size <= short_side:
             raise InputError(f"image_size is {image_size}; it must be from 1 to short_side, {short_side}")
+        if image_size > SMALLEST_SIDE:
+            raise InputError(f"image_size is {image_size}; the photographs have crops of at most {SMALLEST_SIDE}")
         if crops_per_epoch < 1:
             raise InputError(f"crops_per_epoch is {crops_per_epoch}; it must be at least 1")
         self.save_hyperparameters()

@@ -10,6 +10,8 @@ from torch.nn import functional as F
 from torchvision.transforms import v2
 
 Crop = Literal["center", "random", "resized"]
+MAX_IMAGE_SIZE = 2**14  # pixels; an image of this side has 800 MB
+MAX_RESIZED_PIXELS = MAX_IMAGE_SIZE**2  # a strip of one by 60,000 pixels would be resized to more
 
 
 @dataclass(frozen=True)
@@ -54,6 +56,11 @@ class ResizeAndCrop:
             return v2.RandomResizedCrop([self.image_size], scale=self.crop_scale, antialias=True)(pixels)
 
 
+def short_side_for(image_size: int, crop_ratio: float) -> int:
+    """The short side of which a center crop takes that share, rounded down."""
+    return int(image_size / crop_ratio + 1e-6)  # 56 / 0.56 is a little less than 100 in floating point
+
+
 def resize(pixels: Tensor, short_side: int) -> Tensor:
     """(3, H, W) uint8 → its short side so long, bilinear, antialiased: torchvision's `resize` to the bit.
 
@@ -64,6 +71,8 @@ def resize(pixels: Tensor, short_side: int) -> Tensor:
         size = (short_side, int(short_side * width / height))
     else:
         size = (int(short_side * height / width), short_side)
+    if size[0] * size[1] > MAX_RESIZED_PIXELS:
+        raise ValueError(f"{width}×{height} pixels are too narrow: with a short side of {short_side} it would be huge")
     batch = pixels.as_strided((1, channels, height, width), (pixels.numel(), *pixels.stride()))
     return F.interpolate(batch, size, mode="bilinear", antialias=True)[0]
 

@@ -27,25 +27,31 @@ def plot_rows(rows: list[Row], path: Path) -> None:
     Raises:
         InputError: where matplotlib is missing, the format is unknown, or nothing can be drawn.
     """
-    try:
-        from matplotlib.backends.backend_agg import FigureCanvasAgg
-        from matplotlib.figure import Figure
-    except ModuleNotFoundError as error:
-        raise InputError("--plot needs matplotlib: pip install matplotlib") from error
+    check_plot(path)
+    from matplotlib.figure import Figure
+
     placed = sorted_rows([row for row in rows if _has(row, "bits_per_pixel")])
     names = [name for name in DISTORTIONS if _is_worth_drawing(name, placed)]
     if not names:
         raise InputError("there is nothing to plot: no row has both bits per pixel and a metric of distortion")
     figure = Figure(figsize=(9.0, 4.8 * len(names)), layout="constrained")
-    formats = FigureCanvasAgg(figure).get_supported_filetypes()
-    if path.suffix.lstrip(".").lower() not in formats:
-        raise InputError(f"{path} is no picture; its name must end in one of: {' '.join(sorted(formats))}")
     grid = figure.add_gridspec(len(names), 2, width_ratios=[2.4, 1.0])
     for number, name in enumerate(names):
         _draw(figure.add_subplot(grid[number, 0]), placed, name)
     _write_key(figure.add_subplot(grid[0, 1]), placed)
     path.parent.mkdir(parents=True, exist_ok=True)
     figure.savefig(path, dpi=150)
+
+
+def check_plot(path: Path) -> None:
+    """Raises InputError where matplotlib is missing, or the format that the path's suffix names is unknown."""
+    try:
+        from matplotlib.backend_bases import FigureCanvasBase
+    except ModuleNotFoundError as error:
+        raise InputError("--plot needs matplotlib: pip install matplotlib") from error
+    formats = FigureCanvasBase.get_supported_filetypes()
+    if path.suffix.lstrip(".").lower() not in formats:
+        raise InputError(f"{path} is no picture; its name must end in one of: {' '.join(sorted(formats))}")
 
 
 def _is_worth_drawing(name: str, rows: list[Row]) -> bool:

@@ -8,6 +8,8 @@ from dataclasses import asdict, dataclass, field, fields
 from datetime import UTC, datetime
 from importlib.metadata import version
 from pathlib import Path
+from types import UnionType
+from typing import Any, get_args, get_origin, get_type_hints
 
 from gsq_lightning.disk import write_whole
 from gsq_lightning.errors import InputError
@@ -103,8 +105,9 @@ def read_report(path: Path) -> EvaluationReport:
         known = {item.name for item in fields(EvaluationReport)}
         content = {name: value for name, value in content.items() if name in known}  # later versions may add some
         content["metrics"] = {str(name): float(value) for name, value in content["metrics"].items()}
+        _check_types(content)
         return EvaluationReport(**content)
-    except (OSError, UnicodeDecodeError, ValueError, KeyError, TypeError, AttributeError) as error:
+    except (ArithmeticError, AttributeError, KeyError, OSError, RecursionError, TypeError, ValueError) as error:
         raise InputError(
             f"{path} cannot be read as a report of gsq validate or gsq evaluate ({JSON_NAME}): {error}"
         ) from error
@@ -128,7 +131,8 @@ def find_report(source: Path) -> EvaluationReport:
     for place in places:
         if place.is_file():
             report = read_report(place)
-            if source.is_file() and report.checkpoint_sha256 not in (None, sha256_of(source)):
+            has_weights = source.is_file() or (source / "model.safetensors").is_file()
+            if has_weights and report.checkpoint_sha256 not in (None, sha256_of(source)):
                 raise InputError(
                     f"{place} was written for another state of {source}; validate it again: "
                     f"gsq validate --ckpt_path {source}"
@@ -147,6 +151,14 @@ def sha256_of(path: Path) -> str:
 
 def library_versions() -> dict[str, str]:
     return {"python": platform.python_version(), **{name: version(name) for name in LIBRARIES}}
+
+
+def _check_types(content: dict[str, Any]) -> None:
+    """Raises TypeError for a field of a report that is of another type than it is declared."""
+    for name, hint in get_type_hints(EvaluationReport).items():
+        kinds = tuple(get_origin(kind) or kind for kind in (get_args(hint) if isinstance(hint, UnionType) else (hint,)))
+        if name in content and not isinstance(content[name], kinds):
+            raise TypeError(f"{name} is {content[name]!r}")
 
 
 def _text_of(path: Path) -> str:

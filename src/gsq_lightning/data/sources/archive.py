@@ -1,5 +1,6 @@
 """Images in zip and tar files, read in any order without unpacking: by a list of where each one lies."""
 
+import logging
 import os
 import re
 import struct
@@ -13,10 +14,12 @@ from typing import IO, Any, NamedTuple
 import numpy as np
 
 from gsq_lightning.data.batch import NO_LABEL
-from gsq_lightning.data.sources.folder import class_labels, is_image_name, suffixes_in_words
+from gsq_lightning.data.sources.folder import class_labels, is_image_name, label_of_text, suffixes_in_words
 from gsq_lightning.data.sources.listing import Listing, PackedNames, Witness, cached_listing
 from gsq_lightning.data.sources.source import ImageSource, fingerprint_of
 from gsq_lightning.errors import InputError
+
+logger = logging.getLogger(__name__)
 
 ARCHIVE_SUFFIXES = frozenset({".tar", ".zip"})
 ZIP_LOCAL_HEADER = struct.Struct("<4s22xHH")  # PKWARE APPNOTE 4.3.7: signature, …, lengths of name and extra field
@@ -118,7 +121,7 @@ def list_archives(paths: list[str]) -> Listing:
     names = [member.name for _, member in members]
     labels = np.array([member.label for _, member in members], dtype=np.int64)
     if not (labels != NO_LABEL).any():
-        labels = class_labels(names)
+        labels = class_labels(without_common_folder(names))
     places = [(number, member.offset, member.size, member.method) for number, member in members]
     return Listing(PackedNames.pack(names), labels, witness, np.array(places, dtype=np.int64).reshape(-1, 4))
 
@@ -140,12 +143,13 @@ def tar_members(path: str) -> Iterator[Member]:
     with tarfile.open(path, "r:") as archive:
         images: dict[str, tuple[int, int]] = {}
         labels: dict[str, int] = {}
+        links: dict[str, str] = {}
         for entry in archive:
             # a tar keeps all entries it has passed: half a gigabyte for ImageNet
             archive.members = []  # type: ignore[attr-defined]
             if not entry.isreg():
-                continue
-            if entry.name.endswith(".tar"):
+                links |= link_of(entry)
+            elif entry.name.endswith(".tar"):
                 inner = archive.extractfile(entry)
                 assert inner is not None
                 yield from inner_members(inner, entry)
@@ -154,19 +158,52 @@ def tar_members(path: str) -> Iterator[Member]:
             elif entry.name.endswith(".cls"):
                 label = archive.extractfile(entry)
                 assert label is not None
-                labels[sample_key(entry.name)] = int(label.read(20))
-        for name, (offset, size) in images.items():
+                labels[sample_key(entry.name)] = label_of_text(label.read(20))
+        for name, (offset, size) in with_links(images, links).items():
             yield Member(name, labels.get(sample_key(name), NO_LABEL), offset, size)
 
 
 def inner_members(inner: IO[bytes], outer: tarfile.TarInfo) -> Iterator[Member]:
     """The images of a tar that lies within another, whose name is their class."""
+    images: dict[str, tuple[int, int]] = {}
+    links: dict[str, str] = {}
     with tarfile.open(fileobj=inner, mode="r:") as archive:
         for entry in archive:
             archive.members = []  # type: ignore[attr-defined]
-            if entry.isreg() and is_image_name(entry.name):
-                offset = outer.offset_data + entry.offset_data
-                yield Member(os.path.join(outer.name.removesuffix(".tar"), entry.name), NO_LABEL, offset, entry.size)
+            if not entry.isreg():
+                links |= link_of(entry)
+            elif is_image_name(entry.name):
+                images[entry.name] = (outer.offset_data + entry.offset_data, entry.size)
+    for name, (offset, size) in with_links(images, links).items():
+        yield Member(os.path.join(outer.name.removesuffix(".tar"), name), NO_LABEL, offset, size)
+
+
+def link_of(entry: tarfile.TarInfo) -> dict[str, str]:
+    """The name of an image that is a link within a tar, and of what it leads to; of anything else nothing."""
+    if not is_image_name(entry.name) or not (entry.islnk() or entry.issym()):
+        return {}
+    # a hard link names its target as the tar does, a symbolic one as seen from its own folder
+    return {entry.name: entry.linkname if entry.islnk() else os.path.join(os.path.dirname(entry.name), entry.linkname)}
+
+
+def with_links(images: dict[str, tuple[int, int]], links: dict[str, str]) -> dict[str, tuple[int, int]]:
+    """Places of images by name, those of links to them too; says how many links lead to none."""
+    if not links:
+        return images
+    by_path = {os.path.normpath(name): place for name, place in images.items()}
+    lost = [name for name, target in links.items() if os.path.normpath(target) not in by_path]
+    if lost:
+        logger.warning("%d links lead to no image of their tar and are left out, the first is %s", len(lost), lost[0])
+    found = {name: by_path.get(os.path.normpath(target)) for name, target in links.items()}
+    return images | {name: place for name, place in found.items() if place is not None}
+
+
+def without_common_folder(names: list[str]) -> list[str]:
+    """Names without the folder that all of them lie in, where there are folders in it: archives often hold one."""
+    parts = [os.path.normpath(name).split(os.sep) for name in names]
+    while parts and len({part[0] for part in parts}) == 1 and min(map(len, parts)) > 2:
+        parts = [part[1:] for part in parts]
+    return [os.sep.join(part) for part in parts]
 
 
 def sample_key(name: str) -> str:

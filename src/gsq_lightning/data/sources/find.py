@@ -64,11 +64,10 @@ def open_images(location: str, kind: SourceKind, split: Split) -> ImageSource | 
         if kind not in ("auto", "webdataset"):
             raise InputError(f"{location} is remote, and only webdataset shards can be; data.source is {kind}")
         path = Path(location).expanduser()
-        return (
-            Shards(str(shard) for shard in sorted(path.glob("*.tar")))
-            if path.is_dir()
-            else Shards(expand_shards(location))
-        )
+        if not path.is_dir():
+            return Shards(expand_shards(location))
+        shards = sorted(path.glob("*.tar"))
+        return Shards(map(str, shards)) if shards else FolderSource(path)
     if "{" in location or "::" in location:
         return open_place([Path(shard).expanduser() for shard in expand_shards(location)], kind, split)
     path = Path(location).expanduser()

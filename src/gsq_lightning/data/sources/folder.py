@@ -60,10 +60,10 @@ class ListSource(FolderSource):
 
     def __init__(self, path: Path) -> None:
         try:
-            lines = path.read_text().splitlines()
-        except (OSError, UnicodeDecodeError) as error:
+            lines = path.read_text("utf-8-sig").splitlines()
+            entries = [name_and_label(line) for line in lines if line.strip()]
+        except (OSError, ValueError) as error:
             raise InputError(f"{path} cannot be read as a list of images: {error}") from error
-        entries = [name_and_label(line) for line in lines if line.strip()]
         if not entries:
             raise InputError(f"{path} names no images; it needs one name on each line")
         self.place = str(path.parent)
@@ -83,7 +83,15 @@ def name_and_label(line: str) -> tuple[str, int]:
     """A line of a list → name and label: what follows the last space or tab counts as a label where it is a number."""
     separator = "\t" if "\t" in line else " "
     name, _, label = line.strip().rpartition(separator)
-    return (name.strip(), int(label)) if name and label.strip().isdecimal() else (line.strip(), NO_LABEL)
+    return (name.strip(), label_of_text(label)) if name and label.strip().isdecimal() else (line.strip(), NO_LABEL)
+
+
+def label_of_text(text: str | bytes) -> int:
+    """A class in digits. Raises ValueError for what is none, or is beyond int64."""
+    label = int(text)
+    if abs(label) >= 2**63:
+        raise ValueError(f"{label} is no class: it is beyond int64")
+    return label
 
 
 def list_folder(root: Path) -> Listing:

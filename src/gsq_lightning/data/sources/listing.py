@@ -18,7 +18,7 @@ from gsq_lightning.disk import write_whole
 logger = logging.getLogger(__name__)
 
 CACHED_FROM = 10_000  # images; listing fewer takes no time worth a file
-VERSION = 1  # of the cached files
+VERSION = 2  # of the cached files
 SETTLED_NS = 2_000_000_000  # what changed more recently may change again without a new time stamp
 
 

@@ -1,5 +1,6 @@
 """Parquet files of images as the Hugging Face Hub ships ImageNet-1k, read through `datasets`."""
 
+import logging
 from collections.abc import Iterator
 from contextlib import contextmanager, nullcontext
 from pathlib import Path
@@ -12,6 +13,8 @@ from gsq_lightning.data.sources.listing import PackedNames
 from gsq_lightning.data.sources.source import ImageSource
 from gsq_lightning.errors import InputError
 from gsq_lightning.network import reachable
+
+logger = logging.getLogger(__name__)
 
 LABEL_COLUMNS = ("label", "labels", "cls", "class")
 
@@ -42,14 +45,20 @@ class ParquetSource(ImageSource):
         self._ends = np.cumsum([len(chunk) for chunk in chunks])
         self.names = image_names(chunks, is_struct)
         label_column = next((name for name in LABEL_COLUMNS if name in dataset.column_names), None)
-        self.labels = (
-            np.full(len(dataset), NO_LABEL, dtype=np.int64)
-            if label_column is None
-            else table.column(label_column).to_numpy().astype(np.int64)
-        )
+        self.labels = np.full(len(dataset), NO_LABEL, dtype=np.int64)
+        if label_column is not None:
+            self._take_labels(table.column(label_column), label_column)
         self._fingerprint = str(dataset._fingerprint)
         if not len(self):
             raise InputError(f"there are no images in {self.place}")
+
+    def _take_labels(self, column: Any, name: str) -> None:
+        import pyarrow
+
+        try:
+            self.labels = column.cast(pyarrow.int64()).fill_null(NO_LABEL).to_numpy()
+        except (pyarrow.ArrowInvalid, pyarrow.ArrowNotImplementedError):
+            logger.warning("the column %s of %s holds no numbers of classes: labels are left out", name, self.place)
 
     def read(self, item: int) -> bytes:
         chunk = int(np.searchsorted(self._ends, item, side="right"))
