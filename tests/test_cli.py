@@ -80,6 +80,35 @@ def test_validate_needs_a_checkpoint_and_images_alone(trained: Path, capsys: pyt
     main(["validate", f"--ckpt_path={checkpoint}", f"--data.root={trained.parents[2] / 'images' / 'val'}"])
 
 
+def test_another_root_leaves_the_places_of_a_checkpoint(trained: Path, tmp_path: Path) -> None:
+    """Where it was trained on images that train and val named, which would come before root."""
+    source = trained.parents[2] / "images"
+    places = [f"--data.train={source / 'train'}", f"--data.val={source / 'val'}"]
+    logger = [f"--trainer.logger.save_dir={tmp_path / 'runs'}", "--trainer.max_steps=1"]
+    flags = [flag for flag in images(source) if not flag.startswith("--data.root")]
+    main(["fit", "--config", "quickstart.yaml", *TINY, *flags, *places, *logger])
+    checkpoint = tmp_path / "runs" / "quickstart" / "version_0" / "checkpoints" / "last.ckpt"
+    write_images(tmp_path / "others", 3)
+    (tmp_path / "others.yaml").write_text(f"data:\n  init_args:\n    root: {tmp_path / 'others'}\n")
+    for names, number in ((["--config", str(tmp_path / "others.yaml")], 3), (["--data.root", str(source)], 5), ([], 5)):
+        main(["validate", f"--ckpt_path={checkpoint}", *names])
+        report = read_report(checkpoint.parent / "validate" / "last" / "metrics.json")
+        assert report.metrics["images"] == number
+    main(["validate", f"--ckpt_path={checkpoint}", f"--data.root={tmp_path / 'others'}"])
+    assert read_report(checkpoint.parent / "validate" / "last" / "metrics.json").metrics["images"] == 3
+
+
+def test_tokens_leave_out_images_that_cannot_be_read(trained: Path, tmp_path: Path) -> None:
+    """Also where a batch has none but those."""
+    write_images(tmp_path / "images", 2)
+    (tmp_path / "images" / "image_000.jpg").write_bytes(b"no image")
+    flags = ["--data.on_error=skip", "--data.val_batch_size=1", f"--tokens.folder={tmp_path / 'tokens'}"]
+    checkpoint = trained / "checkpoints" / "last.ckpt"
+    main(["predict", f"--ckpt_path={checkpoint}", f"--data.root={tmp_path / 'images'}", *flags])
+    (shard,) = (tmp_path / "tokens").glob("*.safetensors")
+    assert len(load_file(shard)["indices"]) == 2
+
+
 def test_a_report_tells_of_images_that_could_not_be_read(trained: Path, tmp_path: Path) -> None:
     write_images(tmp_path / "val", 3)
     (tmp_path / "val" / "broken.jpg").write_bytes(b"no image")

@@ -128,9 +128,9 @@ def test_metrics_are_those_of_one_process_and_statistics_are_reused(tmp_path: Pa
     assert len(list((tmp_path / "statistics").iterdir())) == 1
 
 
-def validate(folder: Path, checkpoint: str, devices: int) -> dict[str, float]:
+def validate(folder: Path, checkpoint: str, devices: int, root: str = "images") -> dict[str, float]:
     command = [
-        *(sys.executable, "-m", "gsq_lightning", "validate", f"--ckpt_path={checkpoint}", "--data.root=images"),
+        *(sys.executable, "-m", "gsq_lightning", "validate", f"--ckpt_path={checkpoint}", f"--data.root={root}"),
         *(f"--trainer.devices={devices}", "--trainer.enable_progress_bar=false", "--data.val_batch_size=2"),
         *("--trainer.accelerator=cpu", f"--trainer.default_root_dir=out{devices}"),
         "--model.metrics.names=[psnr,psnr_set,ssim,codebook,rfd_random]",
@@ -143,13 +143,17 @@ def validate(folder: Path, checkpoint: str, devices: int) -> dict[str, float]:
 
 
 def test_two_processes_report_what_one_does(tmp_path: Path) -> None:
-    """On the same checkpoint, with shards of 3 and 2 images."""
+    """On the same checkpoint, with shards of 3 and 2 images, and of 1 and none."""
     write_images(tmp_path / "images" / "train", 8)
     write_images(tmp_path / "images" / "val", 5, seed=1)
     fit(tmp_path, devices=1, accumulate=1)
     checkpoint = "runs/1/version_0/checkpoints/last.ckpt"
     one, two = (validate(tmp_path, checkpoint, devices) for devices in (1, 2))
     assert one["images"] == 5
+    assert two == pytest.approx(one, rel=1e-5)
+    write_images(tmp_path / "single", 1, seed=2)
+    one, two = (validate(tmp_path, checkpoint, devices, "single") for devices in (1, 2))
+    assert one["images"] == 1
     assert two == pytest.approx(one, rel=1e-5)
 
 

@@ -1,6 +1,7 @@
 """Runs under fire: killed, stopped, out of room. The command as a user would start it, and start it again."""
 
 import errno
+import multiprocessing
 import os
 import signal
 import subprocess
@@ -11,14 +12,15 @@ from typing import Any
 import pytest
 import torch
 
-from gsq_lightning import checkpoint_io, cli
+from gsq_lightning import GSQTokenizer, checkpoint_io, cli
 from gsq_lightning.__main__ import main
 from gsq_lightning.callbacks import reconstructions
 from gsq_lightning.callbacks.checkpoint import LOCK_NAME, is_locked, lock
 from gsq_lightning.checkpoint_io import WholeCheckpointIO
+from gsq_lightning.data import ImageNetDataModule
 from gsq_lightning.errors import InputError
 from gsq_lightning.module import TokenizerModule
-from gsq_lightning.reports import report
+from gsq_lightning.reports import read_report, report
 from tests.conftest import write_images
 from tests.test_cli import TINY, error_of, images
 from tests.test_resume import equal
@@ -156,17 +158,23 @@ def test_a_damaged_checkpoint_is_passed_over_for_an_older_one(place: Path, caplo
     assert [state["global_step"] for state in states] == [4]
 
 
+def test_last_needs_a_folder_of_runs(place: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    error = error_of(["validate", "--ckpt_path=last", "--config=quickstart.yaml", "--trainer.logger=false"], capsys)
+    assert "which this config lacks; give the path of a checkpoint" in error
+    assert "there is no checkpoint best" in error_of(["validate", "--ckpt_path=best", "--data.root=images"], capsys)
+
+
 def test_last_is_the_newest_checkpoint_of_the_recipe(place: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert "there is no checkpoint below runs/quickstart" in error_of([*fit(2), "--ckpt_path=last"], capsys)
     main(fit(2))
     main([*fit(4), "--ckpt_path=last", "--auto_resume=false"])
     assert load(1)["global_step"] == 4
-    main(
-        ["validate", *fit(4)[1:], "--ckpt_path=last", "--trainer.logger=false"]
-        if False
-        else [*fit(6), "--ckpt_path=last"]
-    )
+    main([*fit(6), "--ckpt_path=last"])
     assert load(2)["global_step"] == 6
+    main(["validate", *fit(4)[1:], "--ckpt_path=last"])
+    written = read_report(RUNS / "version_2" / "checkpoints" / "validate" / "last" / "metrics.json")
+    assert written.step == 6
+    assert len(list(RUNS.iterdir())) == 3
 
 
 # ------------------------------------------------------------------------------------------------- signals
@@ -195,6 +203,40 @@ def test_a_signal_stops_after_the_step_with_a_checkpoint(
     assert [signal.getsignal(one) for one in (signal.SIGTERM, signal.SIGINT)] == handlers
     main(fit(every=100))
     assert load(0)["global_step"] == 8
+
+
+@pytest.mark.parametrize(("number", "code"), [(signal.SIGTERM, 143), (signal.SIGINT, 130)])
+@pytest.mark.parametrize("command", ["validate", "predict"])
+def test_a_signal_stops_what_has_no_state_at_once(
+    place: Path,
+    command: str,
+    number: signal.Signals,
+    code: int,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    main(fit(2))
+    handlers = [signal.getsignal(one) for one in (signal.SIGTERM, signal.SIGINT)]
+    monkeypatch.setattr(GSQTokenizer, "_image_to_latent", lambda *_: signal.raise_signal(number))
+    with pytest.raises(SystemExit) as exit_info:
+        main([command, f"--ckpt_path={RUNS / 'version_0' / LAST}"])
+    assert exit_info.value.code == code
+    assert f"gsq: error: stopped by {number.name} before the end" in capsys.readouterr().err
+    assert [signal.getsignal(one) for one in (signal.SIGTERM, signal.SIGINT)] == handlers
+
+
+def test_loading_processes_outlive_a_signal_to_the_whole_job(place: Path) -> None:
+    data = ImageNetDataModule("images", 8, val_batch_size=1, num_workers=1)
+    data.setup("validate")
+    loader = iter(data.val_dataloader())
+    next(loader)
+    (worker,) = multiprocessing.active_children()
+    assert worker.pid is not None
+    for number in (signal.SIGTERM, signal.SIGINT, signal.SIGTERM):
+        os.kill(worker.pid, number)
+    assert len(next(loader).image) == 1
+    assert worker.is_alive()
+    del loader
 
 
 def test_the_second_interrupt_is_obeyed_at_once(place: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -305,7 +347,7 @@ def test_a_kill_while_writing_leaves_the_old_checkpoint(tmp_path: Path) -> None:
     WholeCheckpointIO().save_checkpoint({"step": 1}, path)
     code = f"""
 import os, signal
-from gsq_lightning import checkpoint_io, cli
+from gsq_lightning import GSQTokenizer, checkpoint_io, cli
 checkpoint_io.os.fsync = lambda descriptor: os.kill(os.getpid(), signal.SIGKILL)
 checkpoint_io.WholeCheckpointIO().save_checkpoint({{"step": 2}}, {str(path)!r})
 """

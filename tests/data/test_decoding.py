@@ -17,7 +17,7 @@ from gsq_lightning.data.dataset import OnError, SourceImages
 from gsq_lightning.data.decoding import ImageDecoder
 from gsq_lightning.data.sampler import SampleKey
 from gsq_lightning.data.sources import FolderSource
-from gsq_lightning.data.transforms import ResizeAndCrop
+from gsq_lightning.data.transforms import ResizeAndCrop, short_side_for
 
 PIXELS = np.random.default_rng(0).integers(0, 256, (12, 16, 3), dtype=np.uint8)
 
@@ -103,6 +103,19 @@ def test_what_cannot_be_decoded_is_named_or_skipped(tmp_path: Path, content: byt
     skipped = images_of(tmp_path, "skip")[SampleKey(0, 0)]
     assert isinstance(skipped, UnreadableImage)
     assert skipped.path.endswith("odd name 猫.jpg")
+
+
+def test_a_strip_that_would_be_resized_to_gigabytes_is_named_or_skipped(tmp_path: Path) -> None:
+    Image.new("RGB", (60_000, 1)).save(tmp_path / "strip.png")
+    with pytest.raises(InputError, match="60000×1 pixels are too narrow: with a short side of 256 it would be huge"):
+        SourceImages(FolderSource(tmp_path), ResizeAndCrop(256, 256))[SampleKey(0, 0)]
+
+
+@pytest.mark.parametrize(
+    ("size", "ratio", "short"), [(56, 0.56, 100), (256, 0.875, 292), (256, 1.0, 256), (7, 0.5, 14)]
+)
+def test_the_short_side_of_a_crop_ratio(size: int, ratio: float, short: int) -> None:
+    assert short_side_for(size, ratio) == short
 
 
 def test_a_file_that_vanished_is_named_or_skipped(tmp_path: Path) -> None:

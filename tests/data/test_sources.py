@@ -240,6 +240,67 @@ def test_patterns_of_shards_name_the_images_of_a_split(folder: Path, tmp_path: P
         open_images(pattern.replace("3}", "4}"), "auto", "val")
 
 
+@pytest.mark.parametrize("prefix", ["", "./", "val/", "imagenet/val/"])
+def test_classes_are_the_folders_within_what_was_packed(folder: Path, tmp_path: Path, prefix: str) -> None:
+    with tarfile.open(tmp_path / "val.tar", "w") as archive:
+        for name, content, _ in images_in(folder):
+            add_to_tar(archive, prefix + name, content)
+    with zipfile.ZipFile(tmp_path / "val.zip", "w") as zipped:
+        for name, content, _ in images_in(folder):
+            zipped.writestr(prefix + name, content)
+    for path in (tmp_path / "val.tar", tmp_path / "val.zip"):
+        assert ArchiveSource([path]).labels.tolist() == [0] * 4 + [1] * 4 + [2] * 4
+
+
+def test_links_within_a_tar_are_followed(folder: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    first, *_ = sorted((folder / "cats").iterdir())
+    os.link(first, folder / "dogs" / "same.png")
+    (folder / "dogs" / "too.png").symlink_to(f"../cats/{first.name}")
+    (folder / "dogs" / "lost.png").symlink_to("nowhere.png")
+    with tarfile.open(tmp_path / "val.tar", "w") as archive:
+        for name in CLASSES:
+            archive.add(folder / name, name)
+    source = ArchiveSource([tmp_path / "val.tar"])
+    content = {source.names[item]: source.read(item) for item in range(len(source))}
+    assert len(content) == 14
+    assert content["dogs/same.png"] == content["dogs/too.png"] == first.read_bytes()
+    assert "1 links lead to no image of their tar and are left out, the first is dogs/lost.png" in caplog.text
+
+
+def test_a_list_may_begin_with_a_byte_order_mark(folder: Path, tmp_path: Path) -> None:
+    path = write_list(folder, tmp_path / "val.txt")
+    path.write_bytes(b"\xef\xbb\xbf" + path.read_bytes())
+    assert len(ListSource(path).read(0)) > 0
+    path.write_text(f"a.png\t{'9' * 30}\n")
+    with pytest.raises(InputError, match="is no class: it is beyond int64"):
+        ListSource(path)
+
+
+@pytest.mark.parametrize("labels", [[3, None, 1], ["a", "b", "c"], [[1], [2], [3]]])
+def test_parquet_without_numbers_of_classes_has_no_labels(folder: Path, tmp_path: Path, labels: list[Any]) -> None:
+    pytest.importorskip("datasets")
+    pyarrow = pytest.importorskip("pyarrow")
+    from pyarrow import parquet as files
+
+    contents = [content for _, content, _ in images_in(folder)[:3]]
+    files.write_table(pyarrow.table({"jpg": contents, "label": labels}), tmp_path / "val.parquet")
+    source = ParquetSource(str(tmp_path), "val", [tmp_path / "val.parquet"])
+    assert source.labels.tolist() == ([3, -1, 1] if labels[0] == 3 else [-1, -1, -1])
+
+
+def test_streaming_takes_a_folder_of_images_for_the_other_split(folder: Path, tmp_path: Path) -> None:
+    assert isinstance(open_images(str(folder), "webdataset", "val"), FolderSource)
+    (tmp_path / "empty").mkdir()
+    with pytest.raises(InputError, match="there are no images below"):
+        open_images(str(tmp_path / "empty"), "webdataset", "train")
+
+
+@pytest.mark.parametrize("name", ["root", "train", "val"])
+def test_an_empty_place_is_refused(name: str) -> None:
+    with pytest.raises(InputError, match=f"data.{name} is empty"):
+        ImageNetDataModule(**{name: " "})  # type: ignore[arg-type]
+
+
 def test_a_pattern_of_absurdly_many_shards_is_refused() -> None:
     pytest.importorskip("webdataset")
     for pattern in ("a-{0..99999999999}.tar", "{a,b}" * 40 + ".tar"):

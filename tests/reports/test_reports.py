@@ -1,5 +1,6 @@
 """Reports on disk, tables of them, published figures, the plot."""
 
+import hashlib
 import json
 import math
 import subprocess
@@ -139,6 +140,32 @@ def test_wrong_input_of_compare_ends_in_one_line(
     (line,) = capsys.readouterr().err.splitlines()
     assert line.startswith("gsq: error: ")
     assert message in line
+
+
+@pytest.mark.parametrize(
+    "content",
+    [
+        '{"name": null, "metrics": {}}',
+        '{"name": "a", "metrics": {}, "extractors": "x"}',
+        '{"name": "a", "metrics": {"psnr": ' + "9" * 400 + "}}",
+        "[" * 200_000,
+    ],
+)
+def test_damaged_reports_are_refused(tmp_path: Path, content: str) -> None:
+    (tmp_path / "metrics.json").write_text(content)
+    with pytest.raises(InputError, match="cannot be read as a report"):
+        find_report(tmp_path)
+
+
+def test_the_report_of_other_weights_of_an_export_is_refused(tmp_path: Path) -> None:
+    (tmp_path / "model.safetensors").write_bytes(b"weights")
+    sha256 = hashlib.sha256(b"weights").hexdigest()
+    report = EvaluationReport(name="a", metrics={"psnr": 1.0}, checkpoint_sha256=sha256)
+    write_report(report, tmp_path / "validate")
+    assert find_report(tmp_path).metrics == {"psnr": 1.0}
+    (tmp_path / "model.safetensors").write_bytes(b"others")
+    with pytest.raises(InputError, match="was written for another state"):
+        find_report(tmp_path)
 
 
 def test_without_matplotlib_the_plot_says_so(
