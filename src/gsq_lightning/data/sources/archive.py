@@ -47,7 +47,8 @@ class ArchiveSource(ImageSource):
     """Images in one or more zip and tar files, in the order of the files and of the names within.
 
     A tar may be a WebDataset shard, where `NAME.cls` holds the label of `NAME.jpg`, or hold tars of its own, each a
-    class, as ImageNet's ILSVRC2012_img_train.tar. Else the first folder of a name is its class.
+    class, as ImageNet's ILSVRC2012_img_train.tar. Else the first folder of a name is its class, but for
+    folders that lie around all images.
 
     Args:
         paths: the archives. A tar must not be compressed: images are read from its middle.
