@@ -106,8 +106,7 @@ class ImageDataModule(LightningDataModule):
         sampler = self._sampler(self._val)
         if len(sampler) == 0:
             # fewer images than devices: a batch of none, as Lightning lets no device wait for the others without one
-            nothing: Any = [None]
-            return DataLoader(nothing, sampler=EpochSampler(nothing), collate_fn=no_images)
+            return DataLoader(NoImages(), sampler=EpochSampler(NoImages()), collate_fn=collate)
         return self._loader(self._val, sampler, self.val_batch_size)
 
     test_dataloader = val_dataloader
@@ -203,6 +202,11 @@ def outlive_a_signal(worker: int) -> None:
     signal.signal(signal.SIGTERM, lambda *_: None if signal.getitimer(signal.ITIMER_REAL)[0] else signal.alarm(LINGER))
 
 
-def no_images(_: Any) -> ImageBatch:
-    """A batch of none."""
-    return collate([])
+class NoImages(Dataset[ImageBatch]):
+    """Makes one batch, of none."""
+
+    def __len__(self) -> int:
+        return 1
+
+    def __getitems__(self, keys: list[Any]) -> ImageBatch:
+        return collate([])
