@@ -90,6 +90,19 @@ def name_what_we_import(state: dict[str, Any]) -> None:
     state["hyper_parameters"]["discriminator_scheduler"] = "gsq_lightning.cli.DDPStrategy"
 
 
+def name_a_stranger_in_json(state: dict[str, Any]) -> None:
+    state["hyper_parameters"]["discriminator"] = '{"class_path": "this.antigravity"}'
+
+
+def name_a_stranger_in_a_file(state: dict[str, Any]) -> None:
+    Path("words").write_text("class_path: os.mkdir\ninit_args: {path: ran}\n")
+    state["hyper_parameters"]["tokenizer"] = "words"
+
+
+def name_a_stranger_among_weights(state: dict[str, Any]) -> None:
+    state["hyper_parameters"]["loss_weights"] = {"class_path": "this.antigravity"}
+
+
 def name_a_strange_data_module(state: dict[str, Any]) -> None:
     state["datamodule_hyper_parameters"]["_class_path"] = "subprocess.Popen"
 
@@ -102,6 +115,9 @@ def name_a_strange_data_module(state: dict[str, Any]) -> None:
         name_a_stranger_by_way_of_us,
         name_a_stranger_in_short,
         name_what_we_import,
+        name_a_stranger_in_json,
+        name_a_stranger_in_a_file,
+        name_a_stranger_among_weights,
         name_a_strange_data_module,
     ],
 )
@@ -135,7 +151,9 @@ def test_a_command_as_place_of_the_data_is_not_taken_from_a_checkpoint(
         state["datamodule_hyper_parameters"] |= {"root": None, "source": "webdataset", option: place_of_images}
 
     hostile = changed(checkpoint, place / "hostile.ckpt", change)
-    assert "data.root is missing" in error_of(["validate", f"--ckpt_path={hostile}"], capsys)
+    error = error_of(["validate", f"--ckpt_path={hostile}"], capsys)
+    assert f"give the place with --data.{option}" in error
+    main(["validate", f"--ckpt_path={hostile}", "--data.root=images", "--data.source=auto"])
     assert not (place / "ran").exists()
 
 
@@ -147,6 +165,8 @@ def test_a_command_as_place_of_the_data_is_not_taken_from_a_checkpoint(
         "/data/imagenet1k-train-{0000..1023}.tar",
         "https://host:8000/train-{0000..1023}.tar::gs://bucket/a_b/train.tar",
         "ILSVRC/imagenet-1k",
+        "../val:2",
+        "https://host/train-{000,001}.tar?signature=a%2Fb&date=1",
     ],
 )
 def test_other_places_of_the_data_are_taken_from_a_checkpoint(place_of_images: str) -> None:

@@ -217,6 +217,21 @@ def test_a_validation_that_was_broken_off_is_made_up_for(small_tokenizer: Build,
     assert_same_run(resumed, stopped, whole)
 
 
+def test_a_validation_that_is_broken_off_again_and_again(small_tokenizer: Build, root: Path, tmp_path: Path) -> None:
+    whole = Run(small_tokenizer, root, tmp_path / "whole", "none", accumulate=2).fit()
+    checkpoint: Path | None = None
+    for stop in range(3):
+        stopped = Run(small_tokenizer, root, tmp_path / f"stopped {stop}", "none", accumulate=2)
+        with pytest.raises(RunStopped):
+            stopped.fit(checkpoint, validation=True)
+        checkpoint = tmp_path / f"stopped {stop}" / "checkpoints" / "last.ckpt"
+    resumed = Run(small_tokenizer, root, tmp_path / "resumed", "none", accumulate=2).fit(checkpoint)
+    progress = "epoch_loop.batch_progress"
+    equal(resumed.last["loops"]["fit_loop"][progress], whole.last["loops"]["fit_loop"][progress])
+    equal(resumed.last["state_dict"], whole.last["state_dict"])
+    assert resumed.logs["val/psnr"] == whole.logs["val/psnr"]
+
+
 def test_a_checkpoint_between_a_step_and_its_validation_leads_to_that_validation(
     small_tokenizer: Build, root: Path, tmp_path: Path
 ) -> None:

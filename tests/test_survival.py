@@ -225,6 +225,30 @@ def test_a_signal_stops_what_has_no_state_at_once(
     assert [signal.getsignal(one) for one in (signal.SIGTERM, signal.SIGINT)] == handlers
 
 
+def test_a_run_that_was_stopped_in_its_last_validation_makes_up_for_it(
+    place: Path, monkeypatch: pytest.MonkeyPatch, said: list[str]
+) -> None:
+    """The one after training, which ended between two others."""
+    before = TokenizerModule.validation_step
+
+    def signalled(self: TokenizerModule, batch: Any, batch_idx: int) -> None:
+        if self.trainer.state.fn == "validate":
+            signal.raise_signal(signal.SIGTERM)
+        before(self, batch, batch_idx)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(TokenizerModule, "validation_step", signalled)
+        with pytest.raises(SystemExit):
+            main(fit(3))
+    assert load(0)["global_step"] == 3
+    assert not (RUNS / "version_0" / "metrics.json").exists()
+    main(fit(3))
+    assert "going on with runs/quickstart/version_0 from step 3" in said[-1]
+    assert read_report(RUNS / "version_0" / "metrics.json").step == 3
+    main(fit(3))
+    assert "version_0 is finished; starting anew" in said[-1]
+
+
 def test_loading_processes_outlive_a_signal_to_the_whole_job(place: Path) -> None:
     data = ImageNetDataModule("images", 8, val_batch_size=1, num_workers=1)
     data.setup("validate")

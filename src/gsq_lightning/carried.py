@@ -18,10 +18,23 @@ from gsq_lightning.tokenizer import CONFIG_FILE, GSQTokenizer
 # the word of a file
 TRUSTED = ("gsq_lightning", "torch.optim")
 IMPORT_PATH = re.compile(r"[^\W\d]\w*(\.[^\W\d]\w*)+")
-FILE_OPTIONS = re.compile(r"(.*_)?weights|.*_folder")  # their values may look like paths of imports
+# what the parser cannot take for more than a word: not for a config in JSON or YAML, nor for the name of a config file
+PLAIN_WORD = re.compile(r"[A-Za-z0-9_+-]*")
+# options whose values are paths of files, and nothing else
+FILE_OPTIONS = (
+    "weights",
+    "inception_weights",
+    "alexnet_weights",
+    "vgg16_weights",
+    "dinov2_weights",
+    "statistics_folder",
+)
 # of the places that webdataset opens, those that no shell and no program of somebody's choice has a part in; its braces
 # could spell out others
-PLAIN_PLACE = re.compile(r"(?:[^:{}$]|\{\d+\.\.\d+\})*|(?:https?|gs|s3|hf|ais)://(?:[\w./~%+@:=,-]|\{\d+\.\.\d+\})*")
+NUMBERS = r"\{\d+(?:\.\.\d+|(?:,\d+)+)\}"
+PLAIN_PLACE = re.compile(
+    rf"(?![\w+.-]*:)(?:[^{{}}$]|{NUMBERS})*|(?:https?|gs|s3|hf|ais)://(?:[\w./~%+@:=,?&-]|{NUMBERS})*"
+)
 
 
 def checkpoint_config(path: Path, command: str) -> dict[str, Any]:
@@ -82,8 +95,7 @@ def exported_config(folder: Path, command: str) -> dict[str, Any]:
 def trusted(carried: dict[str, Any], source: str, has_config: bool) -> dict[str, Any]:
     """What of a carried config is taken.
 
-    Places of images that may be commands are left out, so that they must come from the command line. A module with
-    classes of somebody else's is left out where the user gives a config, which then has to name them.
+    A module with classes of somebody else's is left out where the user gives a config, which then has to name them.
 
     Args:
         carried: of `checkpoint_config` or `exported_config`.
@@ -91,7 +103,8 @@ def trusted(carried: dict[str, Any], source: str, has_config: bool) -> dict[str,
         has_config: whether the user gives a config.
 
     Raises:
-        InputError: where it names what is not of this library or torch.optim, and no config is given.
+        InputError: where it names what is not of this library or torch.optim, and no config is given; or a place of
+            images that may be a command.
     """
     strangers = sorted({path for path in named_paths(carried) if not is_trusted(path)})
     if strangers and not has_config:
@@ -101,27 +114,34 @@ def trusted(carried: dict[str, Any], source: str, has_config: bool) -> dict[str,
         )
     if strangers:
         carried = {name: section for name, section in carried.items() if name not in ("model", "data")}
-    return carried | {"data": without_commands(carried["data"])} if "data" in carried else carried
+    for name, place in carried.get("data", {}).get("init_args", {}).items():
+        if isinstance(place, str) and not all(PLAIN_PLACE.fullmatch(part) for part in place.split("::")):
+            raise InputError(
+                f"{source} has data.{name} {place!r}, which may be a command and is not run on its word; give the "
+                f"place with --data.{name}"
+            )
+    return carried
 
 
 def named_paths(config: dict[str, Any]) -> Iterator[str]:
-    """All import paths in a config: what looks like one in the model's section, and the class of the data."""
-    yield from _dotted(config.get("model"))
+    """What a config may name to be imported: in the model's section all but plain words, and the class of the data."""
+    yield from _names(config.get("model"))
     data = config.get("data")
     if isinstance(data, dict) and isinstance(data.get("class_path"), str):
         yield data["class_path"]
 
 
-def _dotted(value: Any) -> Iterator[str]:
-    if isinstance(value, str) and IMPORT_PATH.fullmatch(value):
-        yield value
+def _names(value: Any) -> Iterator[str]:
+    if isinstance(value, str):
+        if IMPORT_PATH.fullmatch(value) or not PLAIN_WORD.fullmatch(value) or (value and Path(value).exists()):
+            yield value
     elif isinstance(value, dict):
         for name, inner in value.items():
-            if not (isinstance(name, str) and FILE_OPTIONS.fullmatch(name)):
-                yield from _dotted(inner)
+            if not (name in FILE_OPTIONS and isinstance(inner, str)):
+                yield from _names(inner)
     elif isinstance(value, list | tuple):
         for inner in value:
-            yield from _dotted(inner)
+            yield from _names(inner)
 
 
 def is_trusted(path: str) -> bool:
@@ -138,16 +158,6 @@ def is_trusted(path: str) -> bool:
 
 def _within_trusted(module: str) -> bool:
     return any(module == package or module.startswith(f"{package}.") for package in TRUSTED)
-
-
-def without_commands(data: dict[str, Any]) -> dict[str, Any]:
-    """The config of a data module without places of images that may be commands."""
-    options = {
-        name: value
-        for name, value in data["init_args"].items()
-        if not isinstance(value, str) or all(PLAIN_PLACE.fullmatch(place) for place in value.split("::"))
-    }
-    return data | {"init_args": options}
 
 
 def _without_notes(hyperparameters: dict[str, Any]) -> dict[str, Any]:

@@ -32,11 +32,11 @@ from gsq_lightning.callbacks.checkpoint import is_locked
 from gsq_lightning.carried import is_exported, report_folder
 from gsq_lightning.config_files import LAST, check_yaml, find_recipe, is_inline, ordered, recipe_name
 from gsq_lightning.data import ImageNetDataModule
-from gsq_lightning.disk import disk_error
+from gsq_lightning.disk import disk_error, left_out_on_disk_errors
 from gsq_lightning.errors import CheckpointNotWritten, InputError, ModelNotFinite, RunStopped, TrainingDiverged
 from gsq_lightning.module import TokenizerModule
 from gsq_lightning.pretrained import recorded_files
-from gsq_lightning.resume import decide, newest_of_all_runs
+from gsq_lightning.resume import decide, mark_finished, newest_of_all_runs
 from gsq_lightning.tokenizer import GSQTokenizer, check_weights
 
 LOGGED_REFRESH = 100  # batches between two lines of progress in a log file
@@ -63,7 +63,8 @@ def one_line_errors() -> Iterator[None]:
     except (CheckpointNotWritten, ModelNotFinite, TrainingDiverged) as error:
         fail(str(error), EXIT_DIVERGED)
     except RunStopped as stop:
-        if getattr(rank_zero_only, "rank", 0):  # the first process tells; a code of another would count as its death
+        # the first process tells; a code of another would count as its death
+        if getattr(rank_zero_only, "rank", 0) and stop.agreed:
             raise SystemExit(0) from stop
         fail(str(stop), EXIT_SIGNAL + (stop.signal or signal.SIGTERM))
     except KeyboardInterrupt:
@@ -289,10 +290,14 @@ class GSQCommand(LightningCLI):
                 trainer.logger.init_args.version = decision.run.version
 
     def after_fit(self) -> None:
-        """Validates the last weights where training ended between two validations."""
+        """Validates the last weights where training ended between two validations; then the run is finished."""
         trainer = self.trainer
         if self.report.validated_step != trainer.global_step and trainer.limit_val_batches and not trainer.interrupted:
             trainer.validate(self.model, datamodule=self.datamodule, verbose=False)
+        folder = trainer.log_dir  # asks all processes, so that all must ask
+        if folder is not None and trainer.is_global_zero and not trainer.interrupted:
+            with left_out_on_disk_errors(folder):
+                mark_finished(Path(folder), trainer.global_step)
 
     def instantiate_trainer(self, **kwargs: Any) -> Trainer:
         """With several processes and no strategy named, data parallel as two networks in one module need it."""

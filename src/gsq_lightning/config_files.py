@@ -48,22 +48,31 @@ def ordered(arguments: list[str]) -> list[str]:
         raise InputError(f"gsq {command[0]} needs {needed}")
     if checkpoint is not None and checkpoint not in (LAST, "null"):
         read = exported_config if is_exported(Path(checkpoint)) else checkpoint_config
-        carried = trusted(read(Path(checkpoint), command[0]), checkpoint, has_config=bool(configs))
+        carried = read(Path(checkpoint), command[0])
+        leave_out_given(carried, configs[1::2], flags)
+        carried = trusted(carried, checkpoint, has_config=bool(configs))
         if "tokenizer" not in carried.get("model", {}) and not configs:
             raise InputError(
                 f"{checkpoint} carries no config, as its module was made in Python; give the one that fits with "
                 "--config, or validate it in Python"
             )
-        if names_root(configs[1::2], flags):
-            without_places(carried)
         configs = ["--config", json.dumps(carried), *configs]
     return command + configs + flags
 
 
-def names_root(configs: list[str], flags: list[str]) -> bool:
-    """Whether config files or flags say where the data is."""
-    if any(flag.partition("=")[0] in ("--data.root", "--data.init_args.root") for flag in flags):
-        return True
+def leave_out_given(carried: dict[str, Any], configs: list[str], flags: list[str]) -> None:
+    """Drops the places of images that the user gives anew; with another root also those of its splits."""
+    given = given_places(configs, flags)
+    options = carried.get("data", {}).get("init_args", {})
+    if "root" in given and given["root"] != options.get("root"):
+        given |= dict.fromkeys(("root", "train", "val", "train_images"))
+    for name in given:
+        options.pop(name, None)
+
+
+def given_places(configs: list[str], flags: list[str]) -> dict[str, Any]:
+    """What config files and flags say of data.root, data.train and data.val."""
+    given: dict[str, Any] = {}
     for config in configs:
         if not is_inline(config):
             path = Path(find_recipe(config))
@@ -71,16 +80,12 @@ def names_root(configs: list[str], flags: list[str]) -> bool:
             config = path.read_text()
         data = (yaml.safe_load(config) or {}).get("data")
         options = data.get("init_args", data) if isinstance(data, dict) else None
-        if isinstance(options, dict) and options.get("root") is not None:
-            return True
-    return False
-
-
-def without_places(carried: dict[str, Any]) -> None:
-    """Drops what a checkpoint knows of its images' places: of another root, its splits are others too."""
-    options = carried.get("data", {}).get("init_args", {})
-    for name in ("root", "train", "val", "source", "train_images"):
-        options.pop(name, None)
+        given |= options if isinstance(options, dict) else {}
+    for flag, following in itertools.zip_longest(flags, flags[1:], fillvalue=""):
+        name, equals, value = flag.partition("=")
+        if name.startswith("--data."):
+            given[name.removeprefix("--data.").removeprefix("init_args.")] = value if equals else following
+    return {name: value for name, value in given.items() if name in ("root", "train", "val") and value is not None}
 
 
 def recipe_name(arguments: list[str]) -> str | None:

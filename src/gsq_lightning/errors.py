@@ -26,8 +26,10 @@ class RunStopped(RuntimeError):
 
     Attributes:
         signal: number of the signal, or None in a process that did not receive it.
+        agreed: whether all processes stop at the same place.
     """
 
-    def __init__(self, message: str, signal: int | None = None) -> None:
+    def __init__(self, message: str, signal: int | None = None, agreed: bool = True) -> None:
         super().__init__(message)
         self.signal = signal
+        self.agreed = agreed

@@ -17,6 +17,7 @@ logger = logging.getLogger(__name__)
 VERSION = re.compile(r"version_(\d+)")
 CHECKPOINTS = "checkpoints"
 CONFIG = "config.yaml"
+FINISHED = ".finished"  # beside it, with the number of steps
 
 # what may change between two starts of the same run: where and how it computes, not what
 FREE_OPTIONS = {
@@ -73,7 +74,7 @@ def decide(
             continue  # it died before its first checkpoint
         checkpoint, state = found
         step = int(state["global_step"])
-        if is_finished(state, max_steps, max_epochs):
+        if is_finished(state, max_steps, max_epochs) and is_marked_finished(folder, step):
             return Decision(None, f"{folder} is finished")
         change = first_change(read_config(folder / CONFIG), config)
         if change is not None:
@@ -121,6 +122,19 @@ def is_finished(state: dict[str, Any], max_steps: int, max_epochs: int | None) -
         return True
     epochs = state["loops"]["fit_loop"]["epoch_progress"]["current"]["completed"]
     return max_epochs is not None and 0 < max_epochs <= epochs
+
+
+def mark_finished(folder: Path, step: int) -> None:
+    """Notes that a run has come to its end, its last validation and report included. Raises OSError."""
+    (folder / FINISHED).write_text(f"{step}\n")
+
+
+def is_marked_finished(folder: Path, step: int) -> bool:
+    """Whether nothing of a run that stands at its last step is missing."""
+    try:
+        return (folder / FINISHED).read_text() == f"{step}\n"
+    except (OSError, UnicodeDecodeError):
+        return False
 
 
 def read_config(path: Path) -> dict[str, Any] | None:

@@ -228,6 +228,24 @@ def test_a_checkpoint_over_other_images_says_so_and_begins_with_the_first_of_the
     assert again == resumed[2:]
 
 
+def test_a_larger_global_batch_goes_on_where_the_smaller_one_was(tmp_path: Path) -> None:
+    for split in ("train", "val"):
+        write_images(tmp_path / "images" / split, 40)
+
+    def data(global_batch_size: int) -> ImageNetDataModule:
+        return ImageNetDataModule(str(tmp_path / "images"), 8, global_batch_size, num_workers=0, seed=3)
+
+    small = run_through(data(8), 3, tmp_path / "small")
+    large = run_through(data(16), 4, tmp_path / "large", ckpt_path=tmp_path / "small" / "step=3.ckpt")
+    assert not {name for batch in small for name in batch} & set(large[0])
+
+
+def test_the_place_in_training_does_not_concern_validation(image_root: Path) -> None:
+    data = ImageNetDataModule(str(image_root), 8, global_batch_size=7)
+    data.setup("validate")
+    data.load_state_dict({"images_consumed": 3, "training_images": 99, "global_batch_size": 2})
+
+
 def test_labels_are_the_class_folders_in_order_of_their_names(image_root: Path) -> None:
     data = ImageNetDataModule(str(image_root), 8, val_batch_size=6, num_workers=0)
     data.setup("validate")

@@ -240,7 +240,18 @@ def test_patterns_of_shards_name_the_images_of_a_split(folder: Path, tmp_path: P
         open_images(pattern.replace("3}", "4}"), "auto", "val")
 
 
-@pytest.mark.parametrize("prefix", ["", "./", "val/", "imagenet/val/"])
+def test_streamed_shards_are_counted_once(folder: Path, tmp_path: Path) -> None:
+    """So that checkpoints are written while one of them is away."""
+    paths = write_shards(folder, tmp_path / "shards")
+    pattern = str(tmp_path / "shards" / "set-train-{000000..000003}.tar")
+    data = ImageNetDataModule(train=pattern, val=pattern, source="webdataset", global_batch_size=2, num_workers=0)
+    data.setup("fit")
+    data.train_dataloader()
+    paths[0].unlink()
+    assert data.state_dict()["training_images"] == 12
+
+
+@pytest.mark.parametrize("prefix", ["", "./", "/", "val/", "imagenet/val/"])
 def test_classes_are_the_folders_within_what_was_packed(folder: Path, tmp_path: Path, prefix: str) -> None:
     with tarfile.open(tmp_path / "val.tar", "w") as archive:
         for name, content, _ in images_in(folder):
@@ -252,18 +263,26 @@ def test_classes_are_the_folders_within_what_was_packed(folder: Path, tmp_path: 
         assert ArchiveSource([path]).labels.tolist() == [0] * 4 + [1] * 4 + [2] * 4
 
 
+def test_an_image_beside_the_class_folders_has_no_class(folder: Path, tmp_path: Path) -> None:
+    with tarfile.open(tmp_path / "val.tar", "w") as archive:
+        for name, content, _ in [*images_in(folder), ("z.png", images_in(folder)[0][1], -1)]:
+            add_to_tar(archive, f"val/{name}", content)
+    assert ArchiveSource([tmp_path / "val.tar"]).labels.tolist() == [0] * 4 + [1] * 4 + [2] * 4 + [-1]
+
+
 def test_links_within_a_tar_are_followed(folder: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     first, *_ = sorted((folder / "cats").iterdir())
     os.link(first, folder / "dogs" / "same.png")
     (folder / "dogs" / "too.png").symlink_to(f"../cats/{first.name}")
     (folder / "dogs" / "lost.png").symlink_to("nowhere.png")
+    (folder / "dogs" / "via.png").symlink_to("too.png")
     with tarfile.open(tmp_path / "val.tar", "w") as archive:
         for name in CLASSES:
             archive.add(folder / name, name)
     source = ArchiveSource([tmp_path / "val.tar"])
     content = {source.names[item]: source.read(item) for item in range(len(source))}
-    assert len(content) == 14
-    assert content["dogs/same.png"] == content["dogs/too.png"] == first.read_bytes()
+    assert len(content) == 15
+    assert content["dogs/same.png"] == content["dogs/too.png"] == content["dogs/via.png"] == first.read_bytes()
     assert "1 links lead to no image of their tar and are left out, the first is dogs/lost.png" in caplog.text
 
 

@@ -45,6 +45,7 @@ class RunCheckpoint(ModelCheckpoint):
         )
         self.signals = StopSignals()
         self._owes_validation = False  # in the checkpoint: it was written between a step and the validation after it
+        self._makes_up = False  # runs a validation that an earlier run owed
         self._lock: Any = None
 
     # --------------------------------------------------------------------------------------------- start, end
@@ -94,7 +95,9 @@ class RunCheckpoint(ModelCheckpoint):
             self._owes_validation = False
             trainer.validating = True
             loop.epoch_loop.val_loop.restarting = False  # from its first batch, whatever an earlier one had reached
+            self._makes_up = True
             loop.epoch_loop.val_loop.run()
+            self._makes_up = False
             trainer.training = True
 
     def _take_signals(self, trainer: Trainer) -> None:
@@ -155,7 +158,7 @@ class RunCheckpoint(ModelCheckpoint):
     def _save_as_before_validation(self, trainer: Trainer) -> None:
         """Writes a checkpoint from within a validation as if it had not begun, so that it is made up for as a whole."""
         loop = trainer.fit_loop.epoch_loop
-        for progress in (loop.batch_progress.current, loop.batch_progress.total):
+        for progress in () if self._makes_up else (loop.batch_progress.current, loop.batch_progress.total):
             progress.completed -= 1  # Lightning counts the batch as completed after its hooks, and before validation
         loop.val_loop.batch_progress.reset()
         self._owes_validation = True

@@ -60,7 +60,7 @@ class StopSignals:
 
     def _stop(self, number: int, frame: FrameType | None) -> None:
         name = signal.Signals(number).name
-        raise RunStopped(f"stopped by {name} before the end; files that were written are whole", number)
+        raise RunStopped(f"stopped by {name} before the end; files that were written are whole", number, agreed=False)
 
     def _note(self, number: int, frame: FrameType | None) -> None:
         if number == signal.SIGINT and self.received == signal.SIGINT:

@@ -1,6 +1,8 @@
 """What all data modules of this library share: batch sizes, order, resuming, loaders, counting of unreadable images."""
 
+import atexit
 import logging
+import multiprocessing
 import signal
 from abc import abstractmethod
 from collections.abc import Mapping
@@ -24,8 +26,6 @@ from gsq_lightning.data.stream import StreamedShards
 from gsq_lightning.errors import InputError
 
 logger = logging.getLogger(__name__)
-
-LINGER = 60
 
 ImageDataset = Dataset[Sample | UnreadableImage]
 
@@ -58,6 +58,7 @@ class ImageDataModule(LightningDataModule):
         self.unreadable: dict[str, str] = {}
         self._train: ImageDataset | None = None
         self._val: ImageDataset | None = None
+        self._training_images: int | None = None
         self._images_before = 0  # training images that the runs before this one consumed, over all devices
         self._batches_before = 0  # and their batches on this device
 
@@ -81,7 +82,7 @@ class ImageDataModule(LightningDataModule):
 
     def train_dataloader(self) -> DataLoader:
         assert self._train is not None
-        size = self.count(self._train)
+        size = self._count_training_images()
         if size < self.global_batch_size:
             raise InputError(
                 f"there are {size} training images, fewer than global_batch_size {self.global_batch_size}; "
@@ -98,6 +99,13 @@ class ImageDataModule(LightningDataModule):
         sampler = self._sampler(self._train, shuffle=True, multiple_of=self.global_batch_size)
         sampler.follow(self._images_consumed)
         return self._loader(self._train, sampler, self._train_batch_size)
+
+    def _count_training_images(self) -> int:
+        """Asked once: shards that are streamed may be away later."""
+        assert self._train is not None
+        if self._training_images is None:
+            self._training_images = self.count(self._train)
+        return self._training_images
 
     def val_dataloader(self) -> DataLoader:
         assert self._val is not None
@@ -126,14 +134,18 @@ class ImageDataModule(LightningDataModule):
 
     def state_dict(self) -> dict[str, Any]:
         """The place in the data, in images, so that it holds for another number of devices too."""
-        found = None if self._train is None else self.count(self._train)
-        return {"images_consumed": self._images_consumed(), "training_images": found}
+        return {
+            "images_consumed": self._images_consumed(),
+            "training_images": self._training_images,
+            "global_batch_size": self.global_batch_size,
+        }
 
     def load_state_dict(self, state_dict: Mapping[str, Any]) -> None:
         """Takes up the place of a checkpoint; over another number of training images it means nothing: that is said."""
-        before = state_dict.get("training_images")
-        found = None if self._train is None else self.count(self._train)
-        if found is not None and before is not None and found != before:
+        if self._train is None:  # validation has no use for it
+            return
+        before, found = state_dict.get("training_images"), self._count_training_images()
+        if before is not None and found != before:
             logger.warning(
                 "the checkpoint was trained on %d images, and here are %d: training goes on with the first epoch of "
                 "these",
@@ -143,8 +155,9 @@ class ImageDataModule(LightningDataModule):
             return
         consumed = state_dict["images_consumed"]
         # in the midst of a step whose batches had another size that step begins anew, as the module does
-        midst = consumed % (self._train_batch_size * self._world_size) != 0
-        self._images_before = consumed - consumed % self.global_batch_size if midst else consumed
+        since_step = consumed % state_dict.get("global_batch_size", self.global_batch_size)
+        fits = since_step % (self._train_batch_size * self._world_size) == 0
+        self._images_before = consumed if fits else consumed - since_step
 
     @property
     def _world_size(self) -> int:
@@ -196,10 +209,18 @@ class ImageDataModule(LightningDataModule):
 def outlive_a_signal(worker: int) -> None:
     """Lets a loading process live on when all processes of a job are asked to stop: the last step may still need it.
 
-    The main process tells it when to end; where that fails, it ends `LINGER` seconds after SIGTERM.
+    The main process tells it when to end, or kills it at its own end; where that is killed, torch's workers notice.
     """
-    signal.signal(signal.SIGINT, signal.SIG_IGN)
-    signal.signal(signal.SIGTERM, lambda *_: None if signal.getitimer(signal.ITIMER_REAL)[0] else signal.alarm(LINGER))
+    for number in (signal.SIGINT, signal.SIGTERM):
+        signal.signal(number, signal.SIG_IGN)
+
+
+@atexit.register  # before multiprocessing's own, which would send SIGTERM and wait
+def kill_loading_processes() -> None:
+    """Ends what ignores SIGTERM."""
+    for child in multiprocessing.active_children():
+        if child.daemon:
+            child.kill()
 
 
 class NoImages(Dataset[ImageBatch]):

@@ -69,8 +69,12 @@ def write_report(report: EvaluationReport, folder: Path) -> Path:
     content = asdict(report)
     content["metrics"] = {name: value if math.isfinite(value) else str(value) for name, value in report.metrics.items()}
     path = folder / JSON_NAME
-    write_whole(path, (json.dumps(content, indent=2, ensure_ascii=False) + "\n").encode())
-    write_whole(folder / MARKDOWN_NAME, with_row(_text_of(folder / MARKDOWN_NAME), report).encode())
+    texts = {
+        path: json.dumps(content, indent=2, ensure_ascii=False) + "\n",
+        folder / MARKDOWN_NAME: with_row(_text_of(folder / MARKDOWN_NAME), report),
+    }
+    for place, text in texts.items():
+        write_whole(place, text.encode(errors="backslashreplace"))  # names of files need not be UTF-8
     return path
 
 

@@ -21,6 +21,8 @@ from gsq_lightning.errors import InputError
 
 logger = logging.getLogger(__name__)
 
+MOST_LINKS = 20  # that lead to each other
+
 ARCHIVE_SUFFIXES = frozenset({".tar", ".zip"})
 ZIP_LOCAL_HEADER = struct.Struct("<4s22xHH")  # PKWARE APPNOTE 4.3.7: signature, …, lengths of name and extra field
 
@@ -192,17 +194,27 @@ def with_links(images: dict[str, tuple[int, int]], links: dict[str, str]) -> dic
     if not links:
         return images
     by_path = {os.path.normpath(name): place for name, place in images.items()}
-    lost = [name for name, target in links.items() if os.path.normpath(target) not in by_path]
+    targets = {os.path.normpath(name): os.path.normpath(target) for name, target in links.items()}
+    found = {}
+    for name, target in links.items():
+        path = os.path.normpath(target)
+        for _ in range(MOST_LINKS):
+            path = targets.get(path, path)
+        found[name] = by_path.get(path)
+    lost = [name for name, place in found.items() if place is None]
     if lost:
         logger.warning("%d links lead to no image of their tar and are left out, the first is %s", len(lost), lost[0])
-    found = {name: by_path.get(os.path.normpath(target)) for name, target in links.items()}
     return images | {name: place for name, place in found.items() if place is not None}
 
 
 def without_common_folder(names: list[str]) -> list[str]:
     """Names without the folder that all of them lie in, where there are folders in it: archives often hold one."""
-    parts = [os.path.normpath(name).split(os.sep) for name in names]
-    while parts and len({part[0] for part in parts}) == 1 and min(map(len, parts)) > 2:
+    parts = [os.path.normpath(name).lstrip(os.sep).split(os.sep) for name in names]
+    while (
+        parts
+        and len({part[0] for part in parts}) == 1
+        and (min(map(len, parts)) > 2 or len({part[1] for part in parts if len(part) > 2}) > 1)
+    ):
         parts = [part[1:] for part in parts]
     return [os.sep.join(part) for part in parts]
 
