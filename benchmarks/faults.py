@@ -29,7 +29,7 @@ COMPARED = ("global_step", "state_dict", "optimizer_states", "lr_schedulers", "t
 # runs `gsq` with every write of a checkpoint drawn out, and tells on which line of the log each phase begins
 DRIVER = """
 import os, sys, time
-from gsq_lightning import checkpoint_io
+from gsq_lightning import disk
 from gsq_lightning.module import TokenizerModule
 sync = os.fsync
 def slow(descriptor):
@@ -37,7 +37,7 @@ def slow(descriptor):
     time.sleep({delay})
     sync(descriptor)
     print("PHASE step", flush=True)
-checkpoint_io.os.fsync = slow
+disk.os.fsync = slow
 for name, phase in (("on_train_batch_start", "step"), ("on_validation_epoch_start", "validation")):
     def told(self, *arguments, before=getattr(TokenizerModule, name), phase=phase):
         print("PHASE", phase, flush=True)

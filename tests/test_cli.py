@@ -42,12 +42,16 @@ def images(root: Path, size: int = 16) -> list[str]:
 def trained(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The run folder of a tiny tokenizer, trained for three steps on images beside it."""
 
-    folder = tmp_path_factory.mktemp("trained")
-    write_images(folder / "images" / "train", 8)
-    write_images(folder / "images" / "val", 5, seed=1)
+    return train_tiny(tmp_path_factory.mktemp("trained"), train_images=8, val_images=5, steps=3)
+
+
+def train_tiny(folder: Path, train_images: int, val_images: int, steps: int) -> Path:
+    """Makes `images/` in a folder and trains on them from there; the run's folder."""
+    write_images(folder / "images" / "train", train_images)
+    write_images(folder / "images" / "val", val_images, seed=1)
     with pytest.MonkeyPatch.context() as patch:
         patch.chdir(folder)
-        main(["fit", "--config", "quickstart.yaml", *TINY, *images(Path("images")), "--trainer.max_steps=3"])
+        main(["fit", "--config", "quickstart.yaml", *TINY, *images(Path("images")), f"--trainer.max_steps={steps}"])
     return folder / "runs" / "quickstart" / "version_0"
 
 

@@ -13,8 +13,7 @@ import torch
 from gsq_lightning import GSQTokenizer, InputError
 from gsq_lightning.__main__ import main
 from gsq_lightning.carried import trusted
-from tests.conftest import write_images
-from tests.test_cli import TINY, error_of, images
+from tests.test_cli import TINY, error_of, images, train_tiny
 
 
 class Payload:
@@ -30,13 +29,8 @@ class Payload:
 @pytest.fixture(scope="module")
 def checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Of a tiny tokenizer, with images beside it."""
-    folder = tmp_path_factory.mktemp("hostile")
-    write_images(folder / "images" / "train", 4)
-    write_images(folder / "images" / "val", 2, seed=1)
-    with pytest.MonkeyPatch.context() as patch:
-        patch.chdir(folder)
-        main(["fit", "--config", "quickstart.yaml", *TINY, *images(Path("images")), "--trainer.max_steps=1"])
-    return folder / "runs" / "quickstart" / "version_0" / "checkpoints" / "last.ckpt"
+    run = train_tiny(tmp_path_factory.mktemp("hostile"), train_images=4, val_images=2, steps=1)
+    return run / "checkpoints" / "last.ckpt"
 
 
 @pytest.fixture

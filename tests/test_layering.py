@@ -13,11 +13,11 @@ PACKAGE = Path(__file__).parents[1] / "src" / "gsq_lightning"
 MAY_IMPORT = {
     "errors": set(),
     "cache": set(),
-    "disk": set(),
+    "disk": {"errors"},
     "run_logger": {"disk"},
     "network": set(),
     "randomness": set(),
-    "checkpoint_io": set(),
+    "checkpoint_io": {"disk", "errors"},
     "resume": {"errors"},
     "pretrained": {"errors", "network"},
     "networks": {"errors"},

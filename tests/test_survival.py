@@ -371,8 +371,8 @@ def test_a_kill_while_writing_leaves_the_old_checkpoint(tmp_path: Path) -> None:
     WholeCheckpointIO().save_checkpoint({"step": 1}, path)
     code = f"""
 import os, signal
-from gsq_lightning import GSQTokenizer, checkpoint_io, cli
-checkpoint_io.os.fsync = lambda descriptor: os.kill(os.getpid(), signal.SIGKILL)
+from gsq_lightning import checkpoint_io, disk
+disk.os.fsync = lambda descriptor: os.kill(os.getpid(), signal.SIGKILL)
 checkpoint_io.WholeCheckpointIO().save_checkpoint({{"step": 2}}, {str(path)!r})
 """
     assert subprocess.run([sys.executable, "-c", code]).returncode == -signal.SIGKILL

@@ -10,7 +10,7 @@ from typing import Any
 import torch
 
 from gsq_lightning import quantizers
-from gsq_lightning.errors import InputError
+from gsq_lightning.errors import InputError, first_line
 from gsq_lightning.metrics import ReconstructionMetrics
 from gsq_lightning.tokenizer import CONFIG_FILE, GSQTokenizer
 
@@ -49,8 +49,7 @@ def checkpoint_config(path: Path, command: str) -> dict[str, Any]:
         checkpoint = torch.load(path, map_location="cpu", weights_only=True, mmap=True)
         model, data = dict(checkpoint["hyper_parameters"]), dict(checkpoint.get("datamodule_hyper_parameters", {}))
     except Exception as error:  # whatever the unpickler makes of a damaged file
-        reason = (str(error).strip() or type(error).__name__).splitlines()[0]
-        raise InputError(f"{path} is not a readable checkpoint of gsq-lightning: {reason}") from error
+        raise InputError(f"{path} is not a readable checkpoint of gsq-lightning: {first_line(error)}") from error
     config: dict[str, Any] = {"model": _without_notes(model)}
     if "_class_path" in data:
         config["data"] = {"class_path": data["_class_path"], "init_args": _without_notes(data)}

@@ -1,8 +1,6 @@
 """How checkpoint files are written and read: whole or not at all, and without running what they hold."""
 
-import errno
 import logging
-import os
 import shutil
 from pathlib import Path
 from typing import Any
@@ -10,9 +8,10 @@ from typing import Any
 import torch
 from lightning.fabric.plugins import TorchCheckpointIO
 
-logger = logging.getLogger(__name__)
+from gsq_lightning.disk import PART, whole_file
+from gsq_lightning.errors import causes
 
-PART = ".part"  # suffix of files that are being written
+logger = logging.getLogger(__name__)
 
 
 class WholeCheckpointIO(TorchCheckpointIO):
@@ -32,17 +31,10 @@ class WholeCheckpointIO(TorchCheckpointIO):
             super().save_checkpoint(checkpoint, path, storage_options)
             return
         path = Path(path)
-        part = path.with_name(f".{path.name}.{os.getpid()}{PART}")
         try:
-            path.parent.mkdir(parents=True, exist_ok=True)
-            with part.open("wb") as file:
+            with whole_file(path, durable=True) as file:
                 torch.save(checkpoint, file)
-                file.flush()
-                os.fsync(file.fileno())
-            os.replace(part, path)
-            _sync_folder(path.parent)
         except (OSError, RuntimeError) as error:  # torch reports a short write as RuntimeError
-            part.unlink(missing_ok=True)
             if not isinstance(error, OSError) and not _is_short_write(error):
                 raise
             self.failure = f"{path} could not be written: {_reason(error, path)}"
@@ -66,18 +58,6 @@ def remove_parts(folder: Path) -> None:
         part.unlink(missing_ok=True)
 
 
-def _sync_folder(folder: Path) -> None:
-    """Waits until the disk knows the new name."""
-    descriptor = os.open(folder, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    except OSError as error:
-        if error.errno not in (errno.EINVAL, errno.ENOTSUP):  # some network file systems cannot
-            raise
-    finally:
-        os.close(descriptor)
-
-
 def _is_short_write(error: RuntimeError) -> bool:
     """Whether torch's zip writer failed because the file did: it says so in words."""
     text = str(error)
@@ -85,11 +65,9 @@ def _is_short_write(error: RuntimeError) -> bool:
 
 
 def _reason(error: BaseException, path: Path) -> str:
-    cause: BaseException | None = error
-    while cause is not None and not isinstance(cause, OSError):
-        cause = cause.__cause__ or cause.__context__
+    cause = next((one for one in causes(error) if isinstance(one, OSError)), None)
     if cause is not None:
-        return getattr(cause, "strerror", None) or str(cause)
+        return cause.strerror or str(cause)
     try:
         free = shutil.disk_usage(path.parent).free
     except OSError:

@@ -33,7 +33,7 @@ from gsq_lightning.carried import is_exported, report_folder
 from gsq_lightning.config_files import LAST, check_yaml, find_recipe, is_inline, ordered, recipe_name
 from gsq_lightning.data import ImageNetDataModule
 from gsq_lightning.disk import disk_error, left_out_on_disk_errors
-from gsq_lightning.errors import CheckpointNotWritten, InputError, ModelNotFinite, RunStopped, TrainingDiverged
+from gsq_lightning.errors import CheckpointNotWritten, InputError, ModelNotFinite, RunStopped, TrainingDiverged, causes
 from gsq_lightning.module import TokenizerModule
 from gsq_lightning.pretrained import recorded_files
 from gsq_lightning.resume import decide, mark_finished, newest_of_all_runs
@@ -142,9 +142,7 @@ def is_out_of_memory(error: RuntimeError) -> bool:
 
 def input_error(error: BaseException | None) -> BaseException | None:
     """What the user can mend, within an error and those that led to it: jsonargparse wraps what constructors raise."""
-    while error is not None and not isinstance(error, (InputError, MisconfigurationException)):
-        error = error.__cause__ or error.__context__
-    return error
+    return next((one for one in causes(error) if isinstance(one, (InputError, MisconfigurationException))), None)
 
 
 def prepare_process() -> None:

@@ -74,11 +74,8 @@ def given_places(configs: list[str], flags: list[str]) -> dict[str, Any]:
     """What config files and flags say of data.root, data.train and data.val."""
     given: dict[str, Any] = {}
     for config in configs:
-        if not is_inline(config):
-            path = Path(find_recipe(config))
-            check_yaml(path)
-            config = path.read_text()
-        data = (yaml.safe_load(config) or {}).get("data")
+        content = parsed(config, "--config") if is_inline(config) else check_yaml(Path(find_recipe(config)))
+        data = content.get("data")
         options = data.get("init_args", data) if isinstance(data, dict) else None
         given |= options if isinstance(options, dict) else {}
     for flag, following in itertools.zip_longest(flags, flags[1:], fillvalue=""):
@@ -124,21 +121,31 @@ def find_recipe(name: str) -> str:
     )
 
 
-def check_yaml(path: Path) -> None:
-    """Raises InputError, with name and place, for a config file that is no YAML mapping of sane size."""
+def check_yaml(path: Path) -> dict[str, Any]:
+    """What a config file says. Raises InputError, with name and place, for one that is no YAML mapping of sane size."""
     try:
         if path.stat().st_size > MAX_CONFIG_BYTES:
             raise InputError(f"{path} has {path.stat().st_size} bytes; a config has at most {MAX_CONFIG_BYTES}")
-        content = yaml.safe_load(path.read_text())
-    except (yaml.YAMLError, OSError, UnicodeDecodeError) as error:
+        text = path.read_text()
+    except (OSError, UnicodeDecodeError) as error:
         raise InputError(f"{path} cannot be read as YAML: {error}") from error
+    return parsed(text, str(path))
+
+
+def parsed(text: str, name: str) -> dict[str, Any]:
+    """What the text of a config says. Raises InputError, with its name, for what is no YAML mapping of sane size."""
+    try:
+        content = yaml.safe_load(text)
+    except yaml.YAMLError as error:
+        raise InputError(f"{name} cannot be read as YAML: {error}") from error
     except RecursionError as error:
-        raise InputError(f"{path} is nested too deeply for a config") from error
+        raise InputError(f"{name} is nested too deeply for a config") from error
     if content is not None and not isinstance(content, dict):
-        raise InputError(f"{path} holds no config: it must be a mapping with keys such as model, data and trainer")
+        raise InputError(f"{name} holds no config: it must be a mapping with keys such as model, data and trainer")
     # aliases may stand for far more than the file has
     if len(list(itertools.islice(values_within(content, MAX_CONFIG_DEPTH), MAX_CONFIG_VALUES + 1))) > MAX_CONFIG_VALUES:
-        raise InputError(f"{path} stands for more than {MAX_CONFIG_VALUES} values, too many for a config")
+        raise InputError(f"{name} stands for more than {MAX_CONFIG_VALUES} values, too many for a config")
+    return content or {}
 
 
 def values_within(content: Any, depth: int) -> Iterator[Any]:

@@ -7,9 +7,13 @@ import uuid
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import IO
+
+from gsq_lightning.errors import causes
 
 logger = logging.getLogger(__name__)
 
+PART = ".part"  # suffix of files that are being written
 DISK_ERRORS = (
     errno.ENOSPC,
     errno.EDQUOT,
@@ -29,27 +33,51 @@ DISK_ERRORS = (
 )
 
 
-def write_whole(path: Path, content: bytes) -> None:
-    """Writes a file under a temporary name and renames it, so that no reader finds half of it. Raises OSError.
+@contextmanager
+def whole_file(path: Path, durable: bool = False) -> Iterator[IO[bytes]]:
+    """A file to write to, which at the end takes the place of `path`: no reader finds half of it. Raises OSError.
 
-    After a power cut it may be damaged: readers check, or it can be made again.
+    Args:
+        path: its folder is made where it is missing.
+        durable: wait until the disk has it. Else it may be damaged after a power cut: readers check, or it can be made
+            again.
     """
     path.parent.mkdir(parents=True, exist_ok=True)
-    part = path.with_name(f".{path.name}.{uuid.uuid4().hex}.part")
+    part = path.with_name(f".{path.name}.{uuid.uuid4().hex}{PART}")
     try:
-        part.write_bytes(content)
+        with part.open("wb") as file:
+            yield file
+            if durable:
+                file.flush()
+                os.fsync(file.fileno())
         os.replace(part, path)
     finally:
         part.unlink(missing_ok=True)
+    if durable:
+        _sync_folder(path.parent)
+
+
+def write_whole(path: Path, content: bytes) -> None:
+    """Writes a file through `whole_file`."""
+    with whole_file(path) as file:
+        file.write(content)
+
+
+def _sync_folder(folder: Path) -> None:
+    """Waits until the disk knows the new name."""
+    descriptor = os.open(folder, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    except OSError as error:
+        if error.errno not in (errno.EINVAL, errno.ENOTSUP):  # some network file systems cannot
+            raise
+    finally:
+        os.close(descriptor)
 
 
 def disk_error(error: BaseException | None) -> OSError | None:
     """What a disk did not do, within an error and those that led to it; None where the disk is not to blame."""
-    while error is not None:
-        if isinstance(error, OSError) and error.errno in DISK_ERRORS:
-            return error
-        error = error.__cause__ or error.__context__
-    return None
+    return next((one for one in causes(error) if isinstance(one, OSError) and one.errno in DISK_ERRORS), None)
 
 
 @contextmanager

@@ -1,4 +1,6 @@
-"""The exceptions of this library."""
+"""The exceptions of this library, and what is asked of those of others."""
+
+from collections.abc import Iterator
 
 
 class InputError(ValueError):
@@ -33,3 +35,15 @@ class RunStopped(RuntimeError):
         super().__init__(message)
         self.signal = signal
         self.agreed = agreed
+
+
+def causes(error: BaseException | None) -> Iterator[BaseException]:
+    """An error and those that led to it, the last one first."""
+    while error is not None:
+        yield error
+        error = error.__cause__ or error.__context__
+
+
+def first_line(error: BaseException) -> str:
+    """What an error says, without what may follow for pages; its type where it says nothing."""
+    return (str(error).strip() or type(error).__name__).splitlines()[0]

@@ -16,7 +16,7 @@ from typing import Any, TypeVar
 import torch
 from torch import Tensor, nn
 
-from gsq_lightning.errors import InputError
+from gsq_lightning.errors import InputError, first_line
 from gsq_lightning.network import NETWORK_TIMEOUT, reachable
 
 logger = logging.getLogger(__name__)
@@ -168,8 +168,7 @@ def _cached_from_hub(repository: str, purpose: str, option: str) -> Path:
     try:
         return Path(hf_hub_download(repository, HUB_FILE))
     except Exception as error:  # OSError, or what the Hub's HTTP client of the day raises
-        reason = (str(error).strip() or type(error).__name__).splitlines()[0]
-        raise InputError(f"{purpose}: {HUB_FILE} of {repository} could not be fetched: {reason}") from error
+        raise InputError(f"{purpose}: {HUB_FILE} of {repository} could not be fetched: {first_line(error)}") from error
 
 
 def _name(url: str) -> str:

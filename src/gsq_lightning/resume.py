@@ -10,7 +10,7 @@ from typing import Any
 import torch
 import yaml
 
-from gsq_lightning.errors import InputError
+from gsq_lightning.errors import InputError, first_line
 
 logger = logging.getLogger(__name__)
 
@@ -99,8 +99,7 @@ def newest_checkpoint(folder: Path) -> tuple[Path, dict[str, Any]] | None:
             state = torch.load(path, map_location="cpu", weights_only=True, mmap=True)
             found.append((int(state["global_step"]), path.stat().st_mtime, path, state))
         except Exception as error:  # whatever the unpickler makes of a damaged file
-            reason = (str(error).strip() or type(error).__name__).splitlines()[0]
-            logger.warning("the checkpoint %s cannot be read and is passed over: %s", path, reason)
+            logger.warning("the checkpoint %s cannot be read and is passed over: %s", path, first_line(error))
     if not found:
         return None
     _, _, path, state = max(found, key=lambda entry: entry[:2])

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from gsq_lightning import quantizers
 from gsq_lightning.disk import write_whole
-from gsq_lightning.errors import InputError
+from gsq_lightning.errors import InputError, first_line
 from gsq_lightning.networks import Decoder, Encoder
 from gsq_lightning.networks.decoder import Upsampling
 from gsq_lightning.quantizers import Quantizer, QuantizerOutput
@@ -295,8 +295,7 @@ def read_checkpoint(path: Path) -> tuple[dict[str, Any], dict[str, Tensor]]:
         if not all(isinstance(value, Tensor) for value in weights.values()):
             raise TypeError("its weights are not tensors")
     except Exception as error:  # whatever the unpickler makes of a damaged file
-        reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
-        raise InputError(f"{path} is not a readable checkpoint of gsq-lightning: {reason}") from error
+        raise InputError(f"{path} is not a readable checkpoint of gsq-lightning: {first_line(error)}") from error
     return config, weights
 
 
@@ -338,10 +337,9 @@ def _download(repository: str, revision: str | None) -> Path:
     try:
         return Path(snapshot_download(repository, revision=revision, allow_patterns=[CONFIG_FILE, WEIGHTS_FILE]))
     except (HFValidationError, HfHubHTTPError, LocalEntryNotFoundError, OSError) as error:
-        reason = str(error).strip().splitlines()[0]
         raise InputError(
             f"{repository!r} is neither a folder nor a checkpoint here, and could not be fetched from the Hugging Face "
-            f"Hub: {reason}"
+            f"Hub: {first_line(error)}"
         ) from error
 
 

@@ -65,7 +65,6 @@ def write_report(report: EvaluationReport, folder: Path) -> Path:
 
     Numbers that JSON lacks (NaN and the infinite PSNR of identical images) are written as strings.
     """
-    folder.mkdir(parents=True, exist_ok=True)
     content = asdict(report)
     content["metrics"] = {name: value if math.isfinite(value) else str(value) for name, value in report.metrics.items()}
     path = folder / JSON_NAME

@@ -11,7 +11,7 @@ import numpy as np
 from gsq_lightning.data.batch import NO_LABEL
 from gsq_lightning.data.sources.listing import PackedNames
 from gsq_lightning.data.sources.source import ImageSource
-from gsq_lightning.errors import InputError
+from gsq_lightning.errors import InputError, first_line
 from gsq_lightning.network import reachable
 
 logger = logging.getLogger(__name__)
@@ -84,10 +84,9 @@ def load_split(place: str, split: str, files: list[Path] | None) -> Any:
                 return datasets.load_dataset(place, split=split)
         return datasets.load_dataset("parquet", data_files={split: [str(path) for path in files]}, split=split)
     except Exception as error:  # of pyarrow, of the Hub, of the network
-        reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
         hint = f". On a machine with network: hf download {place} --repo-type dataset; or set data.root to a folder"
         raise InputError(
-            f"datasets cannot load the split {split!r} of {place}: {reason}{hint if files is None else ''}"
+            f"datasets cannot load the split {split!r} of {place}: {first_line(error)}{hint if files is None else ''}"
         ) from error
 
 
