@@ -27,25 +27,18 @@ class StopSignals:
 
     def take_at_once(self) -> None:
         """Installs handlers that raise RunStopped where they are: for what has no state to keep."""
-        if threading.current_thread() is not threading.main_thread() or self._before:
-            return
-        for number in SIGNALS:
-            self._before[number] = signal.signal(number, self._stop)
+        self._install(SIGNALS, self._stop)
 
     def take(self, requeue_signal: signal.Signals | None = None) -> None:
-        """Installs the handlers; does nothing outside the main thread, which alone may.
+        """Installs handlers that note what comes.
 
         Args:
             requeue_signal: what the cluster sends; what handled it before is called by `requeue`.
         """
-        if threading.current_thread() is not threading.main_thread() or self._before:
-            return
-        self.received = None
-        for number in SIGNALS:
-            self._before[number] = signal.signal(number, self._note)
-        if requeue_signal is not None:
-            self._requeue = signal.getsignal(requeue_signal)
-            self._before[requeue_signal] = signal.signal(requeue_signal, self._note)
+        if requeue_signal is None:
+            self._install(SIGNALS, self._note)
+        elif self._install((*SIGNALS, requeue_signal), self._note):
+            self._requeue = self._before[requeue_signal]
 
     def give_back(self) -> None:
         """Installs what handled the signals before."""
@@ -57,6 +50,14 @@ class StopSignals:
         """Does what the cluster's plugin does upon its signal, if that is what came."""
         if self.received is not None and self.received not in SIGNALS and callable(self._requeue):
             self._requeue(self.received, None)
+
+    def _install(self, numbers: tuple[signal.Signals, ...], handler: Any) -> bool:
+        """Whether it was done: not outside the main thread, which alone may, and not twice."""
+        if threading.current_thread() is not threading.main_thread() or self._before:
+            return False
+        self.received = None
+        self._before = {number: signal.signal(number, handler) for number in numbers}
+        return True
 
     def _stop(self, number: int, frame: FrameType | None) -> None:
         name = signal.Signals(number).name
