@@ -1,8 +1,10 @@
 """Weights of pretrained networks: where they come from, and what is said where they cannot be had."""
 
+import threading
 import time
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -62,10 +64,17 @@ def test_missing_weights_are_named_with_command_and_option(offline: Path) -> Non
 
 
 def test_a_server_that_never_answers_counts_as_offline(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(network.urllib.request, "urlopen", lambda *_, **__: time.sleep(60))
+    given_up = threading.Event()
+
+    def wait(*_: Any, **__: Any) -> None:
+        given_up.wait(60)
+        raise TimeoutError
+
+    monkeypatch.setattr(network.urllib.request, "urlopen", wait)
     start = time.monotonic()
     assert not pretrained.reachable(URL)
     assert time.monotonic() - start < 2.0
+    given_up.set()
 
 
 def test_weights_come_from_the_cache_or_a_path(offline: Path) -> None:

@@ -4,6 +4,7 @@ import os
 import socket
 import subprocess
 import sys
+import textwrap
 from pathlib import Path
 
 import pytest
@@ -177,6 +178,22 @@ def fit(folder: Path, devices: int, accumulate: int) -> tuple[dict[str, torch.Te
     state = torch.load(checkpoint, weights_only=True)
     assert state["global_step"] == 4
     return state["state_dict"], result.stdout
+
+
+def test_processes_part_before_the_interpreter_goes_down() -> None:
+    """Otherwise one run in a dozen ended with SIGABRT: https://github.com/pytorch/pytorch/issues/190489."""
+    program = """
+        import atexit, tempfile
+        from torch import distributed
+        from gsq_lightning.cli import main
+        atexit.register(lambda: print(distributed.is_initialized()))
+        meet = f"file://{tempfile.mkdtemp()}/meet"
+        distributed.init_process_group("gloo", init_method=meet, rank=0, world_size=1)
+        main(["fit", "--config", "nothing.yaml"])
+    """
+    result = subprocess.run([sys.executable, "-c", textwrap.dedent(program)], capture_output=True, text=True)
+    assert result.returncode == 2
+    assert result.stdout == "False\n"
 
 
 def test_two_processes_train_and_validate_like_one(tmp_path: Path) -> None:

@@ -16,5 +16,15 @@ def as_first_process(flag: bool) -> bool:
     return flags[0]
 
 
+def leave_group() -> None:
+    """Ends the threads by which this process talks to the others, where there are any; to be called while Python lives.
+
+    A thread of gloo that still holds a tensor when the interpreter goes down aborts the process
+    (https://github.com/pytorch/pytorch/issues/190489).
+    """
+    if _are_several():
+        distributed.destroy_process_group()
+
+
 def _are_several() -> bool:
     return distributed.is_available() and distributed.is_initialized()
