@@ -140,7 +140,7 @@ def read_config(path: Path) -> dict[str, Any] | None:
     """The config of a run, or None where it left none."""
     try:
         config = yaml.safe_load(path.read_text())
-    except (OSError, yaml.YAMLError):
+    except (OSError, UnicodeDecodeError, yaml.YAMLError):
         return None
     return config if isinstance(config, dict) else None
 

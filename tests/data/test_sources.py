@@ -3,6 +3,7 @@
 import io
 import itertools
 import os
+import shutil
 import tarfile
 import time
 import zipfile
@@ -20,8 +21,10 @@ from gsq_lightning.data.batch import collate
 from gsq_lightning.data.dataset import SourceImages
 from gsq_lightning.data.sampler import SampleKey
 from gsq_lightning.data.sources import ArchiveSource, FolderSource, ListSource, ParquetSource, listing, parquet
+from gsq_lightning.data.sources import archive as archive_module
 from gsq_lightning.data.sources.find import find_split, open_images
 from gsq_lightning.data.sources.listing import PackedNames
+from gsq_lightning.data.sources.source import ImageSource
 from gsq_lightning.data.stream import StreamedShards
 from gsq_lightning.data.transforms import ResizeAndCrop
 from tests.conftest import write_images
@@ -284,6 +287,62 @@ def test_links_within_a_tar_are_followed(folder: Path, tmp_path: Path, caplog: p
     assert len(content) == 15
     assert content["dogs/same.png"] == content["dogs/too.png"] == content["dogs/via.png"] == first.read_bytes()
     assert "1 links lead to no image of their tar and are left out, the first is dogs/lost.png" in caplog.text
+
+
+@pytest.mark.parametrize("kind", ["folder", "zip", "tar", "folder of tars"])
+def test_what_systems_hide_among_images_is_none_of_them(folder: Path, tmp_path: Path, kind: str) -> None:
+    expected = images_in(folder)
+    for name in (".ipynb_checkpoints/a.png", "__MACOSX/cats/._image_000.png", "cats/._image_000.png"):
+        (folder / name).parent.mkdir(parents=True, exist_ok=True)
+        (folder / name).write_bytes(b"no image")
+    place = tmp_path / "packed"
+    (place / ".cache" / "huggingface").mkdir(parents=True)
+    (place / "._val.tar").write_bytes(b"no archive")
+    if kind == "zip":
+        with zipfile.ZipFile(place / "val.zip", "w") as packed:
+            for path in sorted(folder.rglob("*")):
+                packed.write(path, path.relative_to(folder))
+    elif kind != "folder":
+        with tarfile.open(place / "val.tar", "w") as archive:
+            archive.add(folder, ".")
+    where = {"folder": folder, "zip": place / "val.zip", "tar": place / "val.tar", "folder of tars": place}[kind]
+    source = open_images(str(where), "auto", "val")
+    assert isinstance(source, ImageSource)
+    found = [(os.path.normpath(source.names[i]), source.read(i), int(source.labels[i])) for i in range(len(source))]
+    assert found == expected
+
+
+def test_the_archive_of_another_task_is_not_added_to_the_training_images(folder: Path, tmp_path: Path) -> None:
+    for name in ("ILSVRC2012_img_train.tar", "ILSVRC2012_img_train_t3.tar"):
+        write_tar_of_tars(folder, tmp_path / name)
+    source = find_split(str(tmp_path), "train", "archive")
+    assert isinstance(source, ImageSource)
+    assert len(source) == 12
+    assert source.place.endswith("ILSVRC2012_img_train.tar")
+
+
+def test_a_shard_holds_the_same_samples_read_in_any_order_and_streamed(
+    folder: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    """One image for each sample, whatever lies beside it; labels that are no numbers are none."""
+    archive_module.warn_once.cache_clear()
+    image = (folder / "cats" / "image_000.png").read_bytes()
+    shard = tmp_path / "train-000.tar"
+    with tarfile.open(shard, "w") as archive:
+        for name, content in (
+            *(("0.PNG", image), ("0.seg.png", image), ("0.cls", b"3")),
+            *(("1.mask.png", image), ("1.png", image), ("1.json", b"{}"), ("1.cls", b"cat")),
+            *(("2.v2.png", image), ("2.cls", b"4")),
+            *(("more/3.png", image), ("more/3.cls", b"99999999999999999999"), ("more/3.jpg", image)),
+            *(("__MACOSX/4.png", image), ("__MACOSX/4.cls", b"4")),
+        ):
+            add_to_tar(archive, name, content)
+    source = ArchiveSource([shard])
+    at_random = {source.name(item): int(source.labels[item]) for item in range(len(source))}
+    assert at_random == {f"{shard}/0.PNG": 3, f"{shard}/1.png": -1, f"{shard}/more/3.png": -1}
+    assert {sample.path: sample.label for sample in streamed([shard])} == at_random
+    for said in ("4 files are not the image of their sample", "are no numbers", "are passed over"):
+        assert said in caplog.text
 
 
 def test_a_list_may_begin_with_a_byte_order_mark(folder: Path, tmp_path: Path) -> None:
@@ -555,17 +614,43 @@ def test_a_tree_that_changed_just_now_is_not_trusted_to_the_cache(settled: Path,
     assert not (tmp_path / "cache").exists()
 
 
-@pytest.mark.parametrize("content", [b"", b"PK\x03\x04 not whole", b"no archive"])
+@pytest.mark.parametrize("damage", ["empty", "cut off", "other", "a bit"])
 def test_a_damaged_listing_is_made_anew_with_a_word(
-    settled: Path, tmp_path: Path, content: bytes, caplog: pytest.LogCaptureFixture
+    settled: Path, tmp_path: Path, damage: str, caplog: pytest.LogCaptureFixture
 ) -> None:
-    FolderSource(settled)
+    names = list(FolderSource(settled).names)
     (path,) = (tmp_path / "cache" / "listings").iterdir()
     whole = path.read_bytes()
-    path.write_bytes(content)
-    assert len(FolderSource(settled)) == 12
+    flipped = bytearray(whole)
+    flipped[len(whole) // 2] ^= 4
+    path.write_bytes({"empty": b"", "cut off": whole[:-100], "other": b"no listing", "a bit": bytes(flipped)}[damage])
+    assert list(FolderSource(settled).names) == names
     assert "cannot be read" in caplog.text
     assert path.read_bytes() == whole
+
+
+def test_a_cache_of_somebody_else_does_not_keep_images_from_being_listed(
+    settled: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    def refuse(path: Path) -> bytes:
+        raise PermissionError(13, "Permission denied", str(path))
+
+    monkeypatch.setattr(Path, "read_bytes", refuse)
+    assert len(FolderSource(settled)) == 12
+    assert "Permission denied" in caplog.text
+
+
+def test_a_link_to_another_version_of_the_data_is_listed_anew(settled: Path, tmp_path: Path) -> None:
+    other = tmp_path / "other"
+    shutil.copytree(settled, other)
+    current = tmp_path / "current"
+    current.symlink_to(settled)
+    assert len(FolderSource(current)) == 12
+    current.unlink()
+    current.symlink_to(other)
+    (settled / "cats" / "image_000.png").unlink()
+    assert len(FolderSource(current)) == 12
+    assert len(FolderSource(settled)) == 11
 
 
 def test_where_nothing_can_be_cached_the_images_are_listed_all_the_same(
@@ -596,7 +681,10 @@ def test_fingerprints_tell_other_images_apart(folder: Path) -> None:
     assert fingerprint() == before
     assert fingerprint(9) != before
     image = folder / "cats" / "image_000.png"
-    image.write_bytes(image.read_bytes() + b" ")
+    before, status = fingerprint(), image.stat()
+    image.write_bytes(image.read_bytes()[:-1] + b"!")
+    os.utime(image, ns=(status.st_atime_ns, status.st_mtime_ns))
+    assert image.stat().st_mtime_ns == status.st_mtime_ns
     assert fingerprint() != before
 
 

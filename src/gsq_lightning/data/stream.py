@@ -11,7 +11,8 @@ from gsq_lightning.data.batch import NO_LABEL, Sample, UnreadableImage
 from gsq_lightning.data.dataset import OnError, Transform, unreadable_line
 from gsq_lightning.data.decoding import UNREADABLE, ImageDecoder
 from gsq_lightning.data.sampler import SampleKey, sample_generator
-from gsq_lightning.data.sources.folder import IMAGE_SUFFIXES
+from gsq_lightning.data.sources.archive import image_suffix, label_of_sample, warn_once
+from gsq_lightning.data.sources.folder import is_hidden
 from gsq_lightning.errors import InputError
 
 
@@ -104,21 +105,26 @@ class StreamedShards(IterableDataset[Sample | UnreadableImage]):
         import webdataset
 
         broken: list[UnreadableImage] = []
-        encoded: Iterable[dict[str, Any]] = webdataset.tariterators.tarfile_samples(
-            ({"url": url} for url in urls), handler=self._on_broken_shard(broken)
-        )
+        handler = self._on_broken_shard(broken)
+        # webdataset's tarfile_samples, but the case of names is kept
+        opened = webdataset.tariterators.url_opener(({"url": url} for url in urls), handler=handler)
+        files = webdataset.tariterators.tar_file_expander(opened, handler=handler, select_files=not_hidden)
+        encoded: Iterable[dict[str, Any]] = webdataset.tariterators.group_by_keys(files, lcase=False, handler=handler)
         if generator is not None and self.shuffle_buffer > 0:
             initial = self.shuffle_buffer // 2
             encoded = webdataset.filters._shuffle(iter(encoded), self.shuffle_buffer, initial, generator)
         for sample in encoded:
             while broken:
                 yield broken.pop()
-            suffix = next((suffix for suffix in sample if f".{suffix}" in IMAGE_SUFFIXES), None)
+            suffix = image_suffix(sample)
             if suffix is None:
+                warn_once("samples of shards without a file such as NAME.jpg are passed over")
                 continue
             name = f"{sample['__url__']}/{sample['__key__']}.{suffix}"
             try:
-                yield Sample(self._decode(sample[suffix], name, epoch), label_of(sample), name)
+                yield Sample(
+                    self._decode(sample[suffix], name, epoch), label_of_sample(sample.get("cls", str(NO_LABEL))), name
+                )
             except UNREADABLE as error:
                 if self.on_error == "raise":
                     raise InputError(unreadable_line(name, error)) from error
@@ -152,9 +158,5 @@ class StreamedShards(IterableDataset[Sample | UnreadableImage]):
         return handle
 
 
-def label_of(sample: dict[str, Any]) -> int:
-    """The class of a WebDataset sample, from its `cls` file."""
-    try:
-        return int(sample.get("cls", NO_LABEL))
-    except ValueError:
-        return NO_LABEL
+def not_hidden(name: str) -> bool:
+    return not is_hidden(name)

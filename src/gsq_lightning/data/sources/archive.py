@@ -7,14 +7,21 @@ import struct
 import tarfile
 import zipfile
 import zlib
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
+from functools import cache
 from pathlib import Path
 from typing import IO, Any, NamedTuple
 
 import numpy as np
 
 from gsq_lightning.data.batch import NO_LABEL
-from gsq_lightning.data.sources.folder import class_labels, is_image_name, label_of_text, suffixes_in_words
+from gsq_lightning.data.sources.folder import (
+    IMAGE_SUFFIXES,
+    class_labels,
+    is_image_name,
+    label_of_text,
+    suffixes_in_words,
+)
 from gsq_lightning.data.sources.listing import Listing, PackedNames, Witness, cached_listing
 from gsq_lightning.data.sources.source import ImageSource, fingerprint_of
 from gsq_lightning.errors import InputError
@@ -48,9 +55,9 @@ class Member(NamedTuple):
 class ArchiveSource(ImageSource):
     """Images in one or more zip and tar files, in the order of the files and of the names within.
 
-    A tar may be a WebDataset shard, where `NAME.cls` holds the label of `NAME.jpg`, or hold tars of its own, each a
-    class, as ImageNet's ILSVRC2012_img_train.tar. Else the first folder of a name is its class, but for
-    folders that lie around all images.
+    A tar may be a WebDataset shard, where `NAME.cls` holds the label of `NAME.jpg`; there a sample is one image, read
+    as `StreamedShards` reads it. Or it may hold tars of its own, each a class, as ImageNet's ILSVRC2012_img_train.tar.
+    Else the first folder of a name is its class, but for folders that lie around all images.
 
     Args:
         paths: the archives. A tar must not be compressed: images are read from its middle.
@@ -161,9 +168,27 @@ def tar_members(path: str) -> Iterator[Member]:
             elif entry.name.endswith(".cls"):
                 label = archive.extractfile(entry)
                 assert label is not None
-                labels[sample_key(entry.name)] = label_of_text(label.read(20))
-        for name, (offset, size) in with_links(images, links).items():
+                labels[sample_key(entry.name)] = label_of_sample(label.read(20))
+        images = with_links(images, links)
+        if labels:
+            images = one_of_each_sample(images, path)
+        for name, (offset, size) in images.items():
             yield Member(name, labels.get(sample_key(name), NO_LABEL), offset, size)
+
+
+def one_of_each_sample(images: dict[str, tuple[int, int]], path: str) -> dict[str, tuple[int, int]]:
+    """Of the files of a shard the image of each sample: masks and the like, `NAME.mask.png`, are none."""
+    chosen: dict[str, str] = {}
+    for name in images:
+        if image_suffix([name.removeprefix(f"{sample_key(name)}.")]) is not None:
+            chosen.setdefault(sample_key(name), name)
+    if len(chosen) < len(images):
+        left_out = next(name for name in images if name not in chosen.values())
+        logger.warning(
+            "%s: %d files are not the image of their sample and are left out, the first is %s",
+            *(path, len(images) - len(chosen), left_out),
+        )
+    return {name: images[name] for name in chosen.values()}
 
 
 def inner_members(inner: IO[bytes], outer: tarfile.TarInfo) -> Iterator[Member]:
@@ -223,6 +248,25 @@ def sample_key(name: str) -> str:
     """What the files of one WebDataset sample have in common: the name up to the first dot after its folders."""
     folder, name = os.path.split(name)
     return os.path.join(folder, name.partition(".")[0])
+
+
+def image_suffix(suffixes: Iterable[str]) -> str | None:
+    """Which of the files of a WebDataset sample is its image, by what follows the key; None where there is none."""
+    return next((suffix for suffix in suffixes if f".{suffix.lower()}" in IMAGE_SUFFIXES), None)
+
+
+def label_of_sample(text: str | bytes) -> int:
+    """What the `cls` file of a sample says; NO_LABEL, with a word, where that is no number."""
+    try:
+        return label_of_text(text)
+    except ValueError:
+        warn_once("some labels in shards (.cls) are no numbers; their images go without")
+        return NO_LABEL
+
+
+@cache
+def warn_once(text: str) -> None:
+    logger.warning(text)
 
 
 def is_compressed_tar(path: str) -> bool:

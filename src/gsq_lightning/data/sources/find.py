@@ -5,7 +5,7 @@ from pathlib import Path
 from typing import Literal
 
 from gsq_lightning.data.sources.archive import ARCHIVE_SUFFIXES, ArchiveSource
-from gsq_lightning.data.sources.folder import FolderSource, ListSource, is_image_name
+from gsq_lightning.data.sources.folder import FolderSource, ListSource, is_hidden, is_image_name
 from gsq_lightning.data.sources.parquet import ParquetSource
 from gsq_lightning.data.sources.source import ImageSource
 from gsq_lightning.errors import InputError
@@ -66,7 +66,7 @@ def open_images(location: str, kind: SourceKind, split: Split) -> ImageSource | 
         path = Path(location).expanduser()
         if not path.is_dir():
             return Shards(expand_shards(location))
-        shards = sorted(path.glob("*.tar"))
+        shards = sorted(path.glob("[!.]*.tar"))
         return Shards(map(str, shards)) if shards else FolderSource(path)
     if "{" in location or "::" in location:
         return open_place([Path(shard).expanduser() for shard in expand_shards(location)], kind, split)
@@ -81,7 +81,11 @@ def is_remote(location: str) -> bool:
 
 
 def place_of_split(folder: Path, split: Split) -> list[Path] | None:
-    """What a folder holds for a split: a folder or list or archive of its name, else all shards named after it."""
+    """What a folder holds for a split: a folder or list or archive of its name, else all shards named after it.
+
+    A name that ends with the split's goes before those where more follows: beside ILSVRC2012_img_train.tar may lie
+    ILSVRC2012_img_train_t3.tar, which holds some of its images again.
+    """
     for name in SPLIT_NAMES[split]:
         for candidate in (name, *(name + suffix for suffix in sorted(LIST_SUFFIXES | ARCHIVE_SUFFIXES))):
             if (folder / candidate).exists():
@@ -89,9 +93,10 @@ def place_of_split(folder: Path, split: Split) -> list[Path] | None:
     for parent in (folder, folder / "data"):
         for name in SPLIT_NAMES[split]:
             named = re.compile(rf"(.*[-_.])?{name}([-_.].*)?\.(parquet|tar|zip)")
-            shards = sorted(path for path in parent.glob("*") if named.fullmatch(path.name))
+            shards = sorted(path for path in parent.glob("[!.]*") if named.fullmatch(path.name))
+            whole = [path for path in shards if path.stem.endswith(name)]
             if shards:
-                return shards
+                return whole or shards
     return None
 
 
@@ -117,8 +122,8 @@ def open_place(paths: list[Path], kind: SourceKind, split: Split) -> ImageSource
 
 
 def shards_within(folder: Path) -> list[Path]:
-    """The archives or Parquet files of a folder that holds no images and no folders beside them."""
-    entries = sorted(folder.iterdir())
+    """The archives or Parquet files of a folder with no images and no folders beside them, but for hidden ones."""
+    entries = sorted(entry for entry in folder.iterdir() if not is_hidden(entry.name))
     if any(entry.is_dir() or is_image_name(entry.name) for entry in entries):
         return []
     for suffixes in (frozenset({".parquet"}), ARCHIVE_SUFFIXES):

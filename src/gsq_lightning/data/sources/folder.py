@@ -15,7 +15,7 @@ NO_PLACES = np.empty((0, 4), dtype=np.int64)
 
 
 class FolderSource(ImageSource):
-    """All images below a folder, in the order of their names.
+    """All images below a folder, in the order of their names; what is hidden (`.name`, `__MACOSX`) is none of them.
 
     Where it has subfolders, each is a class, numbered in the order of their names; images beside them have no label.
 
@@ -29,21 +29,24 @@ class FolderSource(ImageSource):
     def __init__(self, root: Path) -> None:
         if not root.is_dir():
             raise InputError(f"there is no folder {root}")
-        self.place = str(root)
+        self.place = self._folder = str(root)
         try:
-            self._listing = cached_listing(f"folder {root.resolve()}", lambda: list_folder(root))
+            self._listing = cached_listing(f"folder {root.resolve()}", lambda: list_folder(root.resolve()))
         except OSError as error:
             raise InputError(f"the folder {root} cannot be listed: {error}") from error
         self.names, self.labels = self._listing.names, self._listing.labels
         if not len(self):
             raise InputError(f"there are no images below {root}; names must end in one of: {suffixes_in_words()}")
 
+    def name(self, item: int) -> str:
+        return os.path.join(self._folder, self.names[item])
+
     def read(self, item: int) -> bytes:
-        with open(os.path.join(self.place, self.names[item]), "rb") as file:
+        with open(self.name(item), "rb") as file:
             return file.read()
 
     def fingerprint(self) -> str:
-        """Also tells whether a file was rewritten in place: asks for the time and size of each."""
+        """Also tells whether a file was rewritten in place: asks for the times and size of each."""
         return fingerprint_of(self._listing, Witness.of(self.name(item) for item in range(len(self))).stamps.tobytes())
 
 
@@ -66,7 +69,7 @@ class ListSource(FolderSource):
             raise InputError(f"{path} cannot be read as a list of images: {error}") from error
         if not entries:
             raise InputError(f"{path} names no images; it needs one name on each line")
-        self.place = str(path.parent)
+        self.place, self._folder = str(path), str(path.parent)
         self._listing = Listing(
             PackedNames.pack(name for name, _ in entries),
             np.array([label for _, label in entries], dtype=np.int64),
@@ -74,9 +77,6 @@ class ListSource(FolderSource):
             NO_PLACES,
         )
         self.names, self.labels = self._listing.names, self._listing.labels
-
-    def name(self, item: int) -> str:
-        return os.path.join(self.place, self.names[item])
 
 
 def name_and_label(line: str) -> tuple[str, int]:
@@ -95,7 +95,7 @@ def label_of_text(text: str | bytes) -> int:
 
 
 def list_folder(root: Path) -> Listing:
-    """Finds all images below a folder; follows links, but enters no folder twice."""
+    """Finds all images below a folder, given without links; follows those within, but enters no folder twice."""
     names: list[str] = []
     folders: list[str] = []
     entered: set[tuple[int, int]] = set()
@@ -107,9 +107,11 @@ def list_folder(root: Path) -> Listing:
         if (status.st_dev, status.st_ino) in entered:
             continue
         entered.add((status.st_dev, status.st_ino))
-        folders.append(os.path.abspath(place))
+        folders.append(place)
         with os.scandir(place) as entries:
             for entry in entries:
+                if is_hidden(entry.name):
+                    continue
                 if entry.is_dir():
                     pending.append(os.path.join(folder, entry.name))
                 elif is_image_name(entry.name):
@@ -126,7 +128,14 @@ def class_labels(names: list[str]) -> np.ndarray:
 
 
 def is_image_name(name: str) -> bool:
-    return os.path.splitext(name)[1].lower() in IMAGE_SUFFIXES
+    """Whether a path, within a folder or an archive, is by its suffix that of an image, and nothing on it is hidden."""
+    return os.path.splitext(name)[1].lower() in IMAGE_SUFFIXES and not is_hidden(name)
+
+
+def is_hidden(name: str) -> bool:
+    """Whether a part of a path is what systems and programs keep for themselves: `.name`, or macOS's `__MACOSX`."""
+    parts = name.split("/")
+    return any(part == "__MACOSX" or (part.startswith(".") and part not in (".", "..")) for part in parts)
 
 
 def suffixes_in_words() -> str:

@@ -5,9 +5,9 @@ import io
 import logging
 import os
 import time
-import zipfile
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
+from stat import S_ISDIR
 from typing import overload
 
 import numpy as np
@@ -18,7 +18,8 @@ from gsq_lightning.disk import write_whole
 logger = logging.getLogger(__name__)
 
 CACHED_FROM = 10_000  # images; listing fewer takes no time worth a file
-VERSION = 2  # of the cached files
+VERSION = 3  # of the cached files
+DIGEST = hashlib.sha256().digest_size  # bytes before the arrays, which vouch for them
 SETTLED_NS = 2_000_000_000  # what changed more recently may change again without a new time stamp
 
 
@@ -66,7 +67,8 @@ class Witness:
 
     Attributes:
         paths: absolute.
-        stamps: (N, 2) int64, each one's time of change in ns, and its size (0 for folders).
+        stamps: (N, 3) int64, of each one the time its content changed, in ns; the time anything of it did, which no
+            program can set; and its size (0 for folders).
     """
 
     paths: PackedNames
@@ -75,7 +77,7 @@ class Witness:
     @classmethod
     def of(cls, paths: Iterable[str]) -> "Witness":
         packed = PackedNames.pack(paths)
-        return cls(packed, np.array([stamp(path) for path in packed], dtype=np.int64).reshape(-1, 2))
+        return cls(packed, np.array([stamp(path) for path in packed], dtype=np.int64).reshape(-1, 3))
 
     def holds(self) -> bool:
         return all(stamp(path) == tuple(expected) for path, expected in zip(self.paths, self.stamps, strict=True))
@@ -113,29 +115,28 @@ class Listing:
             stamps=self.witness.stamps,
             places=self.places,
         )
-        return buffer.getvalue()
+        return hashlib.sha256(buffer.getvalue()).digest() + buffer.getvalue()
 
     @classmethod
     def from_bytes(cls, content: bytes) -> "Listing":
-        """Raises ValueError, KeyError, OSError or BadZipFile for what `to_bytes` has not written."""
-        with np.load(io.BytesIO(content), allow_pickle=False) as arrays:
+        """Raises ValueError for what `to_bytes` has not written, KeyError for what an older version's has."""
+        if hashlib.sha256(content[DIGEST:]).digest() != content[:DIGEST]:
+            raise ValueError("its checksum is wrong")
+        with np.load(io.BytesIO(content[DIGEST:]), allow_pickle=False) as arrays:
             if int(arrays["version"]) != VERSION:
                 raise ValueError(f"version {arrays['version']}")
             names = PackedNames(arrays["names"], arrays["name_ends"])
             witness = Witness(PackedNames(arrays["paths"], arrays["path_ends"]), arrays["stamps"])
-            listing = cls(names, arrays["labels"], witness, arrays["places"])
-        if len(names) != len(listing.labels) or len(witness.paths) != len(witness.stamps):
-            raise ValueError("arrays of different lengths")
-        return listing
+            return cls(names, arrays["labels"], witness, arrays["places"])
 
 
-def stamp(path: str) -> tuple[int, int]:
-    """Time of change in ns and size of a file; a folder's size is no matter. (-1, -1) where there is nothing."""
+def stamp(path: str) -> tuple[int, int, int]:
+    """A row of `Witness.stamps`; -1 where there is nothing."""
     try:
         status = os.stat(path)
     except OSError:
-        return (-1, -1)
-    return (status.st_mtime_ns, 0 if os.path.isdir(path) else status.st_size)
+        return (-1, -1, -1)
+    return (status.st_mtime_ns, status.st_ctime_ns, 0 if S_ISDIR(status.st_mode) else status.st_size)
 
 
 def cached_listing(identity: str, make: Callable[[], Listing]) -> Listing:
@@ -145,16 +146,17 @@ def cached_listing(identity: str, make: Callable[[], Listing]) -> Listing:
         identity: tells listings apart: kind and absolute place of the source.
         make: lists the source.
     """
-    path = cache_folder("listings") / f"{hashlib.sha256(os.fsencode(identity)).hexdigest()[:32]}.npz"
-    if path.is_file():
-        try:
-            listing = Listing.from_bytes(path.read_bytes())
-        except (ValueError, KeyError, OSError, EOFError, zipfile.BadZipFile) as error:
-            logger.warning("the cached listing %s cannot be read (%s); listing anew", path, error)
-        else:
-            if listing.witness.holds():
-                return listing
-            logger.info("the images changed since they were listed in %s; listing anew", path)
+    path = cache_folder("listings") / f"{hashlib.sha256(os.fsencode(identity)).hexdigest()[:32]}.listing"
+    try:
+        listing = Listing.from_bytes(path.read_bytes())
+    except (FileNotFoundError, NotADirectoryError):
+        pass
+    except (OSError, ValueError, KeyError) as error:
+        logger.warning("the cached listing %s cannot be read (%s); listing anew", path, error)
+    else:
+        if listing.witness.holds():
+            return listing
+        logger.info("the images changed since they were listed in %s; listing anew", path)
     now_ns = time.time_ns()
     listing = make()
     if len(listing.names) >= CACHED_FROM and listing.witness.is_settled(now_ns):
