@@ -1,6 +1,7 @@
 """The command, called in this process, as a user would type it."""
 
 import hashlib
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -214,6 +215,20 @@ def test_a_broken_checkpoint_ends_in_one_line_and_code_1(
     assert exit_info.value.code == 1
     assert "gsq: error: 5 of 5 reconstructions have values that are NaN or infinite" in capsys.readouterr().err
     assert not (tmp_path / "validate" / "broken" / "metrics.json").exists()
+
+
+def test_a_folder_that_takes_no_report_is_told_before_anything_is_computed(
+    trained: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    shutil.copy(trained / "checkpoints" / "last.ckpt", tmp_path / "own.ckpt")
+    (tmp_path / "validate").write_text("a file in the way")
+    root = trained.parents[2] / "images"
+    arguments = ["validate", "--ckpt_path", str(tmp_path / "own.ckpt"), f"--data.root={root}"]
+    error = error_of(arguments, capsys)
+    assert f"nothing can be written to {tmp_path}/validate/own" in error
+    assert "--trainer.default_root_dir" in error
+    main([*arguments, "--trainer.default_root_dir", str(tmp_path / "elsewhere")])
+    assert (tmp_path / "elsewhere" / "metrics.json").is_file()
 
 
 def test_test_reports_like_validate(trained: Path, capsys: pytest.CaptureFixture[str]) -> None:

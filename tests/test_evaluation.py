@@ -3,6 +3,7 @@
 import errno
 import math
 import os
+import unicodedata
 from pathlib import Path
 
 import numpy as np
@@ -96,6 +97,14 @@ def test_images_of_several_sizes_go_together(folders: tuple[Path, Path]) -> None
     assert report.image_size == "several"
 
 
+def test_the_report_lies_beside_the_folder_as_it_is_named(folders: tuple[Path, Path], tmp_path: Path) -> None:
+    real, fake = folders
+    link = tmp_path / "mine"
+    link.symlink_to(fake)
+    evaluate("--real", real, "--fake", link, "--metrics", "psnr", "--num_workers", 0)
+    assert read_report(tmp_path / "mine-report" / "metrics.json").name == "mine"
+
+
 def test_missing_partners_are_named(folders: tuple[Path, Path], capsys: pytest.CaptureFixture[str]) -> None:
     real, fake = folders
     (fake / "dogs" / "image_001.bmp").unlink()
@@ -176,3 +185,15 @@ def test_originals_are_looked_at_once_by_validate_and_evaluate(
     run.validate(TokenizerModule(tokenizer, metrics=metrics), data, verbose=False)
     assert metrics.reused_statistics == ["rfd_random"]
     assert len(list((tmp_path / "statistics").iterdir())) == 1
+    report = read_report(Path(f"{fake}-report") / "metrics.json")
+    assert metrics.seen is not None
+    assert report.originals == metrics.seen.hash_in_words
+
+
+def test_names_match_however_their_accents_are_written(folders: tuple[Path, Path]) -> None:
+    """macOS takes letters and accents apart."""
+    real, fake = folders
+    write_images(real / unicodedata.normalize("NFC", "Kätzchen"), 2)
+    write_images(fake / unicodedata.normalize("NFD", "Kätzchen"), 2)
+    evaluate("--real", real, "--fake", fake, "--metrics", "psnr_set")
+    assert read_report(Path(f"{fake}-report") / "metrics.json").metrics["images"] == 8

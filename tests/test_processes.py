@@ -17,7 +17,7 @@ from gsq_lightning.data import ImageNetDataModule
 from gsq_lightning.data.batch import collate, pixels_to_image
 from gsq_lightning.data.sampler import EpochSampler
 from gsq_lightning.metrics import CodebookUsage, MetricName, OriginalImages, ReconstructionMetrics
-from gsq_lightning.reports import read_report
+from gsq_lightning.reports import EvaluationReport, read_report
 from tests.conftest import write_images
 
 NAMES: list[MetricName] = ["psnr", "psnr_set", "ssim", "codebook", "rfd_random"]
@@ -35,7 +35,7 @@ def _count_codes(rank: int, world: int, port: int, folder: str) -> None:
     metric = CodebookUsage(codebook_size=50, num_groups=2)
     for image in indices[rank::world]:  # one process has more than the others
         metric.update(image)
-    torch.save([*metric.compute(), *metric.compute_per_group()], f"{folder}/{rank}.pt")
+    torch.save([*metric.compute(), *metric.compute_per_group(), metric.uses], f"{folder}/{rank}.pt")
     distributed.destroy_process_group()
 
 
@@ -45,7 +45,7 @@ def test_codebook_statistics_are_those_of_one_process(tmp_path: Path, world: int
     indices = torch.randint(0, 40, (7, 3, 3, 2), generator=torch.Generator().manual_seed(0))
     metric = CodebookUsage(codebook_size=50, num_groups=2)
     metric.update(indices)
-    expected = [*metric.compute(), *metric.compute_per_group()]
+    expected = [*metric.compute(), *metric.compute_per_group(), metric.counts.sum(dim=0)]
     for rank in range(world):
         for got, want in zip(torch.load(tmp_path / f"{rank}.pt"), expected, strict=True):
             assert torch.equal(got, want)
@@ -129,7 +129,7 @@ def test_metrics_are_those_of_one_process_and_statistics_are_reused(tmp_path: Pa
     assert len(list((tmp_path / "statistics").iterdir())) == 1
 
 
-def validate(folder: Path, checkpoint: str, devices: int, root: str = "images") -> dict[str, float]:
+def validate(folder: Path, checkpoint: str, devices: int, root: str = "images") -> EvaluationReport:
     command = [
         *(sys.executable, "-m", "gsq_lightning", "validate", f"--ckpt_path={checkpoint}", f"--data.root={root}"),
         *(f"--trainer.devices={devices}", "--trainer.enable_progress_bar=false", "--data.val_batch_size=2"),
@@ -140,7 +140,7 @@ def validate(folder: Path, checkpoint: str, devices: int, root: str = "images") 
     result = subprocess.run(command, cwd=folder, env=environment, capture_output=True, text=True, timeout=240)
     assert result.returncode == 0, result.stderr[-2000:]
     assert result.stdout.count("PSNR of the set") == 1  # the first process alone reports
-    return read_report(folder / f"out{devices}" / "metrics.json").metrics
+    return read_report(folder / f"out{devices}" / "metrics.json")
 
 
 def test_two_processes_report_what_one_does(tmp_path: Path) -> None:
@@ -150,12 +150,15 @@ def test_two_processes_report_what_one_does(tmp_path: Path) -> None:
     fit(tmp_path, devices=1, accumulate=1)
     checkpoint = "runs/1/version_0/checkpoints/last.ckpt"
     one, two = (validate(tmp_path, checkpoint, devices) for devices in (1, 2))
-    assert one["images"] == 5
-    assert two == pytest.approx(one, rel=1e-5)
+    assert one.metrics["images"] == 5
+    assert two.metrics == pytest.approx(one.metrics, rel=1e-5)
+    assert two.originals == one.originals
     write_images(tmp_path / "single", 1, seed=2)
-    one, two = (validate(tmp_path, checkpoint, devices, "single") for devices in (1, 2))
-    assert one["images"] == 1
-    assert two == pytest.approx(one, rel=1e-5)
+    one_image, two = (validate(tmp_path, checkpoint, devices, "single") for devices in (1, 2))
+    assert one_image.metrics["images"] == 1
+    assert two.metrics == pytest.approx(one_image.metrics, rel=1e-5)
+    assert (two.originals, two.image_size) == (one_image.originals, "16×16")
+    assert one_image.originals != one.originals
 
 
 def fit(folder: Path, devices: int, accumulate: int) -> tuple[dict[str, torch.Tensor], str]:

@@ -1,6 +1,7 @@
 """Entry point of the `gsq` command: answers what needs no network library at once, and hands on the rest."""
 
 import argparse
+import io
 import sys
 
 SUBCOMMANDS = {
@@ -21,6 +22,8 @@ def main(args: list[str] | None = None) -> None:
         args: as on the command line, without the program's name; by default those of this process.
     """
     arguments = sys.argv[1:] if args is None else args
+    if isinstance(sys.stdout, io.TextIOWrapper) and sys.stdout.errors == "strict":
+        sys.stdout.reconfigure(errors="backslashreplace")  # names of files, arrows and the like, in any encoding
     if not arguments or arguments[0] not in SUBCOMMANDS:
         _top_level_parser().parse_args(arguments or ["--help"])
         return

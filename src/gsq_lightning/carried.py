@@ -11,7 +11,7 @@ import torch
 
 from gsq_lightning import quantizers
 from gsq_lightning.errors import InputError, first_line
-from gsq_lightning.metrics import ReconstructionMetrics
+from gsq_lightning.metrics import REPORTED, ReconstructionMetrics
 from gsq_lightning.tokenizer import CONFIG_FILE, GSQTokenizer
 
 # a config names classes and functions by path, and making an object of a path runs code: only that of these is run on
@@ -77,14 +77,17 @@ def exported_config(folder: Path, command: str) -> dict[str, Any]:
     if command == "fit":
         raise InputError(f"{folder} is an exported tokenizer, from which training cannot go on; give a checkpoint")
     try:
-        arguments = json.loads((folder / CONFIG_FILE).read_text())
+        arguments = json.loads((folder / CONFIG_FILE).read_text("utf-8"))
         quantizer = arguments.pop("quantizer")
         quantizer_class = f"{quantizers.__name__}.{quantizer.pop('class')}"
     except (OSError, ValueError, KeyError, AttributeError, TypeError, RecursionError) as error:
         raise InputError(f"the exported tokenizer in {folder} cannot be read: {error}") from error
     arguments["quantizer"] = {"class_path": quantizer_class, "init_args": quantizer}
     tokenizer = {"class_path": f"{GSQTokenizer.__module__}.{GSQTokenizer.__name__}", "init_args": arguments}
-    metrics = {"class_path": f"{ReconstructionMetrics.__module__}.{ReconstructionMetrics.__name__}"}
+    metrics = {
+        "class_path": f"{ReconstructionMetrics.__module__}.{ReconstructionMetrics.__name__}",
+        "init_args": {"names": list(REPORTED)},
+    }
     return {
         "model": {"tokenizer": tokenizer, "metrics": metrics},
         "trainer": {"logger": False, "default_root_dir": str(folder.resolve() / command)},

@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from lightning.fabric.plugins import TorchCheckpointIO
 
-from gsq_lightning.disk import PART, whole_file
+from gsq_lightning.disk import PART, file_identity, whole_file
 from gsq_lightning.errors import causes
 
 logger = logging.getLogger(__name__)
@@ -21,10 +21,12 @@ class WholeCheckpointIO(TorchCheckpointIO):
 
     Attributes:
         failure: why the last checkpoint could not be written, or None.
+        read_file: identity of the file that was read last; () where it changed while it was read.
     """
 
     def __init__(self) -> None:
         self.failure: str | None = None
+        self.read_file: tuple[int, ...] | None = None
 
     def save_checkpoint(self, checkpoint: dict[str, Any], path: str | Path, storage_options: Any = None) -> None:
         if "://" in str(path):
@@ -44,7 +46,10 @@ class WholeCheckpointIO(TorchCheckpointIO):
 
     def load_checkpoint(self, path: Any, map_location: Any = None, weights_only: bool | None = None) -> dict[str, Any]:
         """Reads tensors and plain data; objects that a pickle would make are refused."""
-        return super().load_checkpoint(path, map_location or _as_stored, weights_only=True)
+        before = file_identity(Path(path))
+        checkpoint = super().load_checkpoint(path, map_location or _as_stored, weights_only=True)
+        self.read_file = before if before == file_identity(Path(path)) else ()
+        return checkpoint
 
 
 def _as_stored(storage: Any, location: str) -> Any:

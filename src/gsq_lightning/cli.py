@@ -276,9 +276,13 @@ class GSQCommand(LightningCLI):
             if self.subcommand != "fit":
                 trainer.logger = False
                 trainer.default_root_dir = str(report_folder(found, str(self.subcommand)))
-        if self.subcommand != "fit" or runs is None:
+        if self.subcommand != "fit":
+            if trainer.logger is False and trainer.default_root_dir is not None:
+                check_writable(Path(trainer.default_root_dir), "--trainer.default_root_dir")
             return
-        check_writable(runs)
+        if runs is None:
+            return
+        check_writable(runs, "trainer.logger.init_args.save_dir")
         if SLURMEnvironment.detect() and trainer.default_root_dir is None:
             # what Lightning's plugin leaves for a requeued job, where no other job looks for it
             trainer.default_root_dir = str(runs / f"slurm_{os.environ.get('SLURM_JOB_ID', '')}")
@@ -334,16 +338,20 @@ def runs_folder(trainer: Any) -> Path | None:
     return Path(save_dir) / name if save_dir and name and getattr(places, "version", None) is None else None
 
 
-def check_writable(folder: Path) -> None:
-    """Raises InputError where nothing can be written below a folder, before hours of training find out."""
+def check_writable(folder: Path, option: str) -> None:
+    """Raises InputError where nothing can be written to a folder, before hours of work find out.
+
+    Args:
+        folder: what is missing of it is not made.
+        option: by which the user can name another.
+    """
     try:
-        folder.mkdir(parents=True, exist_ok=True)
-        with tempfile.TemporaryFile(dir=folder) as file:
+        existing = next(place for place in (folder, *folder.absolute().parents) if place.exists())
+        with tempfile.TemporaryFile(dir=existing) as file:
             file.write(b"x")
     except OSError as error:
         raise InputError(
-            f"nothing can be written to {folder}: {error.strerror}; name another place with "
-            "trainer.logger.init_args.save_dir"
+            f"nothing can be written to {folder}: {error.strerror}; name another place with {option}"
         ) from error
 
 

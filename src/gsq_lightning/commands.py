@@ -1,6 +1,7 @@
 """The commands that need no training: `gsq evaluate` and `gsq compare`."""
 
 import argparse
+import os
 import sys
 from pathlib import Path
 from typing import NoReturn
@@ -84,7 +85,7 @@ def evaluate(arguments: list[str]) -> None:
     _add_comparison(parser)
     given = parser.parse_args(arguments)
     fake = Path(given.fake).expanduser()
-    folder = Path(given.output).expanduser() if given.output else Path(f"{fake.resolve()}-report")
+    folder = Path(given.output).expanduser() if given.output else Path(f"{os.path.abspath(fake)}-report")
     try:
         _check_plot(given)
         if folder.exists() and not folder.is_dir():

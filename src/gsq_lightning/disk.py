@@ -1,11 +1,12 @@
 """Writing to disks that fill up, break or go away."""
 
 import errno
+import fcntl
 import logging
 import os
 import uuid
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import IO
 
@@ -63,6 +64,19 @@ def write_whole(path: Path, content: bytes) -> None:
         file.write(content)
 
 
+@contextmanager
+def locked(folder: Path) -> Iterator[None]:
+    """Within it, no other process is within it for the same folder, where the file system can keep it out."""
+    folder.mkdir(parents=True, exist_ok=True)
+    descriptor = os.open(folder, os.O_RDONLY)
+    try:
+        with suppress(OSError):  # some network file systems cannot
+            fcntl.flock(descriptor, fcntl.LOCK_EX)
+        yield
+    finally:
+        os.close(descriptor)
+
+
 def _sync_folder(folder: Path) -> None:
     """Waits until the disk knows the new name."""
     descriptor = os.open(folder, os.O_RDONLY)
@@ -73,6 +87,15 @@ def _sync_folder(folder: Path) -> None:
             raise
     finally:
         os.close(descriptor)
+
+
+def file_identity(path: Path) -> tuple[int, ...] | None:
+    """Changes when a file is written to or another takes its place; None where there is none."""
+    try:
+        status = path.stat()
+    except OSError:
+        return None
+    return (status.st_dev, status.st_ino, status.st_mtime_ns, status.st_size)
 
 
 def disk_error(error: BaseException | None) -> OSError | None:

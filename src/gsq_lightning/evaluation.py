@@ -3,7 +3,7 @@
 import hashlib
 import math
 import os
-from collections.abc import Iterator
+import unicodedata
 from itertools import groupby
 from pathlib import Path
 from typing import NamedTuple, cast, get_args
@@ -146,25 +146,25 @@ def evaluate_folders(
     place = _device(device)
     computed.to(place)
     computed.start(pairs.originals)
-    sizes: set[str] = set()
-    # the list itself as a batch: images may differ in size
-    loader = DataLoader(pairs, batch_size, num_workers=num_workers, collate_fn=list)
+    loader = DataLoader(pairs, batch_size, num_workers=num_workers, collate_fn=_stacked)
     for batch in tqdm(loader, "images", disable=not show_progress, unit="batch"):
-        for part in _same_sizes(batch):
-            sizes.add(_size(part.original[0]))
+        for part in batch:
             computed.update(pixels_to_image(part.original.to(place)), pixels_to_image(part.reconstruction.to(place)))
     values = computed.compute()
+    seen = computed.seen
+    assert seen is not None
     if bits_per_image is not None:
         values["bits_per_image"] = bits_per_image
-        if len(sizes) == 1:
-            values["bits_per_pixel"] = bits_per_image / part.original[0, 0].numel()
+        if seen.size is not None:
+            values["bits_per_pixel"] = bits_per_image / math.prod(seen.size)
     return EvaluationReport(
-        name=name or fake.resolve().name,
+        name=name or Path(os.path.abspath(fake)).name,
         metrics=values,
         notes=list(computed.notes),
         checkpoint=None,
         data=str(real),
-        image_size=sizes.pop() if len(sizes) == 1 else "several",
+        originals=seen.hash_in_words,
+        image_size=seen.size_in_words,
         preparation="as they are" if pairs.transform is None else str(pairs.transform),
         extractors=computed.description,
         antialias=antialias,
@@ -205,17 +205,17 @@ def _by_stem(source: FolderSource) -> dict[str, int]:
     """Numbers of images by their path without suffix."""
     items: dict[str, int] = {}
     for item, path in enumerate(source.names):
-        stem = os.path.splitext(path)[0]
+        stem = unicodedata.normalize("NFC", os.path.splitext(path)[0])  # letters and accents in one, or apart
         if stem in items:
             raise InputError(f"{source.place} holds both {source.names[items[stem]]} and {path}; which one is meant?")
         items[stem] = item
     return items
 
 
-def _same_sizes(batch: list[Pair]) -> Iterator[Pair]:
-    """Neighbors of equal size, stacked."""
-    for _, members in groupby(batch, key=lambda pair: pair.original.shape):
-        yield Pair(*(torch.stack(part) for part in zip(*members, strict=True)))
+def _stacked(batch: list[Pair]) -> list[Pair]:
+    """Neighbors of equal size in one: each tensor takes a file descriptor on its way from a loading process."""
+    groups = groupby(batch, key=lambda pair: pair.original.shape)
+    return [Pair(*(torch.stack(part) for part in zip(*members, strict=True))) for _, members in groups]
 
 
 def _size(pixels: Tensor) -> str:

@@ -211,7 +211,6 @@ class TokenizerModule(LightningModule):
         self._batches_since_step = 0
         self._stream_seed: int | None = None  # of what training draws at random
         self._accumulated: dict[str, Tensor] = {}  # gradients of batches before a checkpoint that was loaded
-        self._image_shape: torch.Size | None = None
         self.metric_values: dict[str, float] = {}  # of the last validation or test
 
     @property
@@ -222,11 +221,6 @@ class TokenizerModule(LightningModule):
             assert isinstance(module, GSQTokenizer)
             return module
         return self.tokenizer
-
-    @property
-    def validated_image_size(self) -> tuple[int, int] | None:
-        """Height and width of the last image that was validated."""
-        return (self._image_shape[-2], self._image_shape[-1]) if self._image_shape is not None else None
 
     def forward(self, image: Tensor) -> Tensor:
         """(B, 3, H, W) in [-1, 1] → reconstruction of the evaluated tokenizer."""
@@ -470,7 +464,6 @@ class TokenizerModule(LightningModule):
         image = _image_of(batch)
         if self.metrics is None or len(image) == 0:
             return
-        self._image_shape = image.shape
         tokenizer = self.evaluated_tokenizer
         latent = tokenizer._image_to_latent(image)
         output = tokenizer.quantizer(latent)
@@ -507,10 +500,12 @@ class TokenizerModule(LightningModule):
         if self.metrics is None:
             return
         values = self.metrics.compute()
-        if self._image_shape is not None:
-            height, width = self._image_shape[-2:]
-            values["bits_per_image"] = self.tokenizer.bits_per_image(height, width)
-            values["bits_per_pixel"] = values["bits_per_image"] / (height * width)
+        seen = self.metrics.seen
+        if seen is not None and seen.images > 0:
+            height, width = seen.largest.tolist()
+            # proportional to the pixels: a mean over images where they differ
+            values["bits_per_pixel"] = self.tokenizer.bits_per_image(height, width) / (height * width)
+            values["bits_per_image"] = values["bits_per_pixel"] * int(seen.pixels) / int(seen.images)
         self.metric_values = values
         # equal on all processes already
         self.log_dict({f"{prefix}/{name}": value for name, value in values.items()}, batch_size=1)

@@ -139,7 +139,7 @@ def is_marked_finished(folder: Path, step: int) -> bool:
 def read_config(path: Path) -> dict[str, Any] | None:
     """The config of a run, or None where it left none."""
     try:
-        config = yaml.safe_load(path.read_text())
+        config = yaml.safe_load(path.read_text("utf-8"))
     except (OSError, UnicodeDecodeError, yaml.YAMLError):
         return None
     return config if isinstance(config, dict) else None

@@ -319,7 +319,7 @@ def _read_folder(folder: Path) -> tuple[dict[str, Any], dict[str, Tensor]]:
     from safetensors.torch import load_file
 
     try:
-        return json.loads((folder / CONFIG_FILE).read_text()), load_file(folder / WEIGHTS_FILE)
+        return json.loads((folder / CONFIG_FILE).read_text("utf-8")), load_file(folder / WEIGHTS_FILE)
     except FileNotFoundError as error:
         raise InputError(
             f"{folder} holds no exported tokenizer: {Path(error.filename or WEIGHTS_FILE).name} is missing; "

@@ -1,22 +1,25 @@
 import json
+import shutil
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
-from lightning.pytorch import Trainer
+from lightning.pytorch import Callback, Trainer
 from lightning.pytorch.loggers import TensorBoardLogger
 from PIL import Image
 from safetensors.torch import load_file
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+from torch.utils.data import DataLoader
 
 from gsq_lightning import GSQTokenizer, InputError, TokenizerModule
-from gsq_lightning.callbacks import ReconstructionGrid, RunCheckpoint, TokenWriter
+from gsq_lightning.callbacks import ReconstructionGrid, Report, RunCheckpoint, TokenWriter
 from gsq_lightning.callbacks.reconstructions import FULL_ERROR, error_map, share_of_batch, side_by_side
 from gsq_lightning.callbacks.token_writer import smallest_type
 from gsq_lightning.data import ImageNetDataModule
 from gsq_lightning.metrics import ReconstructionMetrics
+from gsq_lightning.reports import read_report, sha256_of
 
 Build = Callable[..., GSQTokenizer]
 
@@ -88,6 +91,67 @@ def test_reconstructions_go_to_a_picture_and_to_tensorboard(
     assert "val/reconstructions" in events.Tags()["images"]
     assert "val/codebook_log10_uses" in events.Tags()["histograms"]
     assert {"train/loss_reconstruction", "val/psnr", "val/codebook_usage"} <= set(events.Tags()["scalars"])
+
+
+def test_images_of_several_sizes_have_mean_bits_and_pictures_of_one_size(
+    small_tokenizer: Build, tmp_path: Path
+) -> None:
+    batches = [torch.zeros(1, 3, 16, 16), torch.zeros(1, 3, 16, 24), torch.zeros(1, 3, 16, 16)]
+    module = TokenizerModule(small_tokenizer(), metrics=ReconstructionMetrics(["psnr"]))
+    grid, report = ReconstructionGrid(num_images=3, columns=1), Report()
+    run = trainer(tmp_path, callbacks=[grid, report])
+    run.validate(module, DataLoader(batches, batch_size=None), verbose=False)
+    bits = module.tokenizer.bits_per_image(16, 16)
+    assert module.metric_values["bits_per_image"] == pytest.approx((2 * bits + 1.5 * bits) / 3)
+    assert module.metric_values["bits_per_pixel"] == bits / 256
+    assert read_report(tmp_path / "metrics.json").image_size == "several"
+    assert grid.path is not None
+    assert Image.open(grid.path).size == (3 * 16 + 4 * 2, 2 * 16 + 3 * 2)
+
+
+@pytest.mark.parametrize("replaced", [False, True])
+def test_a_checkpoint_that_is_replaced_while_it_is_validated_is_not_taken_for_another(
+    small_tokenizer: Build, image_root: Path, tmp_path: Path, replaced: bool
+) -> None:
+    """A training that goes on writes last.ckpt again and again."""
+    keep = RunCheckpoint(dirpath=str(tmp_path / "kept"))
+    trainer(tmp_path, callbacks=[keep]).fit(TokenizerModule(small_tokenizer()), data(image_root))
+    checkpoint = tmp_path / "kept" / "last.ckpt"
+    validated = sha256_of(checkpoint)
+
+    class Replace(Callback):
+        def on_validation_batch_end(self, *_: Any, **__: Any) -> None:
+            if replaced:
+                other = checkpoint.with_name("other")
+                other.write_bytes(b"a later step")
+                other.replace(checkpoint)
+
+    module = TokenizerModule(small_tokenizer(), metrics=ReconstructionMetrics(["psnr"]))
+    run = trainer(tmp_path, callbacks=[Replace(), Report(), RunCheckpoint()])
+    run.validate(module, data(image_root), ckpt_path=str(checkpoint), verbose=False)
+    report = read_report(tmp_path / "metrics.json")
+    assert report.checkpoint == str(checkpoint)
+    assert report.checkpoint_sha256 == validated
+
+
+def test_a_checkpoint_that_is_replaced_while_it_is_read_has_no_known_hash(
+    small_tokenizer: Build, image_root: Path, tmp_path: Path
+) -> None:
+    keep = RunCheckpoint(dirpath=str(tmp_path / "kept"))
+    trainer(tmp_path, callbacks=[keep]).fit(TokenizerModule(small_tokenizer()), data(image_root))
+    checkpoint = tmp_path / "kept" / "last.ckpt"
+
+    class Replace(Callback):
+        def on_load_checkpoint(self, *_: Any, **__: Any) -> None:
+            shutil.copy(checkpoint, checkpoint.with_name("other"))
+            checkpoint.with_name("other").replace(checkpoint)
+
+    module = TokenizerModule(small_tokenizer(), metrics=ReconstructionMetrics(["psnr"]))
+    run = trainer(tmp_path, callbacks=[Replace(), Report(), RunCheckpoint()])
+    run.validate(module, data(image_root), ckpt_path=str(checkpoint), verbose=False)
+    report = read_report(tmp_path / "metrics.json")
+    assert report.checkpoint_sha256 is None
+    assert "was replaced while it was read" in report.notes[-1]
 
 
 def test_last_checkpoint_is_that_of_the_last_step(small_tokenizer: Build, image_root: Path, tmp_path: Path) -> None:

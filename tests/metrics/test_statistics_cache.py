@@ -103,19 +103,26 @@ def test_damaged_statistics_are_computed_anew(tmp_path: Path, how: str, caplog: 
     damage(path, how)
     again, _, looked = validated(tmp_path)
     assert (again, looked) == (first, 12)
-    assert f"the cached statistics {path} are damaged" in caplog.text
+    assert f"the cached statistics {path} cannot be read" in caplog.text
     assert path.read_bytes() == whole
 
 
-def test_statistics_of_another_number_of_images_are_noticed_and_removed(tmp_path: Path) -> None:
-    """As where a decoder of another version skips files that the last one read."""
+def test_reconstructions_of_a_part_are_compared_with_the_whole_and_that_is_said(tmp_path: Path) -> None:
+    """As where a file that could be read the last time cannot be read now."""
     validated(tmp_path)
-    values, notes, _ = validated(tmp_path, count=5)
-    assert "rfd_random" not in values
-    assert notes[0] == "5 of 6 images were validated; the others could not be read"
-    assert notes[1].startswith("rfd_random is left out: the cached statistics are of 6 images, but 5 were validated")
+    values, notes, looked = validated(tmp_path, count=5)
+    assert values["rfd_random"] > 0
+    assert looked == 5
+    assert notes[0].startswith("5 of 6 images were validated; the others could not be read")
+    assert notes[1] == "rfd_random compares 5 reconstructions with the kept statistics of all 6 originals"
+    assert len(list(tmp_path.iterdir())) == 1
+
+
+def test_statistics_of_a_part_are_neither_kept_nor_taken(tmp_path: Path) -> None:
+    validated(tmp_path, count=5)
     assert list(tmp_path.iterdir()) == []
-    assert "rfd_random" in validated(tmp_path, count=5)[0]
+    validated(tmp_path, OriginalImages("a", 5), count=5)
+    assert validated(tmp_path)[2] == 12
 
 
 def test_a_sampler_that_repeats_images_leaves_no_statistics(tmp_path: Path) -> None:

@@ -3,6 +3,7 @@
 import hashlib
 import json
 import math
+import os
 import subprocess
 import sys
 from pathlib import Path
@@ -49,6 +50,29 @@ def test_rows_pile_up_below_each_other_and_never_under_the_wrong_head(tmp_path: 
     assert read_report(tmp_path / "metrics.json").name == "third"
 
 
+def test_a_row_stays_within_its_table_whatever_is_written_beside_it(tmp_path: Path) -> None:
+    write_report(report("first\nname"), tmp_path)
+    table = tmp_path / "metrics.md"
+    table.write_bytes(table.read_bytes().removesuffix(b"\n"))
+    write_report(report("second"), tmp_path)
+    table.write_bytes(table.read_bytes() + b"\nnot UTF-8: \xff")
+    write_report(report("third"), tmp_path)
+    lines = table.read_bytes().splitlines()
+    assert [line[:10] for line in lines[2:]] == [
+        *(b"| first na", b"| second |", b"", b"not UTF-8:", b"", b"| name | i", b"| --- | --", b"| third | ")
+    ]
+    assert b"not UTF-8: \xff" in lines
+
+
+def test_rows_of_several_processes_are_all_there(tmp_path: Path) -> None:
+    program = (
+        f"from tests.reports.test_reports import *\nfor i in range(20): write_report(report(), Path({str(tmp_path)!r}))"
+    )
+    writers = [subprocess.Popen([sys.executable, "-c", program]) for _ in range(3)]
+    assert [writer.wait() for writer in writers] == [0] * 3
+    assert len((tmp_path / "metrics.md").read_text().splitlines()) == 62
+
+
 @pytest.mark.parametrize("content", ["", "[]", "{}", '{"name": "a"}', '{"name": "a", "metrics": {"psnr": "high"}}'])
 def test_what_is_no_report_is_refused(tmp_path: Path, content: str) -> None:
     (tmp_path / "metrics.json").write_text(content)
@@ -71,18 +95,32 @@ def test_a_report_is_found_by_file_folder_and_checkpoint(tmp_path: Path) -> None
         find_report(tmp_path / "new.ckpt")
     with pytest.raises(InputError, match=r"there is no .*nowhere"):
         find_report(tmp_path / "nowhere")
+    with pytest.raises(InputError, match=r"holds neither a report"):
+        find_report(tmp_path)
+
+
+def test_the_report_of_a_link_or_of_a_test_is_found(tmp_path: Path) -> None:
+    checkpoint = tmp_path / "run" / "last.ckpt"
+    written = write_report(report(), checkpoint.parent / "test" / "last")
+    checkpoint.write_bytes(b"weights")
+    (tmp_path / "best.ckpt").symlink_to(checkpoint)
+    with pytest.raises(InputError, match="for another state"):  # a report that does not know is not believed
+        find_report(checkpoint)
+    written = report(checkpoint_sha256=sha256_of(checkpoint))
+    write_report(written, checkpoint.parent / "test" / "last")
+    assert find_report(tmp_path / "best.ckpt") == find_report(checkpoint) == written
 
 
 def test_a_comparison_is_sorted_by_bits_and_says_what_is_not_comparable() -> None:
     rows = [
-        report_row(report("many bits", 300, antialias=True)),
-        report_row(EvaluationReport("no bits", {"images": 50.0, "ssim": 0.5}, antialias=True)),
-        report_row(report("few bits", 100, antialias=False)),
+        report_row(report("many bits", 300, antialias=True, originals="a")),
+        report_row(EvaluationReport("no bits", {"images": 50.0, "ssim": 0.5})),
+        report_row(report("few bits", 100, antialias=False, originals="b")),
     ]
     lines = comparison_lines(rows)
     assert [line.split("|")[1].strip() for line in lines[2:5]] == ["few bits", "many bits", "no bits"]
     assert len({len(line) for line in lines[:5]}) == 1
-    assert lines[6:] == ["not comparable in antialias: few bits: false; many bits: true; no bits: true"]
+    assert lines[6:] == ["not comparable in the original images: few bits: b; many bits: a"]
     assert "–" in lines[4]
 
 
@@ -96,7 +134,7 @@ def test_table_has_known_names_first_and_nothing_lost() -> None:
 
 def test_published_rows_have_the_papers_figures_and_their_bits() -> None:
     rows = {(row.name, row.source): row.metrics for row in published_rows()}
-    assert len(rows) == 36
+    assert len(rows) == 37
     gsq = rows["GSQ D8, f8, V = 262,144", "paper, Table 14"]
     assert (gsq["rfid"], gsq["bits_per_image"], gsq["bits_per_pixel"]) == (0.36, 1024 * 18, 0.28125)
     assert rows["BSQ D36, f8", "paper, Table 14"]["bits_per_image"] == 1024 * 36
@@ -107,8 +145,10 @@ def test_published_rows_have_the_papers_figures_and_their_bits() -> None:
 def test_compare_prints_one_table_and_draws(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     for name, bits in (("a", 30_000.0), ("b", 10_000.0)):
         write_report(report(name, bits), tmp_path / name)
+    write_report(report("ours $^_$ no formula", 10.0), tmp_path / "c")
     plot = tmp_path / "plots" / "rd.png"
-    main(["compare", str(tmp_path / "a"), str(tmp_path / "b" / "metrics.json"), "--paper", "--plot", str(plot)])
+    sources = [str(tmp_path / "a"), str(tmp_path / "b" / "metrics.json"), str(tmp_path / "c")]
+    main(["compare", *sources, "--paper", "--plot", str(plot)])
     lines = capsys.readouterr().out.splitlines()
     names = [line.split("|")[1].strip() for line in lines if line.startswith("| ")]
     assert names.index("b") < names.index("GSQ D8, f8, V = 8,192") < names.index("a")
@@ -117,12 +157,21 @@ def test_compare_prints_one_table_and_draws(tmp_path: Path, capsys: pytest.Captu
     assert {(192, 57, 43), (86, 101, 115)} <= colors  # measured and published points
 
 
+def test_a_terminal_without_arrows_gets_the_table_all_the_same() -> None:
+    environment = {**os.environ, "PYTHONIOENCODING": "latin-1:strict"}
+    command = [sys.executable, "-m", "gsq_lightning", "compare", "--paper"]
+    result = subprocess.run(command, env=environment, capture_output=True)
+    assert result.returncode == 0
+    assert b"rFID \\u2193" in result.stdout
+
+
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
         ([], "gsq compare needs reports"),
         (["nowhere"], "there is no nowhere"),
         (["--paper", "--plot", "rd.docx"], "rd.docx is no picture"),
+        (["--paper", "--plot", "rd.pgf"], "rd.pgf is no picture"),
         (["--papers"], "unrecognized arguments: --papers"),
     ],
 )
@@ -147,6 +196,8 @@ def test_wrong_input_of_compare_ends_in_one_line(
     [
         '{"name": null, "metrics": {}}',
         '{"name": "a", "metrics": {}, "extractors": "x"}',
+        '{"name": "a", "metrics": {}, "extractors": {"rfid": {"a": 1}}}',
+        '{"name": "a", "metrics": {}, "notes": [1]}',
         '{"name": "a", "metrics": {"psnr": ' + "9" * 400 + "}}",
         "[" * 200_000,
     ],

@@ -22,7 +22,8 @@ class ReconstructionGrid(Callback):
     """Original, reconstruction and error map of images spread evenly over validation, as PNG and in TensorBoard.
 
     Writes `reconstructions.png` in the log folder anew after each validation, and logs the same grid and a histogram
-    of how often codes were used (where the module's metrics have "codebook"). The images are the same each time.
+    of how often codes were used (where the module's metrics have "codebook"). The images are the same each time; those
+    of another size than the first are not shown.
 
     Args:
         num_images: how many images are shown.
@@ -61,7 +62,8 @@ class ReconstructionGrid(Callback):
         batches = trainer.num_val_batches[dataloader_idx]
         wanted = share_of_batch(self.num_images, batch_idx, batches)
         image = batch if isinstance(batch, Tensor) else batch[0]
-        if wanted and len(image):
+        shown = self._images[0].shape[1:] if self._images else image.shape[1:]
+        if wanted and len(image) and image.shape[1:] == shown:
             positions = torch.linspace(0, len(image) - 1, min(wanted, len(image))).round().long()
             self._images.append(image[positions.to(image.device)].detach())
 
@@ -81,9 +83,14 @@ class ReconstructionGrid(Callback):
         with left_out_on_disk_errors("pictures in TensorBoard"):
             for experiment in tensorboard_writers(trainer):
                 experiment.add_image("val/reconstructions", grid, trainer.global_step)
-                counts = codebook_counts(pl_module)
-                if counts is not None and int(counts.sum()) > 0:
-                    _add_usage_histogram(experiment, counts, trainer.global_step)
+
+    def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        uses = codebook_uses(pl_module)
+        if uses is None or not trainer.is_global_zero or trainer.sanity_checking or int(uses.sum()) == 0:
+            return
+        with left_out_on_disk_errors("the histogram of codes in TensorBoard"):
+            for experiment in tensorboard_writers(trainer):
+                _add_usage_histogram(experiment, uses, trainer.global_step)
 
 
 def share_of_batch(num_images: int, batch_idx: int, batches: float) -> int:
@@ -112,12 +119,13 @@ def tensorboard_writers(trainer: Trainer) -> list[Any]:
     return [logger.experiment for logger in trainer.loggers if isinstance(logger, TensorBoardLogger)]
 
 
-def codebook_counts(pl_module: LightningModule) -> Tensor | None:
-    """How often each code was used in this validation, (V,), or None where it was not counted."""
+def codebook_uses(pl_module: LightningModule) -> Tensor | None:
+    """How often each code was used in the last validation, (V,), by all processes; None where it was not counted."""
     metrics = getattr(pl_module, "metrics", None)
     if metrics is None or "codebook" not in metrics.metrics:
         return None
-    return metrics.metrics["codebook"].counts.sum(dim=0)
+    uses: Tensor | None = metrics.metrics["codebook"].uses
+    return uses
 
 
 def _add_usage_histogram(experiment: Any, counts: Tensor, step: int) -> None:

@@ -9,6 +9,7 @@ from lightning.pytorch import Callback, LightningModule, Trainer
 from lightning.pytorch.callbacks import ModelCheckpoint, TQDMProgressBar
 
 from gsq_lightning.callbacks.reconstructions import ReconstructionGrid
+from gsq_lightning.disk import file_identity
 from gsq_lightning.reports import (
     EvaluationReport,
     comparison_lines,
@@ -64,10 +65,12 @@ class Report(Callback):
         self.source: Path | None = None
         self._folder: str | None = None
         self._loaded_step: int | None = None
+        self._sha256: str | None = None  # of the file that was loaded
         self._others: list[EvaluationReport] = []
 
     def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
         self._folder = trainer.log_dir  # asks all processes, so that all must ask
+        self._sha256 = sha256_of(self.source) if self.source is not None else None
         self._others = [find_report(Path(other)) for other in self.compare]
 
     def on_save_checkpoint(self, trainer: Trainer, pl_module: LightningModule, checkpoint: dict[str, Any]) -> None:
@@ -77,6 +80,13 @@ class Report(Callback):
         carried = checkpoint.get("recipe")
         self.recipe = self.recipe or carried if trainer.state.fn == "fit" else carried or self.recipe
         self._loaded_step = checkpoint.get("global_step")
+        source = _checkpoint_of(trainer)
+        if trainer.state.fn in ("validate", "test") and source is not None and trainer.is_global_zero:
+            # hashed at once: a training that goes on may replace the file at any time
+            self._sha256 = sha256_of(source)
+            read = getattr(trainer.strategy.checkpoint_io, "read_file", None)
+            if read is not None and read != file_identity(source):
+                self._sha256 = None
 
     def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         if trainer.sanity_checking:
@@ -122,24 +132,35 @@ class Report(Callback):
         source = self.source or _checkpoint_of(trainer)
         loader = trainer.test_dataloaders if prefix == "test/" else trainer.val_dataloaders
         dataset = getattr(loader, "dataset", None)
-        image_size = getattr(pl_module, "validated_image_size", None)
+        seen = getattr(metrics, "seen", None)
+        sha256, notes = self._hash_of(source, trainer), list(getattr(metrics, "notes", []))
+        if source is not None and sha256 is None:
+            notes.append(f"{source} was replaced while it was read, so that its hash is not known")
         return EvaluationReport(
             name=self.name or _name_of(source, self._folder),
             # logged values are float32
             metrics=logged | getattr(pl_module, "metric_values", {}),
-            notes=list(getattr(metrics, "notes", [])),
+            notes=notes,
             recipe=self.recipe,
             tokenizer=_shape_of(getattr(pl_module, "tokenizer", None)),
             checkpoint=None if source is None else str(source),
-            checkpoint_sha256=None if source is None else sha256_of(source),
+            checkpoint_sha256=sha256,
             step=trainer.global_step or self._loaded_step,
             data=str(getattr(dataset, "root", None) or type(dataset).__name__),
-            image_size=None if image_size is None else f"{image_size[0]}×{image_size[1]}",
+            originals=None if seen is None else seen.hash_in_words,
+            image_size=None if seen is None else seen.size_in_words,
             preparation=getattr(dataset, "preparation", None),
             extractors=dict(getattr(metrics, "description", {})),
             antialias=getattr(metrics, "antialias", None),
             precision=str(trainer.precision),
         )
+
+    def _hash_of(self, source: Path | None, trainer: Trainer) -> str | None:
+        """Of the file that the validated weights are from; None where it is not known."""
+        if source is None:
+            return None
+        was_loaded = self.source is not None or (trainer.state.fn != "fit" and trainer.ckpt_path is not None)
+        return self._sha256 if was_loaded else sha256_of(source)  # else it was written, and by nobody else
 
     def _places(self, trainer: Trainer) -> list[tuple[str, Path | str]]:
         places: list[tuple[str, Path | str]] = []

@@ -26,6 +26,9 @@ MetricName = Literal[
     "rfd_random",
 ]
 
+# what papers report, and recipes name
+REPORTED: tuple[MetricName, ...] = ("psnr", "psnr_set", "ssim", "lpips_vgg", "codebook", "rfid", "inception_score")
+
 PIXEL_METRICS = ("psnr", "psnr_set", "ssim", "lpips_alex", "lpips_vgg")
 
 # the network through which each other metric sees images; rfid and inception_score share one look

@@ -25,6 +25,9 @@ class CodebookUsage(Metric):
     Args:
         codebook_size: V.
         num_groups: G.
+
+    Attributes:
+        uses: (V,) int64, how often each code was used, by all processes, when `compute` was called last.
     """
 
     full_state_update = False
@@ -35,6 +38,7 @@ class CodebookUsage(Metric):
         super().__init__()
         self.codebook_size = codebook_size
         self.num_groups = num_groups
+        self.uses: Tensor | None = None
         self.add_state(
             "counts", default=torch.zeros(num_groups, codebook_size, dtype=torch.int64), dist_reduce_fx="sum"
         )
@@ -47,7 +51,8 @@ class CodebookUsage(Metric):
 
     def compute(self) -> CodebookStatistics:
         """Over all groups pooled; scalars."""
-        return codebook_statistics(self.counts.sum(dim=0))
+        self.uses = self.counts.sum(dim=0)
+        return codebook_statistics(self.uses)
 
     def compute_per_group(self) -> CodebookStatistics:
         """Of each group; (G,) each. With several processes all must call it."""

@@ -1,10 +1,13 @@
-"""How many images were seen, and in how many a network broke down."""
+"""Which images were seen: how many, of what size, told from others by their pixels; and where a network broke down."""
 
 from typing import NamedTuple
 
 import torch
 from torch import Tensor
 from torchmetrics import Metric
+
+_MULTIPLIER, _MODULUS = 65_521, 2_147_483_647  # primes of the hash
+_LARGEST = torch.iinfo(torch.int64).max
 
 
 class Counts(NamedTuple):
@@ -13,10 +16,35 @@ class Counts(NamedTuple):
     Attributes:
         images: () int64.
         nonfinite: () int64, reconstructions with a value that is NaN or infinite.
+        pixels: () int64, H·W summed over the images.
+        smallest, largest: (2,) int64, least and greatest H and W.
+        hash: () int64, of the pixels of all originals, whatever their order.
     """
 
     images: Tensor
     nonfinite: Tensor
+    pixels: Tensor
+    smallest: Tensor
+    largest: Tensor
+    hash: Tensor
+
+    @property
+    def size(self) -> tuple[int, int] | None:
+        """H and W where all images have the same."""
+        height, width = self.largest.tolist()
+        return (height, width) if bool((self.smallest == self.largest).all()) else None
+
+    @property
+    def hash_in_words(self) -> str | None:
+        """For reports."""
+        return f"{int(self.hash):016x}" if self.images > 0 else None
+
+    @property
+    def size_in_words(self) -> str | None:
+        """For reports."""
+        if self.images == 0:
+            return None
+        return "several" if self.size is None else f"{self.size[0]}×{self.size[1]}"
 
 
 class ImageCounts(Metric):
@@ -25,16 +53,35 @@ class ImageCounts(Metric):
     full_state_update = False
     images: Tensor
     nonfinite: Tensor
+    pixels: Tensor
+    smallest: Tensor
+    largest: Tensor
+    hash: Tensor
 
     def __init__(self) -> None:
         super().__init__()
-        self.add_state("images", default=torch.zeros((), dtype=torch.int64), dist_reduce_fx="sum")
-        self.add_state("nonfinite", default=torch.zeros((), dtype=torch.int64), dist_reduce_fx="sum")
+        for name in ("images", "nonfinite", "pixels", "hash"):
+            self.add_state(name, default=torch.zeros((), dtype=torch.int64), dist_reduce_fx="sum")
+        self.add_state("smallest", default=torch.full((2,), _LARGEST), dist_reduce_fx="min")
+        self.add_state("largest", default=torch.zeros(2, dtype=torch.int64), dist_reduce_fx="max")
 
-    def update(self, finite: Tensor) -> None:
-        """finite (B,) bool, of each reconstruction."""
-        self.images += len(finite)
+    def update(self, finite: Tensor, image: Tensor) -> None:
+        """finite (B,) bool, of each reconstruction; image (B, 3, H, W) uint8, the originals."""
+        size = torch.tensor(image.shape[-2:], device=self.images.device)
+        self.images += len(image)
         self.nonfinite += (~finite).sum()
+        self.pixels += len(image) * size.prod()
+        self.smallest = torch.minimum(self.smallest, size)
+        self.largest = torch.maximum(self.largest, size)
+        hashes = pixel_hash(image)
+        self.hash += (hashes * hashes % _MODULUS).sum()  # a sum of the hashes themselves is one of all pixels summed
 
     def compute(self) -> Counts:
-        return Counts(self.images.clone(), self.nonfinite.clone())
+        return Counts(*(getattr(self, name).clone() for name in Counts._fields))
+
+
+def pixel_hash(image: Tensor) -> Tensor:
+    """(B, 3, H, W) uint8 → (B,) int64 in [0, 2³¹ - 1), equal on all devices."""
+    values = image.flatten(1).long()
+    weights = torch.arange(1, values.shape[1] + 1, device=image.device) * _MULTIPLIER % _MODULUS
+    return (values * weights).sum(dim=1) % _MODULUS

@@ -6,9 +6,10 @@ import torch
 from torch import Tensor
 from torchmetrics import Metric
 
+from gsq_lightning.metrics.counts import pixel_hash
+
 SPLITS = 10  # as the field computes it
 CLASSES = 1008  # of the Inception v3 that FID is defined by
-_MULTIPLIER, _MODULUS = 65_521, 2_147_483_647  # primes of the hash
 
 
 class InceptionScoreResult(NamedTuple):
@@ -68,6 +69,4 @@ class InceptionScore(Metric):
 
 def split_of(image: Tensor) -> Tensor:
     """(B, 3, H, W) uint8 → (B,) int64 in [0, 10), a hash of the pixels."""
-    values = image.flatten(1).long()
-    weights = torch.arange(1, values.shape[1] + 1, device=image.device) * _MULTIPLIER % _MODULUS
-    return (values * weights).sum(dim=1) % _MODULUS % SPLITS
+    return pixel_hash(image) % SPLITS

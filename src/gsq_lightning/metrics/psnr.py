@@ -37,7 +37,7 @@ class PeakSignalToNoise(Metric):
 class SetPeakSignalToNoise(Metric):
     """10·log10(255² / MSE) over all pixels of all images together, in dB, as the GSQ paper's reference takes it.
 
-    Never above the average over images, since the logarithm is concave.
+    Over images of one size never above their average, since the logarithm is concave.
     """
 
     full_state_update = False

@@ -20,7 +20,7 @@ from gsq_lightning.metrics.catalog import (
     make_pixel_metric,
 )
 from gsq_lightning.metrics.codebook import CodebookUsage
-from gsq_lightning.metrics.counts import ImageCounts
+from gsq_lightning.metrics.counts import Counts, ImageCounts
 from gsq_lightning.metrics.features import FeatureExtractor
 from gsq_lightning.metrics.frechet import FrechetDistance, FrechetResult
 from gsq_lightning.metrics.inception_score import InceptionScore
@@ -61,6 +61,7 @@ class ReconstructionMetrics(nn.Module):
 
     Attributes:
         notes: what the last `compute` has to say about its values.
+        seen: the images that it was over.
     """
 
     def __init__(
@@ -87,6 +88,7 @@ class ReconstructionMetrics(nn.Module):
         self.metrics = nn.ModuleDict()
         self.extractors = nn.ModuleDict()
         self.counts = ImageCounts()
+        self.seen: Counts | None = None
         self._originals: OriginalImages | None = None
         self._keys: dict[str, str] = {}  # on the first process, of the statistics that this validation may keep
         self._told: set[str] = set()
@@ -113,7 +115,8 @@ class ReconstructionMetrics(nn.Module):
 
         Args:
             originals: the images that are to come. With them, statistics of the originals are taken from the cache, or
-                kept there by `compute`; without, the cache is left alone. Those of the first process count.
+                kept there by `compute` where none of them was missing; without, the cache is left alone. Those of the
+                first process count.
         """
         self.reset()
         self._originals = originals
@@ -126,6 +129,8 @@ class ReconstructionMetrics(nn.Module):
             if originals is not None and is_first_process():
                 self._keys[name] = statistics_key(originals.fingerprint, self._extractor_of(name))
                 statistics = cache.load(self._keys[name])
+                if statistics is not None and int(statistics.images) != originals.number:
+                    statistics = None
             if as_first_process(statistics is not None):
                 self._frechet(name).set_real(statistics)
 
@@ -142,7 +147,7 @@ class ReconstructionMetrics(nn.Module):
             finite = reconstruction.flatten(1).isfinite().all(dim=1)
             original = image_to_pixels(image)
             reconstructed = image_to_pixels(reconstruction.nan_to_num())
-            self.counts.update(finite)
+            self.counts.update(finite, original)
             for name in PIXEL_METRICS:
                 if name in self.metrics:
                     self._metric(name).update(reconstructed, original)
@@ -159,7 +164,7 @@ class ReconstructionMetrics(nn.Module):
         not defined over so few images is left out. `notes` says so.
         """
         self.notes = []
-        counts = self.counts.compute()
+        counts = self.seen = self.counts.compute()
         values = {"images": float(counts.images)}
         if counts.images == 0:
             self._note("there were no images to validate on")
@@ -212,13 +217,10 @@ class ReconstructionMetrics(nn.Module):
         images = int(result.fake_images)
         cache, key = self._cache, self._keys.get(name)
         if images != int(result.real.images):
-            if key and cache is not None:
-                cache.remove(key)
             self._note(
-                f"{name} is left out: the cached statistics are of {int(result.real.images)} images, but "
-                f"{images} were validated; they were removed, validate again"
+                f"{name} compares {images} reconstructions with the kept statistics of all "
+                f"{int(result.real.images)} originals"
             )
-            return {}
         if images < 2:
             self._note(f"{name} is left out: a Fréchet distance needs at least 2 images, there is 1")
             return {}
@@ -227,8 +229,8 @@ class ReconstructionMetrics(nn.Module):
                 f"{name} is over {images} images, fewer than its {metric.num_features} features: it is biased upwards, "
                 "and comparable only with values over the same images"
             )
-        # more images than there are: a sampler repeated some
-        if key and cache and self._originals and not metric.has_real and images <= self._originals.number:
+        # fewer images than there are: some could not be read this time; more: a sampler repeated some
+        if key and cache and self._originals and not metric.has_real and images == self._originals.number:
             cache.save(key, result.real)
         return {name: float(result.distance)}
 

@@ -51,17 +51,17 @@ class StatisticsCache:
         from safetensors import safe_open
 
         path = self.path(key)
-        if not path.is_file():
-            return None
         try:
             with safe_open(path, framework="pt") as file:
                 statistics = FeatureStatistics(*(file.get_tensor(name) for name in FeatureStatistics._fields))
                 checksum = (file.metadata() or {}).get("checksum")
             if checksum != checksum_of(statistics):
                 raise ValueError("its checksum is wrong")
+        except FileNotFoundError:
+            return None
         except Exception as error:  # whatever the reader makes of a damaged file
             reason = " ".join(str(error).split()) or type(error).__name__
-            logger.warning("the cached statistics %s are damaged (%s) and are computed anew", path, reason)
+            logger.warning("the cached statistics %s cannot be read (%s) and are computed anew", path, reason)
             return None
         return statistics
 
@@ -75,9 +75,6 @@ class StatisticsCache:
             write_whole(self.path(key), content)
         except OSError as error:
             logger.warning("the statistics of the original images could not be kept in %s: %s", self.folder, error)
-
-    def remove(self, key: str) -> None:
-        self.path(key).unlink(missing_ok=True)
 
 
 def statistics_key(data_fingerprint: str, extractor: FeatureExtractor) -> str:

@@ -41,7 +41,7 @@ def report_row(report: EvaluationReport) -> Row:
         "number of images": f"{report.metrics.get('images', math.nan):.0f}",
         "image size": report.image_size,
         "preparation": report.preparation,
-        "antialias": None if report.antialias is None else str(report.antialias).lower(),
+        "the original images": report.originals,
         **{f"network of {name}": network for name, network in report.extractors.items()},
     }
     return Row(report.name, "measured", report.metrics, {name: fact for name, fact in conditions.items() if fact})

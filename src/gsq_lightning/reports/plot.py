@@ -49,7 +49,7 @@ def check_plot(path: Path) -> None:
         from matplotlib.backend_bases import FigureCanvasBase
     except ModuleNotFoundError as error:
         raise InputError("--plot needs matplotlib: pip install matplotlib") from error
-    formats = FigureCanvasBase.get_supported_filetypes()
+    formats = set(FigureCanvasBase.get_supported_filetypes()) - {"pgf"}  # which needs TeX
     if path.suffix.lstrip(".").lower() not in formats:
         raise InputError(f"{path} is no picture; its name must end in one of: {' '.join(sorted(formats))}")
 
@@ -89,7 +89,13 @@ def _write_key(axes: Any, rows: list[Row]) -> None:
     for number, row in enumerate(rows, 1):
         color = STYLES[MEASURED if row.source == MEASURED else "paper"]["color"]
         axes.text(
-            0.0, 1.0 - number * step, f"{number}  {row.name}", fontsize=6.5, color=color, transform=axes.transAxes
+            0.0,
+            1.0 - number * step,
+            f"{number}  {row.name}",
+            fontsize=6.5,
+            color=color,
+            transform=axes.transAxes,
+            parse_math=False,
         )
 
 

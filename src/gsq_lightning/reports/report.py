@@ -11,7 +11,7 @@ from pathlib import Path
 from types import UnionType
 from typing import Any, get_args, get_origin, get_type_hints
 
-from gsq_lightning.disk import write_whole
+from gsq_lightning.disk import locked, write_whole
 from gsq_lightning.errors import InputError
 from gsq_lightning.reports.table import METRICS, formatted, markdown_table
 
@@ -33,7 +33,8 @@ class EvaluationReport:
         checkpoint: path of what was validated, and its SHA-256.
         step: generator steps of training.
         data: where the originals lie.
-        image_size: height × width in pixels.
+        originals: tells their pixels from those of other images, whatever the order.
+        image_size: height × width in pixels, or "several".
         preparation: what was done to the originals.
         extractors: networks that images were seen through, by metric.
         antialias: whether Inception's images were resized with antialiasing.
@@ -51,6 +52,7 @@ class EvaluationReport:
     checkpoint_sha256: str | None = None
     step: int | None = None
     data: str | None = None
+    originals: str | None = None
     image_size: str | None = None
     preparation: str | None = None
     extractors: dict[str, str] = field(default_factory=dict)
@@ -67,18 +69,18 @@ def write_report(report: EvaluationReport, folder: Path) -> Path:
     """
     content = asdict(report)
     content["metrics"] = {name: value if math.isfinite(value) else str(value) for name, value in report.metrics.items()}
-    path = folder / JSON_NAME
-    texts = {
-        path: json.dumps(content, indent=2, ensure_ascii=False) + "\n",
-        folder / MARKDOWN_NAME: with_row(_text_of(folder / MARKDOWN_NAME), report),
-    }
-    for place, text in texts.items():
-        write_whole(place, text.encode(errors="backslashreplace"))  # names of files need not be UTF-8
+    path, table = folder / JSON_NAME, folder / MARKDOWN_NAME
+    text = json.dumps(content, indent=2, ensure_ascii=False) + "\n"
+    write_whole(path, text.encode(errors="backslashreplace"))  # names of files need not be UTF-8
+    with locked(folder):
+        # what somebody wrote there need not be UTF-8 either
+        before = table.read_text("utf-8", "surrogateescape") if table.is_file() else ""
+        write_whole(table, with_row(before, report).encode("utf-8", "surrogateescape"))
     return path
 
 
 def with_row(text: str, report: EvaluationReport) -> str:
-    """Markdown with a row for a report below the others: in the last table where that has the same columns."""
+    """Markdown with a row for a report at its end: in the table there if that has the same columns."""
     names = [name for name in report.metrics if name in METRICS]
     shown = {METRICS[name].name: formatted(name, report.metrics[name]) for name in names}
     facts = {
@@ -95,8 +97,9 @@ def with_row(text: str, report: EvaluationReport) -> str:
     }
     row = {"name": report.name, **shown, **{name: "" if fact is None else str(fact) for name, fact in facts.items()}}
     lines = markdown_table(list(row), [list(row.values())])
+    text = text if text.endswith("\n") or not text else text + "\n"
     heads = [line for line in text.splitlines() if line.startswith("| name |")]
-    if heads and heads[-1] == lines[0]:
+    if heads and heads[-1] == lines[0] and text.splitlines()[-1].startswith("|"):
         return text + lines[2] + "\n"
     return text + ("\n" if text else "") + "\n".join(lines) + "\n"
 
@@ -104,7 +107,7 @@ def with_row(text: str, report: EvaluationReport) -> str:
 def read_report(path: Path) -> EvaluationReport:
     """Reads `metrics.json`. Raises InputError where it is not one."""
     try:
-        content = json.loads(path.read_text())
+        content = json.loads(path.read_text("utf-8"))
         known = {item.name for item in fields(EvaluationReport)}
         content = {name: value for name, value in content.items() if name in known}  # later versions may add some
         content["metrics"] = {str(name): float(value) for name, value in content["metrics"].items()}
@@ -126,29 +129,32 @@ def find_report(source: Path) -> EvaluationReport:
         raise InputError(f"there is no {source}; give reports ({JSON_NAME}), folders with one, or checkpoints")
     if source.suffix == ".json":
         return read_report(source)
-    places = (
-        [source / JSON_NAME, source / "validate" / JSON_NAME, source / "validate" / source.name / JSON_NAME]
-        if source.is_dir()
-        else [source.parent / "validate" / source.stem / JSON_NAME]
-    )
+    real = source.resolve()  # where validation writes
+    places = [place / JSON_NAME for place in (source, source / "validate", source / "test")]
+    if not source.is_dir():
+        places = [real.parent / command / real.stem / JSON_NAME for command in ("validate", "test")]
     for place in places:
         if place.is_file():
             report = read_report(place)
-            has_weights = source.is_file() or (source / "model.safetensors").is_file()
-            if has_weights and report.checkpoint_sha256 not in (None, sha256_of(source)):
+            if weights_file(source).is_file() and report.checkpoint_sha256 != sha256_of(source):
                 raise InputError(
                     f"{place} was written for another state of {source}; validate it again: "
                     f"gsq validate --ckpt_path {source}"
                 )
             return report
+    if not weights_file(source).is_file():
+        raise InputError(f"{source} holds neither a report ({JSON_NAME}) nor an exported tokenizer")
     raise InputError(f"{source} has no report yet; gsq validate --ckpt_path {source} writes one")
 
 
-def sha256_of(path: Path) -> str:
-    """Of a file, or of the weights of an exported tokenizer, in hexadecimal."""
-    if path.is_dir():
-        path = path / "model.safetensors"
-    with path.open("rb") as file:
+def weights_file(source: Path) -> Path:
+    """A checkpoint itself, or the weights within an exported tokenizer."""
+    return source / "model.safetensors" if source.is_dir() else source
+
+
+def sha256_of(source: Path) -> str:
+    """Of a checkpoint, or of the weights of an exported tokenizer, in hexadecimal."""
+    with weights_file(source).open("rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
 
@@ -159,10 +165,14 @@ def library_versions() -> dict[str, str]:
 def _check_types(content: dict[str, Any]) -> None:
     """Raises TypeError for a field of a report that is of another type than it is declared."""
     for name, hint in get_type_hints(EvaluationReport).items():
-        kinds = tuple(get_origin(kind) or kind for kind in (get_args(hint) if isinstance(hint, UnionType) else (hint,)))
-        if name in content and not isinstance(content[name], kinds):
+        kinds = get_args(hint) if isinstance(hint, UnionType) else (hint,)
+        if name in content and not any(_is_of(content[name], kind) for kind in kinds):
             raise TypeError(f"{name} is {content[name]!r}")
 
 
-def _text_of(path: Path) -> str:
-    return path.read_text() if path.is_file() else ""
+def _is_of(value: Any, kind: Any) -> bool:
+    """Whether a value from JSON is of a type, that of its elements included."""
+    if not isinstance(value, get_origin(kind) or kind):
+        return False
+    elements = value.values() if isinstance(value, dict) else value if isinstance(value, list) else ()
+    return all(isinstance(element, get_args(kind)[-1]) for element in elements)

@@ -70,14 +70,14 @@ def _per_group(values: dict[str, float], prefix: str, form: str) -> str:
 
 
 def markdown_table(head: list[str], rows: list[list[str]], aligned: bool = False) -> list[str]:
-    """Lines of a Markdown table; a bar within a cell is kept from splitting it.
+    """Lines of a Markdown table; bars and line breaks within a cell are kept from splitting it.
 
     Args:
         head: names of the columns.
         rows: as many cells each.
         aligned: pad the cells, so that columns stand under each other, all but the first and last to the right.
     """
-    table = [[cell.replace("|", "\\|") for cell in row] for row in [head, *rows]]
+    table = [[" ".join(cell.replace("|", "\\|").splitlines()) for cell in row] for row in [head, *rows]]
     if not aligned:
         return _joined(table, ["---"] * len(head))
     widths = [max(len(row[column]) for row in table) for column in range(len(head))]
