@@ -344,6 +344,7 @@ QUICKSTART = ["fit", "--config", "quickstart.yaml"]
         (["validate"], "gsq validate needs --ckpt_path"),
         (["fit"], "gsq fit needs --config, such as f8.yaml"),
         ([*QUICKSTART, "--data=ImageNetDataModule"], "data.root is missing"),
+        ([*QUICKSTART, "--data.root=images"], "--data ImageNetDataModule before --data.root"),
         (["fitt"], "invalid choice: 'fitt'"),
     ],
 )
