@@ -60,7 +60,8 @@ def checkpoint_config(path: Path, command: str) -> dict[str, Any]:
 
 def report_folder(checkpoint: Path, command: str) -> Path:
     """Where the validation of a checkpoint is written: others may lie beside it."""
-    return checkpoint.resolve().parent / command / checkpoint.stem
+    file = checkpoint.resolve()
+    return file.parent / command / file.stem
 
 
 def is_exported(path: Path) -> bool:

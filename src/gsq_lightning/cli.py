@@ -346,7 +346,7 @@ def check_writable(folder: Path, option: str) -> None:
         option: by which the user can name another.
     """
     try:
-        existing = next(place for place in (folder, *folder.absolute().parents) if place.exists())
+        existing = next(place for place in (folder, *folder.absolute().parents) if os.path.lexists(place))
         with tempfile.TemporaryFile(dir=existing) as file:
             file.write(b"x")
     except OSError as error:

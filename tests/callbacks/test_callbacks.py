@@ -7,6 +7,7 @@ from typing import Any
 import pytest
 import torch
 from lightning.pytorch import Callback, Trainer
+from lightning.pytorch.callbacks import ModelCheckpoint
 from lightning.pytorch.loggers import TensorBoardLogger
 from PIL import Image
 from safetensors.torch import load_file
@@ -109,12 +110,12 @@ def test_images_of_several_sizes_have_mean_bits_and_pictures_of_one_size(
     assert Image.open(grid.path).size == (3 * 16 + 4 * 2, 2 * 16 + 3 * 2)
 
 
-@pytest.mark.parametrize("replaced", [False, True])
+@pytest.mark.parametrize(("replaced", "weights_only"), [(False, False), (True, False), (True, True)])
 def test_a_checkpoint_that_is_replaced_while_it_is_validated_is_not_taken_for_another(
-    small_tokenizer: Build, image_root: Path, tmp_path: Path, replaced: bool
+    small_tokenizer: Build, image_root: Path, tmp_path: Path, replaced: bool, weights_only: bool
 ) -> None:
     """A training that goes on writes last.ckpt again and again."""
-    keep = RunCheckpoint(dirpath=str(tmp_path / "kept"))
+    keep = ModelCheckpoint(tmp_path / "kept", save_last=True, save_top_k=0, save_weights_only=weights_only)
     trainer(tmp_path, callbacks=[keep]).fit(TokenizerModule(small_tokenizer()), data(image_root))
     checkpoint = tmp_path / "kept" / "last.ckpt"
     validated = sha256_of(checkpoint)

@@ -292,7 +292,8 @@ def test_links_within_a_tar_are_followed(folder: Path, tmp_path: Path, caplog: p
 @pytest.mark.parametrize("kind", ["folder", "zip", "tar", "folder of tars"])
 def test_what_systems_hide_among_images_is_none_of_them(folder: Path, tmp_path: Path, kind: str) -> None:
     expected = images_in(folder)
-    for name in (".ipynb_checkpoints/a.png", "__MACOSX/cats/._image_000.png", "cats/._image_000.png"):
+    hidden = (".ipynb_checkpoints/a.png", "__MACOSX/cats/._image_000.png", "cats/._image_000.png", "._n01.tar")
+    for name in hidden:
         (folder / name).parent.mkdir(parents=True, exist_ok=True)
         (folder / name).write_bytes(b"no image")
     place = tmp_path / "packed"
@@ -343,6 +344,16 @@ def test_a_shard_holds_the_same_samples_read_in_any_order_and_streamed(
     assert {sample.path: sample.label for sample in streamed([shard])} == at_random
     for said in ("4 files are not the image of their sample", "are no numbers", "are passed over"):
         assert said in caplog.text
+
+
+def test_masks_of_a_shard_without_labels_are_no_images(folder: Path, tmp_path: Path) -> None:
+    image = (folder / "cats" / "image_000.png").read_bytes()
+    names = ["0.png", "0.mask.png", "0.txt", "1.mask.png", "1.png", "1.txt", "holiday.2020.png", "holiday.2021.png"]
+    with tarfile.open(tmp_path / "shard.tar", "w") as archive:
+        for name in names:
+            add_to_tar(archive, name, image)
+    source = ArchiveSource([tmp_path / "shard.tar"])
+    assert list(source.names) == ["0.png", "1.png", "holiday.2020.png", "holiday.2021.png"]
 
 
 def test_a_list_may_begin_with_a_byte_order_mark(folder: Path, tmp_path: Path) -> None:

@@ -15,7 +15,7 @@ from torch_fidelity.metric_fid import fid_statistics_to_metric
 
 from gsq_lightning import InputError
 from gsq_lightning.callbacks import Report
-from gsq_lightning.metrics import MetricName, ReconstructionMetrics, image_to_pixels
+from gsq_lightning.metrics import CodebookUsage, MetricName, ReconstructionMetrics, image_to_pixels
 from gsq_lightning.metrics.features import FeatureExtractor
 from gsq_lightning.metrics.frechet import FeatureStatistics, frechet_distance
 from gsq_lightning.metrics.precision import full_precision
@@ -108,6 +108,16 @@ def test_no_image_at_all_is_told() -> None:
     metrics = metrics_of(["psnr", "rfd_random"], *pairs(0))
     assert metrics.compute() == {"images": 0.0}
     assert metrics.notes == ["there were no images to validate on"]
+
+
+def test_codes_are_those_of_the_last_validation() -> None:
+    metrics = CodebookUsage(codebook_size=4)
+    metrics.update(torch.tensor([[1], [1], [3]]))
+    metrics.compute()
+    assert metrics.uses is not None
+    assert metrics.uses.tolist() == [0, 2, 0, 1]
+    metrics.reset()
+    assert metrics.uses is None
 
 
 @pytest.mark.parametrize("batch_size", [1, 3, 7, 20])

@@ -13,6 +13,7 @@ from PIL import Image
 
 from gsq_lightning import InputError
 from gsq_lightning.__main__ import main
+from gsq_lightning.carried import report_folder
 from gsq_lightning.reports import (
     EvaluationReport,
     comparison_lines,
@@ -57,9 +58,12 @@ def test_a_row_stays_within_its_table_whatever_is_written_beside_it(tmp_path: Pa
     write_report(report("second"), tmp_path)
     table.write_bytes(table.read_bytes() + b"\nnot UTF-8: \xff")
     write_report(report("third"), tmp_path)
+    table.write_bytes(table.read_bytes() + b"\n| step | loss |\n| 1 | 2 |\n")
+    write_report(report("fourth"), tmp_path)
     lines = table.read_bytes().splitlines()
     assert [line[:10] for line in lines[2:]] == [
-        *(b"| first na", b"| second |", b"", b"not UTF-8:", b"", b"| name | i", b"| --- | --", b"| third | ")
+        *(b"| first na", b"| second |", b"", b"not UTF-8:", b"", b"| name | i", b"| --- | --", b"| third | "),
+        *(b"", b"| step | l", b"| 1 | 2 |", b"", b"| name | i", b"| --- | --", b"| fourth |"),
     ]
     assert b"not UTF-8: \xff" in lines
 
@@ -101,13 +105,14 @@ def test_a_report_is_found_by_file_folder_and_checkpoint(tmp_path: Path) -> None
 
 def test_the_report_of_a_link_or_of_a_test_is_found(tmp_path: Path) -> None:
     checkpoint = tmp_path / "run" / "last.ckpt"
-    written = write_report(report(), checkpoint.parent / "test" / "last")
+    checkpoint.parent.mkdir()
     checkpoint.write_bytes(b"weights")
     (tmp_path / "best.ckpt").symlink_to(checkpoint)
+    write_report(report(), report_folder(tmp_path / "best.ckpt", "validate"))
     with pytest.raises(InputError, match="for another state"):  # a report that does not know is not believed
         find_report(checkpoint)
     written = report(checkpoint_sha256=sha256_of(checkpoint))
-    write_report(written, checkpoint.parent / "test" / "last")
+    write_report(written, report_folder(tmp_path / "best.ckpt", "test"))
     assert find_report(tmp_path / "best.ckpt") == find_report(checkpoint) == written
 
 

@@ -80,13 +80,23 @@ class Report(Callback):
         carried = checkpoint.get("recipe")
         self.recipe = self.recipe or carried if trainer.state.fn == "fit" else carried or self.recipe
         self._loaded_step = checkpoint.get("global_step")
+        self._hash_what_was_loaded(trainer)
+
+    def on_validation_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        self._hash_what_was_loaded(trainer)  # no hook is called for a checkpoint of weights alone
+
+    def on_test_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        self._hash_what_was_loaded(trainer)
+
+    def _hash_what_was_loaded(self, trainer: Trainer) -> None:
+        """As early as may be: a training that goes on may replace the file at any time."""
         source = _checkpoint_of(trainer)
-        if trainer.state.fn in ("validate", "test") and source is not None and trainer.is_global_zero:
-            # hashed at once: a training that goes on may replace the file at any time
-            self._sha256 = sha256_of(source)
-            read = getattr(trainer.strategy.checkpoint_io, "read_file", None)
-            if read is not None and read != file_identity(source):
-                self._sha256 = None
+        if trainer.state.fn == "fit" or source is None or self._sha256 is not None or not trainer.is_global_zero:
+            return
+        self._sha256 = sha256_of(source)
+        read = getattr(trainer.strategy.checkpoint_io, "read_file", None)
+        if trainer.ckpt_path is not None and read is not None and read != file_identity(source):
+            self._sha256 = None
 
     def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         if trainer.sanity_checking:

@@ -144,7 +144,7 @@ class StreamedShards(IterableDataset[Sample | UnreadableImage]):
             reason = str(error.args[0]) if error.args else type(error).__name__
             # webdataset adds what it was reading to the error; one broken shard may raise several
             said = " ".join(map(str, error.args))
-            url = next((url for url in self.urls if url in said), "a shard")
+            url = next((url for url in self.urls if url in said), f"{self.urls[0]} or one that follows")
             if self.on_error == "raise":
                 raise InputError(
                     f"the shard {url} cannot be read: {reason}. Repair it, or set on_error to skip to go on without "

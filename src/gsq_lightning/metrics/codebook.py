@@ -49,6 +49,10 @@ class CodebookUsage(Metric):
         flat = (indices + offsets).flatten()
         self.counts.view(-1).scatter_add_(0, flat, torch.ones_like(flat))
 
+    def reset(self) -> None:
+        super().reset()
+        self.uses = None
+
     def compute(self) -> CodebookStatistics:
         """Over all groups pooled; scalars."""
         self.uses = self.counts.sum(dim=0)

@@ -7,6 +7,7 @@ import platform
 from dataclasses import asdict, dataclass, field, fields
 from datetime import UTC, datetime
 from importlib.metadata import version
+from itertools import takewhile
 from pathlib import Path
 from types import UnionType
 from typing import Any, get_args, get_origin, get_type_hints
@@ -98,8 +99,8 @@ def with_row(text: str, report: EvaluationReport) -> str:
     row = {"name": report.name, **shown, **{name: "" if fact is None else str(fact) for name, fact in facts.items()}}
     lines = markdown_table(list(row), [list(row.values())])
     text = text if text.endswith("\n") or not text else text + "\n"
-    heads = [line for line in text.splitlines() if line.startswith("| name |")]
-    if heads and heads[-1] == lines[0] and text.splitlines()[-1].startswith("|"):
+    last_table = list(takewhile(lambda line: line.startswith("|"), reversed(text.splitlines())))
+    if last_table and last_table[-1] == lines[0]:
         return text + lines[2] + "\n"
     return text + ("\n" if text else "") + "\n".join(lines) + "\n"
 
@@ -133,15 +134,17 @@ def find_report(source: Path) -> EvaluationReport:
     places = [place / JSON_NAME for place in (source, source / "validate", source / "test")]
     if not source.is_dir():
         places = [real.parent / command / real.stem / JSON_NAME for command in ("validate", "test")]
-    for place in places:
-        if place.is_file():
-            report = read_report(place)
-            if weights_file(source).is_file() and report.checkpoint_sha256 != sha256_of(source):
-                raise InputError(
-                    f"{place} was written for another state of {source}; validate it again: "
-                    f"gsq validate --ckpt_path {source}"
-                )
+    found = [place for place in places if place.is_file()]
+    sha256 = sha256_of(source) if weights_file(source).is_file() else None
+    for place in found:
+        report = read_report(place)
+        if sha256 in (None, report.checkpoint_sha256):
             return report
+    if found:
+        raise InputError(
+            f"{found[0]} was written for another state of {source}; validate it again: "
+            f"gsq validate --ckpt_path {source}"
+        )
     if not weights_file(source).is_file():
         raise InputError(f"{source} holds neither a report ({JSON_NAME}) nor an exported tokenizer")
     raise InputError(f"{source} has no report yet; gsq validate --ckpt_path {source} writes one")

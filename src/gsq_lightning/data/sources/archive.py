@@ -18,6 +18,7 @@ from gsq_lightning.data.batch import NO_LABEL
 from gsq_lightning.data.sources.folder import (
     IMAGE_SUFFIXES,
     class_labels,
+    is_hidden,
     is_image_name,
     label_of_text,
     suffixes_in_words,
@@ -55,9 +56,9 @@ class Member(NamedTuple):
 class ArchiveSource(ImageSource):
     """Images in one or more zip and tar files, in the order of the files and of the names within.
 
-    A tar may be a WebDataset shard, where `NAME.cls` holds the label of `NAME.jpg`; there a sample is one image, read
-    as `StreamedShards` reads it. Or it may hold tars of its own, each a class, as ImageNet's ILSVRC2012_img_train.tar.
-    Else the first folder of a name is its class, but for folders that lie around all images.
+    A tar may be a WebDataset shard, where `NAME.cls` holds the label of `NAME.jpg`; of what else lies beside that,
+    `NAME.mask.png` or the like is no image. Or it may hold tars of its own, each a class, as ImageNet's
+    ILSVRC2012_img_train.tar. Else the first folder of a name is its class, but for folders that lie around all images.
 
     Args:
         paths: the archives. A tar must not be compressed: images are read from its middle.
@@ -153,10 +154,13 @@ def tar_members(path: str) -> Iterator[Member]:
     with tarfile.open(path, "r:") as archive:
         images: dict[str, tuple[int, int]] = {}
         labels: dict[str, int] = {}
+        beside: set[str] = set()  # keys of samples that are more than images
         links: dict[str, str] = {}
         for entry in archive:
             # a tar keeps all entries it has passed: half a gigabyte for ImageNet
             archive.members = []  # type: ignore[attr-defined]
+            if is_hidden(entry.name):
+                continue
             if not entry.isreg():
                 links |= link_of(entry)
             elif entry.name.endswith(".tar"):
@@ -169,26 +173,42 @@ def tar_members(path: str) -> Iterator[Member]:
                 label = archive.extractfile(entry)
                 assert label is not None
                 labels[sample_key(entry.name)] = label_of_sample(label.read(20))
+            else:
+                beside.add(sample_key(entry.name))
         images = with_links(images, links)
-        if labels:
-            images = one_of_each_sample(images, path)
+        if labels or beside:
+            images = one_of_each_sample(images, beside, bool(labels), path)
         for name, (offset, size) in images.items():
             yield Member(name, labels.get(sample_key(name), NO_LABEL), offset, size)
 
 
-def one_of_each_sample(images: dict[str, tuple[int, int]], path: str) -> dict[str, tuple[int, int]]:
-    """Of the files of a shard the image of each sample: masks and the like, `NAME.mask.png`, are none."""
+def one_of_each_sample(
+    images: dict[str, tuple[int, int]], beside: set[str], is_shard: bool, path: str
+) -> dict[str, tuple[int, int]]:
+    """Of the files of a shard the image of each sample: masks and the like, `NAME.mask.png`, are none.
+
+    Args:
+        images: places by name.
+        beside: keys of samples with other files. Where there are no labels, an image with dots in its name is the mask
+            of another only if its key is among them, and the other is there.
+        is_shard: there are labels.
+        path: of the shard.
+    """
     chosen: dict[str, str] = {}
     for name in images:
-        if image_suffix([name.removeprefix(f"{sample_key(name)}.")]) is not None:
+        if image_suffix([os.path.basename(name).partition(".")[2]]) is not None:
             chosen.setdefault(sample_key(name), name)
-    if len(chosen) < len(images):
-        left_out = next(name for name in images if name not in chosen.values())
+    kept = {
+        name: place
+        for name, place in images.items()
+        if chosen.get(key := sample_key(name)) == name or (not is_shard and not (key in beside and key in chosen))
+    }
+    if len(kept) < len(images):
         logger.warning(
             "%s: %d files are not the image of their sample and are left out, the first is %s",
-            *(path, len(images) - len(chosen), left_out),
+            *(path, len(images) - len(kept), next(name for name in images if name not in kept)),
         )
-    return {name: images[name] for name in chosen.values()}
+    return kept
 
 
 def inner_members(inner: IO[bytes], outer: tarfile.TarInfo) -> Iterator[Member]:

@@ -67,8 +67,8 @@ class Witness:
 
     Attributes:
         paths: absolute.
-        stamps: (N, 3) int64, of each one the time its content changed, in ns; the time anything of it did, which no
-            program can set; and its size (0 for folders).
+        stamps: (N, 3) int64, of each one the time its content changed, in ns; the time anything of it did, a link to
+            it or its mode, which no program can set back; and its size (0 for folders).
     """
 
     paths: PackedNames
