@@ -16,7 +16,7 @@ from gsq_lightning import GroupedSphericalQuantizer, GSQTokenizer
 from gsq_lightning.data import ImageNetDataModule
 from gsq_lightning.data.batch import collate, pixels_to_image
 from gsq_lightning.data.sampler import EpochSampler
-from gsq_lightning.metrics import CodebookUsage, MetricName, OriginalImages, ReconstructionMetrics
+from gsq_lightning.metrics import CodebookUsage, MetricName, OriginalImages, ReconstructionMetrics, processes
 from gsq_lightning.reports import EvaluationReport, read_report
 from tests.conftest import write_images
 
@@ -197,6 +197,20 @@ def test_processes_part_before_the_interpreter_goes_down() -> None:
     result = subprocess.run([sys.executable, "-c", textwrap.dedent(program)], capture_output=True, text=True)
     assert result.returncode == 2
     assert result.stdout == "False\n"
+
+
+def test_threads_get_a_moment_before_a_fork(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Otherwise, of some 500 loading processes one waited forever, in a run of two processes with Python 3.11."""
+    pauses: list[float] = []
+    monkeypatch.setattr(processes.time, "sleep", pauses.append)
+    processes.settle_threads()
+    for initialized in (False, True):
+        monkeypatch.setattr(processes.distributed, "is_initialized", lambda: initialized)  # noqa: B023
+        child = os.fork()
+        if child == 0:
+            os._exit(0)
+        os.waitpid(child, 0)
+        assert pauses == ([processes.PAUSE] if initialized else [])
 
 
 def test_two_processes_train_and_validate_like_one(tmp_path: Path) -> None:

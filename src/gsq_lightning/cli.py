@@ -3,7 +3,6 @@
 Precedence: flags > config files, later ones over earlier > checkpoint.
 """
 
-import atexit
 import logging
 import os
 import signal
@@ -35,7 +34,7 @@ from gsq_lightning.config_files import LAST, check_yaml, find_recipe, is_inline,
 from gsq_lightning.data import ImageNetDataModule
 from gsq_lightning.disk import disk_error, left_out_on_disk_errors
 from gsq_lightning.errors import CheckpointNotWritten, InputError, ModelNotFinite, RunStopped, TrainingDiverged, causes
-from gsq_lightning.metrics.processes import leave_group
+from gsq_lightning.metrics.processes import settle_threads
 from gsq_lightning.module import TokenizerModule
 from gsq_lightning.pretrained import recorded_files
 from gsq_lightning.resume import decide, mark_finished, newest_of_all_runs
@@ -148,10 +147,10 @@ def input_error(error: BaseException | None) -> BaseException | None:
 
 
 def prepare_process() -> None:
-    """Sets what holds for the whole process: which imports a config may not name, what is not said, how it ends."""
+    """Sets what holds for the whole process: which imports a config may not name, what is not said, how threads end."""
     set_parsing_settings(import_path_denylist=[])  # the parser's own list, os and subprocess among it, is obeyed
     leave_out_noise()
-    atexit.register(leave_group)
+    settle_threads()
 
 
 def leave_out_noise() -> None:

@@ -1,6 +1,13 @@
 """What the processes of a run agree on, where there are several."""
 
+import atexit
+import os
+import time
+from functools import cache
+
 from torch import distributed
+
+PAUSE = 0.02  # seconds: many times what a thread needs, little for the start of a loading process
 
 
 def is_first_process() -> bool:
@@ -16,14 +23,29 @@ def as_first_process(flag: bool) -> bool:
     return flags[0]
 
 
-def leave_group() -> None:
-    """Ends the threads by which this process talks to the others, where there are any; to be called while Python lives.
+@cache
+def settle_threads() -> None:
+    """Sees to it that threads by which this process talks to others meet neither its end nor a fork at work.
 
-    A thread of gloo that still holds a tensor when the interpreter goes down aborts the process
-    (https://github.com/pytorch/pytorch/issues/190489).
+    A thread of gloo lets go of a tensor after those who waited for it have gone on, and needs Python for that. If the
+    interpreter goes down meanwhile, the process aborts (https://github.com/pytorch/pytorch/issues/190489). If the
+    process forks, to make a loading process, that one may wait forever for a lock, which CPython before 3.12 takes
+    before it has made it anew.
     """
+    atexit.register(leave_group)
+    os.register_at_fork(before=let_threads_end)
+
+
+def leave_group() -> None:
+    """Ends the threads by which this process talks to the others, where there are any."""
     if _are_several():
         distributed.destroy_process_group()
+
+
+def let_threads_end() -> None:
+    """Gives threads a moment to let go of what they have done."""
+    if _are_several():
+        time.sleep(PAUSE)
 
 
 def _are_several() -> bool:
