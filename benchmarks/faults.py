@@ -29,15 +29,15 @@ COMPARED = ("global_step", "state_dict", "optimizer_states", "lr_schedulers", "t
 # runs `gsq` with every write of a checkpoint drawn out, and tells on which line of the log each phase begins
 DRIVER = """
 import os, sys, time
-from gsq_lightning import disk
-from gsq_lightning.module import TokenizerModule
+from gsq_lightning import files
+from gsq_lightning.training import TokenizerModule
 sync = os.fsync
 def slow(descriptor):
     print("PHASE writing", flush=True)
     time.sleep({delay})
     sync(descriptor)
     print("PHASE step", flush=True)
-disk.os.fsync = slow
+files.os.fsync = slow
 for name, phase in (("on_train_batch_start", "step"), ("on_validation_epoch_start", "validation")):
     def told(self, *arguments, before=getattr(TokenizerModule, name), phase=phase):
         print("PHASE", phase, flush=True)

@@ -37,12 +37,12 @@ from torchmetrics.image.fid import FrechetInceptionDistance
 from torchvision.models import alexnet, vgg16
 from torchvision.transforms.v2 import functional as F
 
+from gsq_lightning.cli.evaluate import evaluate_folders
 from gsq_lightning.data import PhotographsDataModule
 from gsq_lightning.data.decoding import ImageDecoder
 from gsq_lightning.data.sampler import SampleKey
 from gsq_lightning.data.sources import FolderSource
 from gsq_lightning.data.transforms import ResizeAndCrop
-from gsq_lightning.evaluation import evaluate_folders
 from gsq_lightning.metrics import codebook_statistics
 from gsq_lightning.metrics.frechet import FeatureStatistics, frechet_distance
 from gsq_lightning.metrics.inception import inception_features, load_inception

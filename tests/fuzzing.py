@@ -12,8 +12,8 @@ import yaml
 from hypothesis import strategies as st
 
 from gsq_lightning import GroupedSphericalQuantizer, GSQTokenizer, InputError
-from gsq_lightning.carried import checkpoint_config, trusted
-from gsq_lightning.cli import EXIT_BAD_INPUT, main
+from gsq_lightning.cli.carried import checkpoint_config, trusted
+from gsq_lightning.cli.fit import EXIT_BAD_INPUT, main
 
 ROOT = Path(__file__).parents[1]
 RECIPE = yaml.safe_load((ROOT / "configs" / "quickstart.yaml").read_text())

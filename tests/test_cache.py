@@ -4,8 +4,7 @@ from pathlib import Path
 
 import pytest
 
-from gsq_lightning.cache import cache_folder
-from gsq_lightning.disk import write_whole
+from gsq_lightning.files import cache_folder, write_whole
 
 
 def test_the_folder_is_named_by_the_environment(monkeypatch: pytest.MonkeyPatch) -> None:

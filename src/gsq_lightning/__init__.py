@@ -10,9 +10,9 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from gsq_lightning.errors import InputError
-    from gsq_lightning.module import TokenizerModule
     from gsq_lightning.quantizers import GroupedSphericalQuantizer, Quantizer, QuantizerOutput
     from gsq_lightning.tokenizer import GSQTokenizer
+    from gsq_lightning.training import TokenizerModule
 
 __version__ = version("gsq-lightning")
 
@@ -22,7 +22,7 @@ _HOMES = {
     "InputError": "gsq_lightning.errors",
     "Quantizer": "gsq_lightning.quantizers",
     "QuantizerOutput": "gsq_lightning.quantizers",
-    "TokenizerModule": "gsq_lightning.module",
+    "TokenizerModule": "gsq_lightning.training",
 }
 
 __all__ = [

@@ -28,16 +28,16 @@ def main(args: list[str] | None = None) -> None:
         _top_level_parser().parse_args(arguments or ["--help"])
         return
     if arguments[0] == "weights":
-        from gsq_lightning.cli import fetch_weights
+        from gsq_lightning.cli.fit import fetch_weights
 
         fetch_weights(arguments[1:])
         return
     if arguments[0] in ("evaluate", "compare"):
-        from gsq_lightning.commands import compare, evaluate
+        from gsq_lightning.cli.compare import compare, evaluate
 
         {"evaluate": evaluate, "compare": compare}[arguments[0]](arguments[1:])
         return
-    from gsq_lightning.cli import main as run
+    from gsq_lightning.cli.fit import main as run
 
     run(arguments)
 

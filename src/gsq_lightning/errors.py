@@ -1,6 +1,9 @@
 """The exceptions of this library, and what is asked of those of others."""
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
+from typing import TypeVar
+
+Value = TypeVar("Value")
 
 
 class InputError(ValueError):
@@ -9,6 +12,25 @@ class InputError(ValueError):
     The message is one paragraph: what was given, what is allowed, what to do. The command line prints it
     without a traceback and exits with code 2; from Python it is an ordinary `ValueError`.
     """
+
+
+def require(condition: bool, message: str) -> None:
+    """Raises InputError with `message` unless the condition holds."""
+    if not condition:
+        raise InputError(message)
+
+
+def look_up(name: str, word: str, table: Mapping[str, Value]) -> Value:
+    """The value of one of several words. Raises InputError, which lists them, for any other.
+
+    Args:
+        name: of the argument, for the message.
+        word: what was given.
+        table: what is allowed, such as a dict keyed by the words of a `Literal`.
+    """
+    if not isinstance(word, str) or word not in table:
+        raise InputError(f"{name} is {word!r}; it must be one of: {', '.join(table)}")
+    return table[word]
 
 
 class TrainingDiverged(RuntimeError):

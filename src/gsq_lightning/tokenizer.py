@@ -10,8 +10,8 @@ import torch
 from torch import Tensor, nn
 
 from gsq_lightning import quantizers
-from gsq_lightning.disk import write_whole
 from gsq_lightning.errors import InputError, first_line
+from gsq_lightning.files import write_whole
 from gsq_lightning.networks import Decoder, Encoder
 from gsq_lightning.networks.decoder import Upsampling
 from gsq_lightning.quantizers import Quantizer, QuantizerOutput

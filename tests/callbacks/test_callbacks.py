@@ -15,12 +15,13 @@ from tensorboard.backend.event_processing.event_accumulator import EventAccumula
 from torch.utils.data import DataLoader
 
 from gsq_lightning import GSQTokenizer, InputError, TokenizerModule
-from gsq_lightning.callbacks import ReconstructionGrid, Report, RunCheckpoint, TokenWriter
-from gsq_lightning.callbacks.reconstructions import FULL_ERROR, error_map, share_of_batch, side_by_side
-from gsq_lightning.callbacks.token_writer import smallest_type
+from gsq_lightning.callbacks import ReconstructionGrid, Report, TokenWriter
+from gsq_lightning.callbacks.pictures import FULL_ERROR, error_map, share_of_batch, side_by_side
+from gsq_lightning.callbacks.tokens import smallest_type
 from gsq_lightning.data import ImageNetDataModule
 from gsq_lightning.metrics import ReconstructionMetrics
 from gsq_lightning.reports import read_report, sha256_of
+from gsq_lightning.runs import RunCheckpoint
 
 Build = Callable[..., GSQTokenizer]
 

@@ -14,12 +14,12 @@ from torchvision.transforms import v2
 
 from gsq_lightning import InputError
 from gsq_lightning.data import ImageBatch, ImageDataModule, ImageNetDataModule, PhotographsDataModule
-from gsq_lightning.data.batch import per_device_batch_size, pixels_to_image
+from gsq_lightning.data.batch import per_device_batch_size
 from gsq_lightning.data.dataset import SourceImages
 from gsq_lightning.data.sampler import EpochSampler, SampleKey, sample_generator
 from gsq_lightning.data.sources import FolderSource
 from gsq_lightning.data.transforms import ResizeAndCrop
-from gsq_lightning.metrics import image_to_pixels
+from gsq_lightning.pixels import image_to_pixels, pixels_to_image
 from tests.conftest import write_images
 
 

@@ -22,9 +22,9 @@ from gsq_lightning.data.dataset import SourceImages
 from gsq_lightning.data.sampler import SampleKey
 from gsq_lightning.data.sources import ArchiveSource, FolderSource, ListSource, ParquetSource, listing, parquet
 from gsq_lightning.data.sources import archive as archive_module
-from gsq_lightning.data.sources.find import find_split, open_images
+from gsq_lightning.data.sources.interface import ImageSource
 from gsq_lightning.data.sources.listing import PackedNames
-from gsq_lightning.data.sources.source import ImageSource
+from gsq_lightning.data.sources.locate import find_split, open_images
 from gsq_lightning.data.stream import StreamedShards
 from gsq_lightning.data.transforms import ResizeAndCrop
 from tests.conftest import write_images

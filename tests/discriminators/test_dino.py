@@ -9,10 +9,10 @@ from jsonargparse import ArgumentParser
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from gsq_lightning import pretrained
 from gsq_lightning.discriminators import DifferentiableAugmentation, DINODiscriminator, Discriminator
 from gsq_lightning.discriminators.dino import LocalBatchNorm, TokenHead
 from gsq_lightning.errors import InputError
+from gsq_lightning.pretrained import weights as pretrained
 
 SIZE = 56  # 4×4 patches
 TOKENS = 4 * 4 + 5

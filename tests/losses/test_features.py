@@ -7,9 +7,9 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from gsq_lightning import pretrained
 from gsq_lightning.errors import InputError
 from gsq_lightning.losses import DINOLoss, DINOPatchLoss, FeatureLoss, ResNetLoss, VGGLoss
+from gsq_lightning.pretrained import weights as pretrained
 
 
 def loaded(kind: type[FeatureLoss], **options: Any) -> FeatureLoss:

@@ -15,12 +15,13 @@ from torch_fidelity.metric_fid import fid_statistics_to_metric
 
 from gsq_lightning import InputError
 from gsq_lightning.callbacks import Report
-from gsq_lightning.metrics import CodebookUsage, MetricName, ReconstructionMetrics, image_to_pixels
+from gsq_lightning.metrics import CodebookUsage, MetricName, ReconstructionMetrics
 from gsq_lightning.metrics.features import FeatureExtractor
 from gsq_lightning.metrics.frechet import FeatureStatistics, frechet_distance
-from gsq_lightning.metrics.precision import full_precision
+from gsq_lightning.pixels import image_to_pixels
+from gsq_lightning.precision import full_precision
+from gsq_lightning.pretrained.backbones import ImageNetInput, load_dinov2
 from gsq_lightning.reports import read_report
-from gsq_lightning.vision import ImageNetInput, load_dinov2
 
 
 def pairs(count: int, size: int = 32) -> tuple[Tensor, Tensor]:

@@ -9,10 +9,11 @@ from scipy import linalg
 from skimage.metrics import peak_signal_noise_ratio, structural_similarity
 
 from gsq_lightning import InputError
-from gsq_lightning.metrics import CodebookUsage, ReconstructionMetrics, image_to_pixels
+from gsq_lightning.metrics import CodebookUsage, ReconstructionMetrics
 from gsq_lightning.metrics.catalog import MetricName
 from gsq_lightning.metrics.features import RandomFeatures, random_features
 from gsq_lightning.metrics.inception import load_inception
+from gsq_lightning.pixels import image_to_pixels
 
 
 def pairs(count: int = 5, size: int = 32) -> tuple[torch.Tensor, torch.Tensor]:

@@ -18,11 +18,11 @@ from skimage.metrics import peak_signal_noise_ratio
 from torch import nn
 from torch_fidelity.metric_isc import isc_features_to_metric
 
-from gsq_lightning.evaluation import evaluate_folders
+from gsq_lightning.cli.evaluate import evaluate_folders
 from gsq_lightning.metrics.frechet import FeatureStatistics, frechet_distance
 from gsq_lightning.metrics.inception import inception_features, load_inception
 from gsq_lightning.metrics.inception_score import SPLITS, split_of
-from gsq_lightning.vision import load_lpips
+from gsq_lightning.pretrained.backbones import load_lpips
 from tests.conftest import write_images
 
 pytestmark = pytest.mark.filterwarnings("ignore")  # of the other programs

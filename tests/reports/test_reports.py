@@ -13,7 +13,7 @@ from PIL import Image
 
 from gsq_lightning import InputError
 from gsq_lightning.__main__ import main
-from gsq_lightning.carried import report_folder
+from gsq_lightning.cli.carried import report_folder
 from gsq_lightning.reports import (
     EvaluationReport,
     comparison_lines,

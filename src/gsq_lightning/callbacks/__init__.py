@@ -1,8 +1,7 @@
 """What a run shows and writes besides its checkpoints."""
 
-from gsq_lightning.callbacks.checkpoint import RunCheckpoint
-from gsq_lightning.callbacks.reconstructions import ReconstructionGrid
-from gsq_lightning.callbacks.report import LossProgressBar, Report
-from gsq_lightning.callbacks.token_writer import TokenWriter
+from gsq_lightning.callbacks.pictures import ReconstructionGrid
+from gsq_lightning.callbacks.summary import LossProgressBar, Report
+from gsq_lightning.callbacks.tokens import TokenWriter
 
-__all__ = ["LossProgressBar", "ReconstructionGrid", "Report", "RunCheckpoint", "TokenWriter"]
+__all__ = ["LossProgressBar", "ReconstructionGrid", "Report", "TokenWriter"]

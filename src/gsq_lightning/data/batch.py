@@ -83,11 +83,6 @@ def batch_of(samples: Iterable[Sample | UnreadableImage], most: int) -> ImageBat
     return ImageBatch(image, torch.tensor(labels, dtype=torch.int64), paths, unreadable)
 
 
-def pixels_to_image(pixels: Tensor) -> Tensor:
-    """uint8 in [0, 255] → float32 in [-1, 1]; `image_to_pixels` of it gives the same pixels back."""
-    return pixels.to(torch.float32, memory_format=torch.contiguous_format) / 127.5 - 1.0
-
-
 def per_device_batch_size(global_batch_size: int, world_size: int, accumulate_batches: int) -> int:
     """Images per device and forward pass, so that one optimizer step sees `global_batch_size` images.
 

@@ -14,7 +14,7 @@ from torch.utils.data import Dataset
 from gsq_lightning.data.batch import ImageBatch, Sample, UnreadableImage, batch_of
 from gsq_lightning.data.decoding import UNREADABLE, ImageDecoder
 from gsq_lightning.data.sampler import SampleKey, sample_generator
-from gsq_lightning.data.sources.source import ImageSource
+from gsq_lightning.data.sources.interface import ImageSource
 from gsq_lightning.errors import InputError
 
 OnError = Literal["raise", "skip"]

@@ -10,8 +10,8 @@ from torch.utils.data import Dataset
 from torchvision.transforms.v2 import functional as F
 
 from gsq_lightning.data.batch import NO_LABEL, Sample
+from gsq_lightning.data.datamodule import ImageDataModule, ImageDataset
 from gsq_lightning.data.decoding import read_image
-from gsq_lightning.data.module import ImageDataModule, ImageDataset
 from gsq_lightning.data.sampler import SampleKey, sample_generator
 from gsq_lightning.data.transforms import random_crop
 from gsq_lightning.errors import InputError

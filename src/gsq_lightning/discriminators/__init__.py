@@ -2,7 +2,7 @@
 
 from gsq_lightning.discriminators.augmentation import AugmentationDraw, DifferentiableAugmentation
 from gsq_lightning.discriminators.dino import DINODiscriminator
-from gsq_lightning.discriminators.discriminator import Discriminator, LogitPair
+from gsq_lightning.discriminators.interface import Discriminator, LogitPair
 from gsq_lightning.discriminators.patch import PatchDiscriminator
 from gsq_lightning.discriminators.stylegan import StyleGANDiscriminator
 

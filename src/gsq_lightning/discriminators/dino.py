@@ -13,10 +13,9 @@ from torch.nn import functional as F
 from torch.nn.utils import parametrizations
 
 from gsq_lightning.discriminators.augmentation import DifferentiableAugmentation
-from gsq_lightning.discriminators.discriminator import Discriminator, LogitPair
+from gsq_lightning.discriminators.interface import Discriminator, LogitPair
 from gsq_lightning.errors import InputError
-from gsq_lightning.pretrained import FrozenNetwork
-from gsq_lightning.vision import (
+from gsq_lightning.pretrained.backbones import (
     DINOV2_BLOCKS,
     DINOV2_CHANNELS,
     DINOV2_PATCH_SIZE,
@@ -24,6 +23,7 @@ from gsq_lightning.vision import (
     ImageNetInput,
     load_dinov2,
 )
+from gsq_lightning.pretrained.frozen import FrozenNetwork
 
 Tap = int | Literal["embedding"]
 Norm = Literal["batch", "local_batch", "none"]

@@ -4,7 +4,7 @@ from typing import Literal
 
 from torch import Tensor, nn
 
-from gsq_lightning.discriminators.discriminator import Discriminator
+from gsq_lightning.discriminators.interface import Discriminator
 from gsq_lightning.errors import InputError
 
 MAX_LAYERS = 10  # which need images of 2048 pixels

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from gsq_lightning.discriminators.discriminator import Discriminator
+from gsq_lightning.discriminators.interface import Discriminator
 from gsq_lightning.errors import InputError
 
 LEAK = 0.2

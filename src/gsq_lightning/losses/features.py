@@ -10,8 +10,8 @@ from torch.nn import functional as F
 
 from gsq_lightning.errors import InputError
 from gsq_lightning.losses.perceptual import PerceptualLoss
-from gsq_lightning.pretrained import FrozenNetwork
-from gsq_lightning.vision import DINOV2_PATCH_SIZE, ImageNetInput, load_dinov2, load_resnet50, load_vgg16
+from gsq_lightning.pretrained.backbones import DINOV2_PATCH_SIZE, ImageNetInput, load_dinov2, load_resnet50, load_vgg16
+from gsq_lightning.pretrained.frozen import FrozenNetwork
 
 Output = Literal["logits", "features"]
 

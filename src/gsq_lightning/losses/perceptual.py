@@ -4,8 +4,8 @@ from typing import Literal
 
 from torch import Tensor, nn
 
-from gsq_lightning.pretrained import FrozenNetwork
-from gsq_lightning.vision import load_lpips
+from gsq_lightning.pretrained.backbones import load_lpips
+from gsq_lightning.pretrained.frozen import FrozenNetwork
 
 
 class PerceptualLoss(nn.Module):

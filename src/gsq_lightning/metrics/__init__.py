@@ -2,8 +2,8 @@
 
 from gsq_lightning.metrics.catalog import REPORTED, MetricName
 from gsq_lightning.metrics.codebook import CodebookStatistics, CodebookUsage, codebook_statistics
-from gsq_lightning.metrics.reconstruction import ReconstructionMetrics, image_to_pixels
 from gsq_lightning.metrics.statistics_cache import OriginalImages
+from gsq_lightning.metrics.suite import ReconstructionMetrics
 
 __all__ = [
     "REPORTED",
@@ -13,5 +13,4 @@ __all__ = [
     "OriginalImages",
     "ReconstructionMetrics",
     "codebook_statistics",
-    "image_to_pixels",
 ]

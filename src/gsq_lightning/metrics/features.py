@@ -8,8 +8,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from gsq_lightning.pretrained import FrozenNetwork
-from gsq_lightning.vision import DINOV2_CHANNELS, ImageNetInput, load_dinov2
+from gsq_lightning.pretrained.backbones import DINOV2_CHANNELS, ImageNetInput, load_dinov2
+from gsq_lightning.pretrained.frozen import FrozenNetwork
 
 DINOV2_INPUT_SIZE = 224
 

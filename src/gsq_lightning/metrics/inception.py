@@ -21,7 +21,7 @@ from torch_fidelity.interpolate_compat_tensorflow import interpolate_bilinear_2d
 from torchmetrics.image.fid import NoTrainInceptionV3
 
 from gsq_lightning.metrics.features import FeatureExtractor, Features
-from gsq_lightning.pretrained import fixed_random_weights, read_weights
+from gsq_lightning.pretrained.weights import fixed_random_weights, read_weights
 
 INCEPTION_URL = (
     "https://github.com/toshas/torch-fidelity/releases/download/v0.2.0/weights-inception-2015-12-05-6726825d.pth"

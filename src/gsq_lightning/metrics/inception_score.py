@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 from torchmetrics import Metric
 
-from gsq_lightning.metrics.counts import pixel_hash
+from gsq_lightning.metrics.images import pixel_hash
 
 SPLITS = 10  # as the field computes it
 CLASSES = 1008  # of the Inception v3 that FID is defined by

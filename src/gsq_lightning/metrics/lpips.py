@@ -5,8 +5,8 @@ from torch import Tensor
 from torchmetrics import Metric
 
 from gsq_lightning.errors import InputError
-from gsq_lightning.pretrained import FrozenNetwork
-from gsq_lightning.vision import LPIPSTrunk, load_lpips
+from gsq_lightning.pretrained.backbones import LPIPSTrunk, load_lpips
+from gsq_lightning.pretrained.frozen import FrozenNetwork
 
 MIN_SIZE: dict[LPIPSTrunk, int] = {"alex": 31, "vgg": 16}  # pixels; below, the last layer has none left
 

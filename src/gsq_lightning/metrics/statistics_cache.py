@@ -9,7 +9,7 @@ from typing import NamedTuple
 
 import torch
 
-from gsq_lightning.disk import write_whole
+from gsq_lightning.files import write_whole
 from gsq_lightning.metrics.features import FeatureExtractor
 from gsq_lightning.metrics.frechet import FeatureStatistics
 

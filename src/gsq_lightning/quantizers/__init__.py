@@ -4,7 +4,7 @@ Those of `baselines.py` need the extra `compare`, which is imported when one of 
 """
 
 from gsq_lightning.quantizers.baselines import BSQ, FSQ, LFQ, ResidualVQ, SimVQ
-from gsq_lightning.quantizers.quantizer import Quantizer, QuantizerOutput
+from gsq_lightning.quantizers.interface import Quantizer, QuantizerOutput
 from gsq_lightning.quantizers.spherical import GroupedSphericalQuantizer
 
 __all__ = [

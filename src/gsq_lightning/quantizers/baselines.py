@@ -4,7 +4,7 @@ Codebooks, levels and bits are those of vector-quantize-pytorch (the extra `comp
 https://github.com/lucidrains/vector-quantize-pytorch). Three things are done here instead, so that a comparison shows
 the methods and nothing else:
 
-- The nearest code is found exactly, by `lookup.py`, as for GSQ. The library's search rounds, and needs an n × V matrix.
+- The nearest code is found exactly, by `lookup/`, as for GSQ. The library's search rounds, and needs an n × V matrix.
 - Codebooks are parameters, trained by the tokenizer's optimizer and averaged with its other weights. The library's
   running means, k-means starts and replacements of dead codes are off.
 - Losses are computed here. On W processes the library's batch entropy is that of the local distribution divided by W:
@@ -13,7 +13,7 @@ the methods and nothing else:
 The paper's plain VQ needs no class: it is `GroupedSphericalQuantizer(D, V, normalization="none", init="uniform")`.
 
 B batch, h and w height and width of the latent, D its channels, G indices per position, d channels of a group, V codes,
-sg the stop-gradient. What is not finite gets index 0, as in `lookup.py`.
+sg the stop-gradient. What is not finite gets index 0, as in `lookup/`.
 """
 
 import importlib
@@ -28,9 +28,10 @@ from torch import Tensor, distributed, nn
 from torch.nn import functional as F
 
 from gsq_lightning.errors import InputError
+from gsq_lightning.precision import full_precision
 from gsq_lightning.quantizers.gradients import straight_through
-from gsq_lightning.quantizers.lookup import full_precision, nearest_code
-from gsq_lightning.quantizers.quantizer import Quantizer, QuantizerOutput
+from gsq_lightning.quantizers.interface import Quantizer, QuantizerOutput
+from gsq_lightning.quantizers.lookup import nearest_code
 from gsq_lightning.quantizers.spherical import normalize
 
 LARGEST_SCALAR_CODEBOOK = 2**31  # the library's place values are 32-bit
@@ -52,11 +53,11 @@ class _LibraryQuantizer(Quantizer):
 
     @torch.no_grad()
     def latent_to_indices(self, latent: Tensor) -> Tensor:
-        with full_precision(latent.device.type):
+        with full_precision(latent.device):
             return self._search(latent.float())
 
     def indices_to_quantized(self, indices: Tensor) -> Tensor:
-        with full_precision(indices.device.type):
+        with full_precision(indices.device):
             return self._decode(indices)
 
     @abstractmethod
@@ -94,7 +95,7 @@ class _CodebookQuantizer(_LibraryQuantizer):
         """(V, D) of each level, with gradients."""
 
     def forward(self, latent: Tensor) -> QuantizerOutput:
-        with full_precision(latent.device.type):
+        with full_precision(latent.device):
             latent = latent.float()
             found, codebook_losses, commitment_losses = [], [], []
             for residual, index, code in self._levels(latent):
@@ -239,7 +240,7 @@ class FSQ(_LibraryQuantizer):
         self.register_buffer("_place_values", torch.tensor(place_values), persistent=False)
 
     def forward(self, latent: Tensor) -> QuantizerOutput:
-        with full_precision(latent.device.type):
+        with full_precision(latent.device):
             rounded = self.wrapped(latent.float())[0]
             indices = self._count(rounded, latent)
             quantized = straight_through(rounded, self._decode(indices))
@@ -323,7 +324,7 @@ class LFQ(_LibraryQuantizer):
         self._magnitude = bits**-0.5 if self._spherical else 1.0  # of each channel of a code
 
     def forward(self, latent: Tensor) -> QuantizerOutput:
-        with full_precision(latent.device.type):
+        with full_precision(latent.device):
             points = self._points(latent.float())
             indices = self._signs(points)
             codes = self._decode(indices)

@@ -16,10 +16,10 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from gsq_lightning.errors import InputError
-from gsq_lightning.quantizers.auxiliary import coding_rate_loss, entropy_loss
 from gsq_lightning.quantizers.gradients import rotate_and_scale, straight_through
+from gsq_lightning.quantizers.interface import Quantizer, QuantizerOutput
 from gsq_lightning.quantizers.lookup import CodeIndex, Method
-from gsq_lightning.quantizers.quantizer import Quantizer, QuantizerOutput
+from gsq_lightning.quantizers.regularizers import coding_rate_loss, entropy_loss
 
 Normalization = Literal["l2", "l1", "none", "clip"]
 Initialization = Literal["sphere", "uniform"]
@@ -33,7 +33,7 @@ class GroupedSphericalQuantizer(Quantizer):
     - Grouping (Eq. 3): G consecutive chunks of d = D/G channels, one index each, one codebook for all.
     - Initialization (Eq. 4): "sphere", c ~ ℓ2(N(0, I_d)); "uniform", c ~ U(-1/V, 1/V), for d = 1 U(-1, 1).
     - Lookup (Eq. 5): index = argmin_j ‖ẑ - ĉ_j‖², both sides normalized by ℓ2, by ℓ1, not at all, or clamped to
-      [-1, 1] ("clip", the paper's 16×1*). Exact whatever the autocast state, see `lookup.py`.
+      [-1, 1] ("clip", the paper's 16×1*). Exact whatever the autocast state, see `lookup/`.
     - Loss: mean((q - sg ẑ)²) + commitment_weight · mean((sg q - ẑ)²), and the auxiliary losses where asked for.
     - Value: exactly q, the codebook's row as stored; its gradient goes to ẑ.
 
@@ -54,7 +54,7 @@ class GroupedSphericalQuantizer(Quantizer):
             checkpoints have q as stored.
         tie_break_seed: choose at random, from this seed, between codes at exactly the same distance; by default the
             lowest index.
-        lookup_method: how to search, see `lookup.py`; "auto" takes the fastest. All give the same indices.
+        lookup_method: how to search, see `lookup/`; "auto" takes the fastest. All give the same indices.
 
     Attributes:
         codebook: (V, d), or (G, V, d) with `per_group_codebooks`; float32 parameter.

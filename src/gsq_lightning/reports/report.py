@@ -12,8 +12,8 @@ from pathlib import Path
 from types import UnionType
 from typing import Any, get_args, get_origin, get_type_hints
 
-from gsq_lightning.disk import locked, write_whole
 from gsq_lightning.errors import InputError
+from gsq_lightning.files import locked, write_whole
 from gsq_lightning.reports.table import METRICS, formatted, markdown_table
 
 JSON_NAME = "metrics.json"

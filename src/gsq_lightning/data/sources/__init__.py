@@ -2,7 +2,7 @@
 
 from gsq_lightning.data.sources.archive import ArchiveSource
 from gsq_lightning.data.sources.folder import FolderSource, ListSource
+from gsq_lightning.data.sources.interface import ImageSource
 from gsq_lightning.data.sources.parquet import ParquetSource
-from gsq_lightning.data.sources.source import ImageSource
 
 __all__ = ["ArchiveSource", "FolderSource", "ImageSource", "ListSource", "ParquetSource"]

@@ -23,8 +23,8 @@ from gsq_lightning.data.sources.folder import (
     label_of_text,
     suffixes_in_words,
 )
+from gsq_lightning.data.sources.interface import ImageSource, fingerprint_of
 from gsq_lightning.data.sources.listing import Listing, PackedNames, Witness, cached_listing
-from gsq_lightning.data.sources.source import ImageSource, fingerprint_of
 from gsq_lightning.errors import InputError
 
 logger = logging.getLogger(__name__)

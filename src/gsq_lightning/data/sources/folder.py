@@ -6,8 +6,8 @@ from pathlib import Path
 import numpy as np
 
 from gsq_lightning.data.batch import NO_LABEL
+from gsq_lightning.data.sources.interface import ImageSource, fingerprint_of
 from gsq_lightning.data.sources.listing import Listing, PackedNames, Witness, cached_listing
-from gsq_lightning.data.sources.source import ImageSource, fingerprint_of
 from gsq_lightning.errors import InputError
 
 IMAGE_SUFFIXES = frozenset({".jpg", ".jpeg", ".png", ".webp", ".bmp", ".ppm", ".tif", ".tiff", ".gif"})

@@ -12,8 +12,7 @@ from typing import overload
 
 import numpy as np
 
-from gsq_lightning.cache import cache_folder
-from gsq_lightning.disk import write_whole
+from gsq_lightning.files import cache_folder, write_whole
 
 logger = logging.getLogger(__name__)
 

@@ -9,10 +9,10 @@ from typing import Any
 import numpy as np
 
 from gsq_lightning.data.batch import NO_LABEL
+from gsq_lightning.data.sources.interface import ImageSource
 from gsq_lightning.data.sources.listing import PackedNames
-from gsq_lightning.data.sources.source import ImageSource
 from gsq_lightning.errors import InputError, first_line
-from gsq_lightning.network import reachable
+from gsq_lightning.pretrained.hub import reachable
 
 logger = logging.getLogger(__name__)
 

@@ -1,0 +1,136 @@
+"""Pictures of a validation: originals, reconstructions and their errors, and how often each code was used."""
+
+import io
+import math
+from pathlib import Path
+from typing import Any
+
+import torch
+from lightning.pytorch import Callback, LightningModule, Trainer
+from lightning.pytorch.loggers import TensorBoardLogger
+from torch import Tensor
+from torchvision.utils import make_grid, save_image
+
+from gsq_lightning.errors import InputError
+from gsq_lightning.files import left_out_on_disk_errors, write_whole
+
+GAP = 2  # pixels between pictures
+FULL_ERROR = 64 / 255  # of the range of pixels: shown white in an error map
+
+
+class ReconstructionGrid(Callback):
+    """Original, reconstruction and error map of images spread evenly over validation, as PNG and in TensorBoard.
+
+    Writes `reconstructions.png` in the log folder anew after each validation, and logs the same grid and a histogram
+    of how often codes were used (where the module's metrics have "codebook"). The images are the same each time; those
+    of another size than the first are not shown.
+
+    Args:
+        num_images: how many images are shown.
+        columns: images beside each other, each with what was made of it.
+        error_maps: show the mean absolute error of each pixel, from black for none over red and yellow to white for a
+            quarter of the range and more.
+    """
+
+    def __init__(self, num_images: int = 16, columns: int = 4, error_maps: bool = True) -> None:
+        if num_images < 1 or columns < 1:
+            raise InputError(f"num_images {num_images} and columns {columns} must be at least 1")
+        self.num_images = num_images
+        self.columns = columns
+        self.error_maps = error_maps
+        self._images: list[Tensor] = []
+        self._folder: str | None = None
+        self.path: Path | None = None
+
+    def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
+        self._folder = trainer.log_dir  # asks all processes, so that all must ask
+
+    def on_validation_epoch_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        self._images = []
+
+    def on_validation_batch_end(
+        self,
+        trainer: Trainer,
+        pl_module: LightningModule,
+        outputs: Any,
+        batch: Any,
+        batch_idx: int,
+        dataloader_idx: int = 0,
+    ) -> None:
+        if not trainer.is_global_zero or trainer.sanity_checking:
+            return
+        batches = trainer.num_val_batches[dataloader_idx]
+        wanted = share_of_batch(self.num_images, batch_idx, batches)
+        image = batch if isinstance(batch, Tensor) else batch[0]
+        shown = self._images[0].shape[1:] if self._images else image.shape[1:]
+        if wanted and len(image) and image.shape[1:] == shown:
+            positions = torch.linspace(0, len(image) - 1, min(wanted, len(image))).round().long()
+            self._images.append(image[positions.to(image.device)].detach())
+
+    def on_validation_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        if not self._images or self._folder is None:
+            return
+        with torch.no_grad(), trainer.precision_plugin.val_step_context():
+            grids = [side_by_side(image, pl_module(image), self.error_maps) for image in self._images]
+        places = 3 if self.error_maps else 2  # of a row, that an image takes with what was made of it
+        grid = make_grid(torch.cat(grids).cpu(), nrow=places * self.columns, padding=GAP, pad_value=1.0)
+        path = Path(self._folder) / "reconstructions.png"
+        with left_out_on_disk_errors(str(path)):
+            picture = io.BytesIO()
+            save_image(grid, picture, format="png")
+            write_whole(path, picture.getvalue())
+            self.path = path
+        with left_out_on_disk_errors("pictures in TensorBoard"):
+            for experiment in tensorboard_writers(trainer):
+                experiment.add_image("val/reconstructions", grid, trainer.global_step)
+
+    def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        uses = codebook_uses(pl_module)
+        if uses is None or not trainer.is_global_zero or trainer.sanity_checking or int(uses.sum()) == 0:
+            return
+        with left_out_on_disk_errors("the histogram of codes in TensorBoard"):
+            for experiment in tensorboard_writers(trainer):
+                _add_usage_histogram(experiment, uses, trainer.global_step)
+
+
+def share_of_batch(num_images: int, batch_idx: int, batches: float) -> int:
+    """How many of `num_images` a batch contributes so that they spread over all; the first where that is unknown."""
+    if math.isinf(batches):
+        return 1 if batch_idx < num_images else 0
+    return int((batch_idx + 1) * num_images // batches - batch_idx * num_images // batches)
+
+
+def side_by_side(image: Tensor, reconstruction: Tensor, error_maps: bool) -> Tensor:
+    """Two times (B, 3, H, W) in [-1, 1] → (2B or 3B, 3, H, W) in [0, 1]: of each original, reconstruction, error."""
+    pictures = [(x.float().nan_to_num().clamp(-1.0, 1.0) + 1.0) / 2.0 for x in (image, reconstruction)]
+    if error_maps:
+        pictures.append(error_map(*pictures))
+    return torch.stack(pictures, dim=1).flatten(0, 1)
+
+
+def error_map(image: Tensor, reconstruction: Tensor) -> Tensor:
+    """Two times (B, 3, H, W) in [0, 1] → (B, 3, H, W): the mean absolute error of a pixel from black to white."""
+    heat = (image - reconstruction).abs().mean(dim=1, keepdim=True) / FULL_ERROR * 3.0
+    return torch.cat([heat, heat - 1.0, heat - 2.0], dim=1).clamp(0.0, 1.0)
+
+
+def tensorboard_writers(trainer: Trainer) -> list[Any]:
+    """The SummaryWriters of the run."""
+    return [logger.experiment for logger in trainer.loggers if isinstance(logger, TensorBoardLogger)]
+
+
+def codebook_uses(pl_module: LightningModule) -> Tensor | None:
+    """How often each code was used in the last validation, (V,), by all processes; None where it was not counted."""
+    metrics = getattr(pl_module, "metrics", None)
+    if metrics is None or "codebook" not in metrics.metrics:
+        return None
+    uses: Tensor | None = metrics.metrics["codebook"].uses
+    return uses
+
+
+def _add_usage_histogram(experiment: Any, counts: Tensor, step: int) -> None:
+    """Distribution of log10(uses) over the codes; codes never used stand at -1."""
+    uses = counts.double().cpu()
+    values = torch.where(uses > 0, uses.clamp(min=1).log10(), torch.full_like(uses, -1.0))
+    bins = torch.linspace(-1.5, math.ceil(float(values.max())) + 0.5, 40)
+    experiment.add_histogram("val/codebook_log10_uses", values, step, bins=bins.tolist())

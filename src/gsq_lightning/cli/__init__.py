@@ -1,0 +1,1 @@
+"""The `gsq` command: the only place that knows flags and exit codes."""

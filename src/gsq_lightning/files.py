@@ -1,0 +1,124 @@
+"""Files: atomic writes, locks, the cache folder, and disks that fill up or go away."""
+
+import errno
+import fcntl
+import logging
+import os
+import uuid
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+from pathlib import Path
+from typing import IO
+
+from gsq_lightning.errors import causes
+
+logger = logging.getLogger(__name__)
+
+PART = ".part"  # suffix of files that are being written
+DISK_ERRORS = (
+    errno.ENOSPC,
+    errno.EDQUOT,
+    errno.EFBIG,
+    errno.EROFS,
+    errno.EACCES,
+    errno.EPERM,
+    errno.EIO,
+    errno.ESTALE,
+    errno.ENODEV,
+    errno.ENOENT,  # a folder that was removed
+    errno.EEXIST,  # a file where a folder is to be
+    errno.ENOTDIR,
+    errno.EISDIR,
+    errno.ENAMETOOLONG,
+    errno.ELOOP,
+)
+
+
+@contextmanager
+def whole_file(path: Path, durable: bool = False) -> Iterator[IO[bytes]]:
+    """A file to write to, which at the end takes the place of `path`: no reader finds half of it. Raises OSError.
+
+    Args:
+        path: its folder is made where it is missing.
+        durable: wait until the disk has it. Else it may be damaged after a power cut: readers check, or it can be made
+            again.
+    """
+    path.parent.mkdir(parents=True, exist_ok=True)
+    part = path.with_name(f".{path.name}.{uuid.uuid4().hex}{PART}")
+    try:
+        with part.open("wb") as file:
+            yield file
+            if durable:
+                file.flush()
+                os.fsync(file.fileno())
+        os.replace(part, path)
+    finally:
+        part.unlink(missing_ok=True)
+    if durable:
+        _sync_folder(path.parent)
+
+
+def write_whole(path: Path, content: bytes) -> None:
+    """Writes a file through `whole_file`."""
+    with whole_file(path) as file:
+        file.write(content)
+
+
+@contextmanager
+def locked(folder: Path) -> Iterator[None]:
+    """Within it, no other process is within it for the same folder, where the file system can keep it out."""
+    folder.mkdir(parents=True, exist_ok=True)
+    descriptor = os.open(folder, os.O_RDONLY)
+    try:
+        with suppress(OSError):  # some network file systems cannot
+            fcntl.flock(descriptor, fcntl.LOCK_EX)
+        yield
+    finally:
+        os.close(descriptor)
+
+
+def _sync_folder(folder: Path) -> None:
+    """Waits until the disk knows the new name."""
+    descriptor = os.open(folder, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    except OSError as error:
+        if error.errno not in (errno.EINVAL, errno.ENOTSUP):  # some network file systems cannot
+            raise
+    finally:
+        os.close(descriptor)
+
+
+def file_identity(path: Path) -> tuple[int, ...] | None:
+    """Changes when a file is written to or another takes its place; None where there is none."""
+    try:
+        status = path.stat()
+    except OSError:
+        return None
+    return (status.st_dev, status.st_ino, status.st_mtime_ns, status.st_size)
+
+
+def disk_error(error: BaseException | None) -> OSError | None:
+    """What a disk did not do, within an error and those that led to it; None where the disk is not to blame."""
+    return next((one for one in causes(error) if isinstance(one, OSError) and one.errno in DISK_ERRORS), None)
+
+
+@contextmanager
+def left_out_on_disk_errors(what: str) -> Iterator[None]:
+    """Within it, trouble with the disk is logged as an error instead of raised: `what` is not worth a training."""
+    try:
+        yield
+    except Exception as error:
+        found = disk_error(error)
+        if found is None:
+            raise
+        logger.error("%s could not be written: %s", what, found.strerror or found)
+
+
+def cache_folder(kind: str) -> Path:
+    """The folder for one kind of cached files: `GSQ_CACHE`, else gsq-lightning in `XDG_CACHE_HOME` or ~/.cache."""
+    own = os.environ.get("GSQ_CACHE")
+    if own:
+        return Path(own).expanduser() / kind
+    general = os.environ.get("XDG_CACHE_HOME")
+    return (Path(general) if general else Path.home() / ".cache") / "gsq-lightning" / kind

@@ -1,0 +1,57 @@
+"""Full float32 arithmetic, whatever precision the surrounding training uses."""
+
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import torch
+
+_lock = threading.Lock()
+_depth = 0
+_before: list[tuple[Any, str, Any]] = []
+
+
+@contextmanager
+def full_precision(device: torch.device) -> Iterator[None]:
+    """Without autocast, and without TF32 or bf16 inside float32 products and convolutions.
+
+    TF32's 10 bits of mantissa move a Fréchet distance, and bf16 most nearest codes. Autocast is switched off for this
+    thread; the backends' precision is global, so that it is restored when the last thread leaves.
+    """
+    with torch.autocast(device.type, enabled=False):
+        _enter()
+        try:
+            yield
+        finally:
+            _leave()
+
+
+def _enter() -> None:
+    global _depth, _before
+    with _lock:
+        if _depth == 0:
+            _before = [(place, name, getattr(place, name)) for place, name, _ in _settings()]
+            for place, name, value in _settings():
+                setattr(place, name, value)
+        _depth += 1
+
+
+def _leave() -> None:
+    global _depth
+    with _lock:
+        _depth -= 1
+        if _depth == 0:
+            for place, name, value in _before:
+                setattr(place, name, value)
+
+
+def _settings() -> list[tuple[Any, str, Any]]:
+    """What to set: attributes of torch's backends."""
+    cuda: Any = torch.backends.cuda
+    cudnn: Any = torch.backends.cudnn
+    mkldnn: Any = torch.backends.mkldnn
+    # the names of torch 2.9 and later, which refuses to mix them with those before
+    if hasattr(cuda.matmul, "fp32_precision"):
+        return [(place, "fp32_precision", "ieee") for place in (cuda.matmul, cudnn.conv, mkldnn.matmul, mkldnn.conv)]
+    return [(cuda.matmul, "allow_tf32", False), (cudnn, "allow_tf32", False)]

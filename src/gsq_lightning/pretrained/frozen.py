@@ -1,0 +1,33 @@
+"""A network that is used, but neither trained nor saved."""
+
+from collections.abc import Callable
+from typing import Any
+
+from torch import Tensor, nn
+
+
+class FrozenNetwork(nn.Module):
+    """Holds a network out of sight of training: in eval mode for good, without parameters or buffers to the outside.
+
+    What walks over the parameters, buffers or state of a module (optimizers, checkpoints, averaging, distributed
+    wrappers) does not see it; moving or casting the holder moves and casts it.
+
+    Args:
+        network: taken over as it is.
+    """
+
+    def __init__(self, network: nn.Module) -> None:
+        super().__init__()
+        self._held = (network.eval().requires_grad_(False),)  # a tuple hides it from nn.Module
+
+    @property
+    def network(self) -> nn.Module:
+        return self._held[0]
+
+    def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> "FrozenNetwork":
+        super()._apply(fn, recurse)
+        self.network._apply(fn, recurse)
+        return self
+
+    def forward(self, *inputs: Tensor) -> Any:
+        return self.network(*inputs)

@@ -1,0 +1,6 @@
+"""How runs survive: their folders, checkpoints, resuming, signals, logs."""
+
+from gsq_lightning.runs.checkpoint import RunCheckpoint
+from gsq_lightning.runs.logger import RunLogger
+
+__all__ = ["RunCheckpoint", "RunLogger"]

@@ -1,0 +1,191 @@
+"""Training on several processes: what one would do with the same global batches. Real processes, connected by gloo."""
+
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from lightning.pytorch import Callback, LightningModule, Trainer
+from lightning.pytorch.strategies import DDPStrategy
+from torch import multiprocessing
+
+from gsq_lightning import GroupedSphericalQuantizer, GSQTokenizer, TokenizerModule
+from gsq_lightning.data import ImageNetDataModule
+from gsq_lightning.discriminators import PatchDiscriminator
+from gsq_lightning.errors import TrainingDiverged
+from gsq_lightning.losses import LossWeights
+from tests.conftest import write_images
+from tests.test_two_ranks import free_port
+
+GLOBAL_BATCH = 6
+STEPS = 50
+
+
+class Poison(Callback):
+    """Puts NaN into one image of one process, in some training batches."""
+
+    def __init__(self, rank: int, batches: range) -> None:
+        self.rank = rank
+        self.batches = batches
+
+    def on_train_batch_start(self, trainer: Trainer, pl_module: LightningModule, batch: Any, batch_idx: int) -> None:
+        if trainer.global_rank == self.rank and trainer.fit_loop.epoch_loop.total_batch_idx + 1 in self.batches:
+            batch.image[0, 0, 0, 0] = float("nan")
+
+
+def make_module(**options: Any) -> TokenizerModule:
+    torch.manual_seed(1)
+    quantizer = GroupedSphericalQuantizer(8, 32, 2)
+    tokenizer = GSQTokenizer(quantizer, (1, 2), 8, encoder_blocks=1, decoder_blocks=1, norm_groups=4)
+    return TokenizerModule(
+        tokenizer,
+        PatchDiscriminator(channels=4, num_layers=1, norm="none"),  # batch norm would see other batches
+        loss_weights=LossWeights(lecam=0.1),
+        adaptive_weight=True,
+        ema_decay=0.9,
+        **options,
+    )
+
+
+def fit(module: TokenizerModule, root: str, world: int, steps: int, callbacks: list[Callback]) -> None:
+    strategy: Any = "auto"
+    if world > 1:
+        strategy = DDPStrategy(find_unused_parameters=True, broadcast_buffers=False, process_group_backend="gloo")
+    trainer = Trainer(
+        accelerator="cpu",
+        devices=world,
+        strategy=strategy,
+        max_steps=steps,
+        logger=False,
+        enable_checkpointing=False,
+        enable_progress_bar=False,
+        enable_model_summary=False,
+        limit_val_batches=0,
+        callbacks=callbacks,
+    )
+    trainer.fit(module, ImageNetDataModule(root, 16, GLOBAL_BATCH, flip=True, num_workers=0))
+
+
+def plain_steps(parameters: Any) -> torch.optim.Optimizer:
+    """Steps that show the gradients as they are."""
+    return torch.optim.SGD(parameters, lr=1.0)
+
+
+def train(root: str, world: int) -> dict[str, Any]:
+    """What a process has after each of four trainings."""
+    found: dict[str, Any] = {}
+    # D is trained from the second step on
+    module = make_module(
+        tokenizer_optimizer=plain_steps,
+        discriminator_optimizer=plain_steps,
+        tokenizer_clip_norm=None,
+        discriminator_clip_norm=None,
+        discriminator_start_step=1,
+    )
+    before = {name: value.clone() for name, value in module.state_dict().items()}
+    fit(module, root, world, 2, [])
+    found["gradients"] = {name: before[name] - value for name, value in module.state_dict().items()}
+
+    module = make_module(discriminator_start_step=5)
+    fit(module, root, world, STEPS, [])
+    found["many steps"] = module.state_dict()
+
+    module = make_module()
+    fit(module, root, world, 6, [Poison(rank=world - 1, batches=range(2, 4))])
+    found["one process poisoned"] = module.state_dict()
+    found["skipped"] = dict(module._skipped_in_all)
+
+    module = make_module(max_skipped_steps=3)
+    try:
+        fit(module, root, world, 20, [Poison(rank=world - 1, batches=range(4, 100))])
+    except TrainingDiverged as error:
+        found["diverged"] = str(error)
+    found["weights after divergence"] = module.tokenizer.state_dict()
+    return found
+
+
+def _train(rank: int, world: int, port: int, folder: str) -> None:
+    torch.set_num_threads(1)
+    os.environ.update(
+        LOCAL_RANK=str(rank), NODE_RANK="0", WORLD_SIZE=str(world), MASTER_ADDR="127.0.0.1", MASTER_PORT=str(port)
+    )
+    torch.save(train(f"{folder}/images", world), f"{folder}/{world}-{rank}.pt")
+
+
+def test_two_and_three_processes_train_like_one(tmp_path: Path) -> None:
+    write_images(tmp_path / "images" / "train", 20)
+    write_images(tmp_path / "images" / "val", 1)
+    alone = train(str(tmp_path / "images"), 1)
+    for world in (2, 3):
+        multiprocessing.spawn(_train, args=(world, free_port(), str(tmp_path)), nprocs=world)
+        processes = [torch.load(tmp_path / f"{world}-{rank}.pt", weights_only=True) for rank in range(world)]
+        for rank, process in enumerate(processes):
+            for name, gradient in alone["gradients"].items():
+                # float32 sums over images in another order: 1e-7 of the largest term, and terms nearly cancel
+                torch.testing.assert_close(
+                    process["gradients"][name],
+                    gradient,
+                    rtol=1e-3,
+                    atol=2e-5,
+                    msg=lambda text, name=name: f"{name}: {text}",
+                )
+            for training in ("many steps", "one process poisoned", "weights after divergence"):
+                for name, value in processes[0][training].items():
+                    assert torch.equal(process[training][name], value), f"{training}, rank {rank}: {name}"
+                    assert value.isfinite().all(), name
+            assert process["skipped"] == alone["skipped"] == {"tokenizer": 2, "discriminator": 2}
+            assert "were not finite 3 times in a row, last at step 3" in process["diverged"]
+
+
+def children_of(process: int) -> list[int]:
+    listing = Path(f"/proc/{process}/task/{process}/children").read_text()
+    return [int(child) for child in listing.split()]
+
+
+def is_alive(process: int) -> bool:
+    try:
+        return Path(f"/proc/{process}/stat").read_text().rpartition(")")[2].split()[0] != "Z"
+    except FileNotFoundError:
+        return False
+
+
+@pytest.mark.skipif(not Path("/proc/self/task").exists(), reason="finds processes in /proc")
+@pytest.mark.parametrize("victim", ["first", "second"])
+def test_when_a_process_dies_the_others_end(tmp_path: Path, victim: str) -> None:
+    write_images(tmp_path / "images" / "train", 8)
+    write_images(tmp_path / "images" / "val", 1)
+    command = [
+        *(sys.executable, "-m", "gsq_lightning", "fit", "--config", "quickstart.yaml", "--data=ImageNetDataModule"),
+        *("--data.root=images", "--data.image_size=16", "--data.global_batch_size=4", "--data.num_workers=0"),
+        *("--trainer.devices=2", "--trainer.max_steps=100000", "--trainer.limit_val_batches=0"),
+        *("--trainer.enable_progress_bar=false", "--trainer.enable_model_summary=false"),
+        *("--checkpoint.every_n_train_steps=5", "--model.tokenizer.base_channels=8"),
+    ]
+    environment = {**os.environ, "OMP_NUM_THREADS": "1", "MASTER_PORT": str(free_port())}
+    first = subprocess.Popen(
+        command, cwd=tmp_path, env=environment, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL
+    )
+    try:
+        checkpoint = tmp_path / "runs" / "quickstart" / "version_0" / "checkpoints" / "last.ckpt"
+        wait_for(checkpoint.is_file, seconds=120)
+        second = next(child for child in children_of(first.pid))
+        os.kill(first.pid if victim == "first" else second, signal.SIGKILL)
+        first.wait(timeout=60)
+        wait_for(lambda: not is_alive(second), seconds=60)
+        assert first.returncode != 0
+        assert torch.load(checkpoint, weights_only=True)["global_step"] >= 5
+    finally:
+        first.kill()
+
+
+def wait_for(condition: Callable[[], bool], seconds: float) -> None:
+    deadline = time.monotonic() + seconds
+    while not condition():
+        assert time.monotonic() < deadline, f"waited {seconds} s in vain"
+        time.sleep(0.1)

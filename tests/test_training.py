@@ -1,0 +1,663 @@
+"""The training step: gradients, counting, averaging, checkpoints."""
+
+import copy
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from lightning.pytorch import Callback, LightningModule, Trainer
+from lightning.pytorch.callbacks import ModelCheckpoint
+from safetensors.torch import load_file
+from torch import Tensor, nn
+from torch.nn import functional as F
+from torch.utils.data import DataLoader, Dataset
+
+from gsq_lightning import GSQTokenizer, InputError, TokenizerModule
+from gsq_lightning.discriminators import (
+    DifferentiableAugmentation,
+    DINODiscriminator,
+    Discriminator,
+    PatchDiscriminator,
+    StyleGANDiscriminator,
+)
+from gsq_lightning.errors import ModelNotFinite, TrainingDiverged
+from gsq_lightning.losses import LPIPS, LossWeights
+from gsq_lightning.metrics import ReconstructionMetrics
+from gsq_lightning.runs import RunCheckpoint
+from gsq_lightning.training import PaperAdamW
+
+Build = Callable[..., GSQTokenizer]
+
+
+def sgd(parameters: Any) -> torch.optim.SGD:
+    return torch.optim.SGD(parameters, lr=0.1)
+
+
+def discriminator() -> PatchDiscriminator:
+    return PatchDiscriminator(channels=8, num_layers=1)
+
+
+def images(count: int = 16, size: int = 16) -> Tensor:
+    return torch.rand(count, 3, size, size, generator=torch.Generator().manual_seed(1)) * 2 - 1
+
+
+def trainer(folder: Path, **settings: Any) -> Trainer:
+    return Trainer(
+        **{
+            "default_root_dir": folder,
+            "accelerator": "cpu",
+            "logger": False,
+            "enable_checkpointing": False,
+            "enable_progress_bar": False,
+            "enable_model_summary": False,
+            "max_epochs": -1,
+            **settings,
+        }
+    )
+
+
+def fit(module: TokenizerModule, folder: Path, batch_size: int = 2, **settings: Any) -> Trainer:
+    run = trainer(folder, **settings)
+    run.fit(module, DataLoader(images(), batch_size=batch_size))  # type: ignore[arg-type]
+    return run
+
+
+def weights(module: nn.Module) -> dict[str, Tensor]:
+    return {name: value.detach().clone() for name, value in module.named_parameters()}
+
+
+def changed(before: dict[str, Tensor], module: nn.Module) -> bool:
+    return any(not torch.equal(value, before[name]) for name, value in module.named_parameters())
+
+
+@pytest.mark.parametrize("adversary", [True, False])
+def test_global_step_counts_generator_steps(small_tokenizer: Build, tmp_path: Path, adversary: bool) -> None:
+    module = TokenizerModule(small_tokenizer(), discriminator() if adversary else None)
+    steps: list[int] = []
+
+    class Count(Callback):
+        def on_train_batch_end(self, trainer: Trainer, *_: Any) -> None:
+            steps.append(trainer.global_step)
+
+    fit(module, tmp_path, max_steps=5, callbacks=[Count()])
+    assert steps == [1, 2, 3, 4, 5]
+
+
+def test_late_discriminator_starts_at_its_step(small_tokenizer: Build, tmp_path: Path) -> None:
+    module = TokenizerModule(small_tokenizer(), discriminator(), discriminator_start_step=3)
+    before = weights(module.discriminator)  # type: ignore[arg-type]
+    moved: list[bool] = []
+    seen: list[bool] = []
+
+    class Watch(Callback):
+        def on_train_batch_end(self, trainer: Trainer, pl_module: LightningModule, *_: Any) -> None:
+            moved.append(changed(before, pl_module.discriminator))  # type: ignore[arg-type]
+            seen.append("train/loss_adversarial" in trainer.callback_metrics)
+
+    run = fit(module, tmp_path, max_steps=5, callbacks=[Watch()])
+    assert moved == [False, False, False, True, True]
+    assert seen == [False, False, False, True, True]
+    assert run.global_step == 5
+
+
+ADVERSARIES: dict[str, Callable[[], Discriminator]] = {
+    "NLD": discriminator,
+    "SGD": lambda: StyleGANDiscriminator(channels=4, multipliers=(1, 2)),
+    "DD": lambda: DINODiscriminator(
+        weights="random", input_size=28, kernel_size=3, augmentation=DifferentiableAugmentation()
+    ),
+}
+
+
+@pytest.mark.parametrize("adversary", ADVERSARIES)
+def test_each_step_leaves_the_other_network_alone(small_tokenizer: Build, tmp_path: Path, adversary: str) -> None:
+    """The generator step must not move or mark the discriminator, nor the reverse."""
+    module = TokenizerModule(
+        small_tokenizer(),
+        ADVERSARIES[adversary](),
+        tokenizer_optimizer=sgd,
+        discriminator_optimizer=sgd,
+        ema_decay=None,
+    )
+    snapshots: dict[str, bool] = {}
+
+    class Watch(Callback):
+        def on_before_optimizer_step(self, trainer: Trainer, pl_module: Any, optimizer: Any) -> None:
+            of_tokenizer = optimizer.param_groups[0]["params"][0] is next(pl_module.tokenizer.parameters())
+            other = pl_module.discriminator if of_tokenizer else pl_module.tokenizer
+            name = "tokenizer" if of_tokenizer else "discriminator"
+            snapshots[f"{name} step finds gradients on the other"] = any(
+                parameter.grad is not None for parameter in other.parameters()
+            )
+            snapshots[f"{name} frozen"] = not all(parameter.requires_grad for parameter in other.parameters())
+
+    fit(module, tmp_path, max_steps=1, callbacks=[Watch()])
+    assert snapshots == {
+        "tokenizer step finds gradients on the other": False,
+        "tokenizer frozen": False,
+        "discriminator step finds gradients on the other": False,
+        "discriminator frozen": False,
+    }
+
+
+def test_one_step_equals_the_equations(small_tokenizer: Build, tmp_path: Path) -> None:
+    """Both updates of one batch, recomputed with plain autograd."""
+    tokenizer, adversary = small_tokenizer(), discriminator()
+    module = TokenizerModule(
+        copy.deepcopy(tokenizer),
+        copy.deepcopy(adversary),
+        loss_weights=LossWeights(reconstruction=2.0, quantizer=0.5, adversarial=0.3, discriminator=0.7),
+        tokenizer_optimizer=sgd,
+        discriminator_optimizer=sgd,
+        tokenizer_clip_norm=None,
+        discriminator_clip_norm=None,
+        ema_decay=None,
+    )
+    fit(module, tmp_path, max_steps=1)
+
+    image = images()[:2]
+    output = tokenizer.encode(image)
+    reconstruction = tokenizer.decode(output.quantized)
+    logits = adversary(reconstruction).flatten(1).mean(1)
+    loss = (
+        2.0 * (reconstruction - image).square().mean()
+        + 0.5 * output.loss
+        + 0.3 * -torch.log(torch.sigmoid(logits)).mean()
+    )
+    gradients = torch.autograd.grad(loss, list(tokenizer.parameters()))
+    for (name, value), gradient, got in zip(
+        tokenizer.named_parameters(), gradients, module.tokenizer.parameters(), strict=True
+    ):
+        torch.testing.assert_close(got, value - 0.1 * gradient, msg=lambda text, name=name: f"{name}: {text}")
+
+    real, fake = adversary(image), adversary(reconstruction.detach())
+    loss = 0.7 * 0.5 * (F.relu(1 - real).mean() + F.relu(1 + fake).mean())
+    gradients = torch.autograd.grad(loss, list(adversary.parameters()))
+    assert module.discriminator is not None
+    for value, gradient, got in zip(adversary.parameters(), gradients, module.discriminator.parameters(), strict=True):
+        torch.testing.assert_close(got, value - 0.1 * gradient)
+
+
+def test_weight_zero_skips_the_work(small_tokenizer: Build, tmp_path: Path) -> None:
+    class Untouchable(Discriminator):
+        def __init__(self) -> None:
+            super().__init__()
+            self.weight = nn.Parameter(torch.zeros(1))
+
+        def forward(self, image: Tensor) -> Tensor:
+            raise AssertionError("a weight of 0 must not run the discriminator")
+
+    module = TokenizerModule(
+        small_tokenizer(), Untouchable(), loss_weights=LossWeights(adversarial=0.0, discriminator=0.0)
+    )
+    fit(module, tmp_path, max_steps=2)
+
+
+def test_clipping_bounds_the_gradient(small_tokenizer: Build, tmp_path: Path) -> None:
+    def moved(clip: float | None) -> float:
+        torch.manual_seed(0)
+        tokenizer = small_tokenizer()
+        before = weights(tokenizer)
+        module = TokenizerModule(tokenizer, tokenizer_optimizer=sgd, tokenizer_clip_norm=clip, ema_decay=None)
+        fit(module, tmp_path, max_steps=1)
+        return (
+            sum(float((value.detach() - before[name]).square().sum()) for name, value in tokenizer.named_parameters())
+            ** 0.5
+        )
+
+    free = moved(None)
+    assert free > 0.1 * 0.01
+    assert moved(free / 0.1 / 2) == pytest.approx(free / 2, rel=1e-3)
+    assert moved(free / 0.1 * 2) == pytest.approx(free, rel=1e-3)
+
+
+def test_accumulated_batches_give_the_gradient_of_the_whole(small_tokenizer: Build, tmp_path: Path) -> None:
+    def train(batch_size: int, accumulate: int) -> tuple[dict[str, Tensor], int]:
+        torch.manual_seed(0)
+        adversary = PatchDiscriminator(channels=8, num_layers=1, norm="none")  # batch norm would see other batches
+        module = TokenizerModule(
+            small_tokenizer(),
+            adversary,
+            tokenizer_optimizer=sgd,
+            discriminator_optimizer=sgd,
+            accumulate_batches=accumulate,
+            ema_decay=None,
+        )
+        run = fit(module, tmp_path, batch_size=batch_size, max_steps=3)
+        return weights(module), run.global_step
+
+    whole, steps = train(batch_size=4, accumulate=1)
+    parts, steps_of_parts = train(batch_size=2, accumulate=2)
+    assert steps == steps_of_parts == 3
+    for name, value in whole.items():
+        torch.testing.assert_close(
+            parts[name], value, rtol=1e-3, atol=1e-5, msg=lambda text, name=name: f"{name}: {text}"
+        )
+
+
+def test_average_follows_the_tokenizer(small_tokenizer: Build, tmp_path: Path) -> None:
+    """First a copy, then average ← 0.75 · average + 0.25 · weights, after each generator step."""
+    module = TokenizerModule(small_tokenizer(), discriminator(), ema_decay=0.75)
+    assert module.evaluated_tokenizer is module.tokenizer  # never swapped in before its first update
+    history: list[dict[str, Tensor]] = []
+
+    class Record(Callback):
+        def on_train_batch_end(self, trainer: Trainer, pl_module: Any, *_: Any) -> None:
+            history.append(weights(pl_module.tokenizer))
+
+    fit(module, tmp_path, max_steps=3, callbacks=[Record()])
+    assert module.evaluated_tokenizer is not module.tokenizer
+    for name, got in module.evaluated_tokenizer.named_parameters():
+        expected = history[0][name]
+        for step in history[1:]:
+            expected = 0.75 * expected + 0.25 * step[name]
+        torch.testing.assert_close(got, expected)
+
+
+def test_without_a_discriminator_it_is_an_autoencoder(small_tokenizer: Build, tmp_path: Path) -> None:
+    module = TokenizerModule(small_tokenizer())
+    before = F.mse_loss(module.tokenizer(images()), images()).item()
+    run = fit(module, tmp_path, max_steps=60)
+    assert len(run.optimizers) == 1
+    assert F.mse_loss(module.tokenizer(images()), images()).item() < 0.8 * before
+    assert not [name for name in run.callback_metrics if "adversarial" in name or "discriminator" in name]
+
+
+def test_every_loss_term_is_logged(small_tokenizer: Build, tmp_path: Path) -> None:
+    perceptual = LPIPS(weights="random")
+    module = TokenizerModule(small_tokenizer(), discriminator(), perceptual)
+    run = trainer(tmp_path, max_steps=1)
+    run.fit(module, DataLoader(images(size=32), batch_size=2))  # type: ignore[arg-type]
+    expected = {f"train/loss_{name}" for name in ("reconstruction", "perceptual", "adversarial", "quantizer")}
+    expected |= {"train/loss_discriminator", "train/loss_tokenizer", "train/quantizer_commitment"}
+    expected |= {f"train/{name}_{side}" for name in ("logits", "accuracy") for side in ("real", "fake")}
+    assert expected <= set(run.callback_metrics)
+    assert all(run.callback_metrics[name].isfinite() for name in expected)
+
+
+class _Poison(Callback):
+    """Makes the gradients of some batches NaN, as an overflow in the network would."""
+
+    def __init__(self, batches: set[int]) -> None:
+        self.batches = batches
+
+    def on_train_batch_start(self, trainer: Trainer, pl_module: Any, batch: Tensor, batch_idx: int) -> None:
+        if batch_idx in self.batches:
+            batch[0, 0, 0, 0] = float("nan")
+
+
+def test_a_step_with_non_finite_gradients_is_skipped(small_tokenizer: Build, tmp_path: Path) -> None:
+    module = TokenizerModule(small_tokenizer(), PatchDiscriminator(channels=8, num_layers=1, norm="none"))
+    run = fit(module, tmp_path, max_steps=4, callbacks=[_Poison({1, 2, 4})])
+    assert all(value.isfinite().all() for value in module.state_dict().values())
+    assert run.global_step == 4
+    assert run.callback_metrics["train/skipped_steps_tokenizer"] == 3
+
+
+@pytest.mark.parametrize("network", ["tokenizer", "discriminator"])
+def test_one_non_finite_gradient_skips_the_step_of_its_network_alone(
+    small_tokenizer: Build, tmp_path: Path, network: str
+) -> None:
+    """Infinite at one place of one parameter, while losses are finite."""
+    module = TokenizerModule(small_tokenizer(), PatchDiscriminator(channels=8, num_layers=1, norm="none"))
+    backward_passes = []
+
+    def overflow(gradient: Tensor) -> Tensor:
+        backward_passes.append(1)
+        if len(backward_passes) != 2:
+            return gradient
+        gradient = gradient.clone()
+        gradient.view(-1)[0] = float("inf")
+        return gradient
+
+    next(getattr(module, network).parameters()).register_hook(overflow)
+    run = fit(module, tmp_path, max_steps=4)
+    assert run.global_step == 4
+    assert all(value.isfinite().all() for value in module.state_dict().values())
+    for name in ("tokenizer", "discriminator"):
+        assert run.callback_metrics.get(f"train/skipped_steps_{name}", 0) == (1 if name == network else 0)
+
+
+def test_training_that_stays_non_finite_stops(small_tokenizer: Build, tmp_path: Path) -> None:
+    module = TokenizerModule(small_tokenizer(), max_skipped_steps=3)
+    with pytest.raises(TrainingDiverged, match="tokenizer were not finite 3 times in a row, last at step 2"):
+        fit(module, tmp_path, max_steps=8, callbacks=[_Poison(set(range(2, 8)))])
+    assert all(value.isfinite().all() for value in module.state_dict().values())
+
+
+def test_schedulers_step_once_per_generator_step(small_tokenizer: Build, tmp_path: Path) -> None:
+    module = TokenizerModule(
+        small_tokenizer(),
+        discriminator(),
+        tokenizer_optimizer=sgd,
+        discriminator_optimizer=sgd,
+        tokenizer_scheduler=lambda optimizer: torch.optim.lr_scheduler.StepLR(optimizer, step_size=2, gamma=0.1),
+        discriminator_scheduler=lambda optimizer: torch.optim.lr_scheduler.StepLR(optimizer, step_size=3, gamma=0.5),
+        accumulate_batches=2,
+    )
+    run = fit(module, tmp_path, max_steps=4)
+    assert run.optimizers[0].param_groups[0]["lr"] == pytest.approx(0.1 * 0.1**2)
+    assert run.optimizers[1].param_groups[0]["lr"] == pytest.approx(0.1 * 0.5)
+
+
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        ({"gradient_clip_val": 1.0}, "model.tokenizer_clip_norm"),
+        ({"accumulate_grad_batches": 2}, "model.accumulate_batches"),
+    ],
+)
+@pytest.mark.filterwarnings("ignore")
+def test_the_trainers_own_clipping_and_accumulation_are_refused(
+    small_tokenizer: Build, tmp_path: Path, settings: dict[str, Any], message: str
+) -> None:
+    with pytest.raises(InputError, match=message):
+        fit(TokenizerModule(small_tokenizer()), tmp_path, max_steps=1, **settings)
+
+
+@pytest.mark.parametrize("precision", ["16-mixed", "bf16-true", "64-true"])
+def test_other_precisions_are_refused(
+    small_tokenizer: Build, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, precision: str
+) -> None:
+    monkeypatch.setattr(Trainer, "precision", precision)  # on the CPU Lightning takes bf16-mixed for 16-mixed
+    with pytest.raises(InputError, match=f"{precision} is not supported; use bf16-mixed or 32-true"):
+        fit(TokenizerModule(small_tokenizer()), tmp_path, max_steps=1)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ({"accumulate_batches": 0}, "accumulate_batches is 0"),
+        ({"ema_decay": 1.0}, "ema_decay is 1.0"),
+        ({"tokenizer_clip_norm": 0.0}, "tokenizer_clip_norm is 0.0"),
+    ],
+)
+def test_wrong_arguments_are_named(small_tokenizer: Build, arguments: dict[str, Any], message: str) -> None:
+    with pytest.raises(InputError, match=message):
+        TokenizerModule(small_tokenizer(), **arguments)
+
+
+def test_negative_loss_weights_are_refused() -> None:
+    with pytest.raises(InputError, match=r"loss_weights.adversarial is -0.1"):
+        LossWeights(adversarial=-0.1)
+
+
+def test_validation_uses_the_average_and_reports_bits(small_tokenizer: Build, tmp_path: Path) -> None:
+    module = TokenizerModule(small_tokenizer(), metrics=ReconstructionMetrics(["psnr", "codebook"]), ema_decay=0.5)
+    fit(module, tmp_path, max_steps=4)
+    run = trainer(tmp_path)
+    (values,) = run.validate(module, DataLoader(images(), batch_size=5), verbose=False)  # type: ignore[arg-type]
+    with torch.no_grad():
+        module.eval()
+        rounded = [((x.clamp(-1, 1) + 1) * 127.5).round() for x in (images(), module.evaluated_tokenizer(images()))]
+    errors = (rounded[0] - rounded[1]).square().mean(dim=(1, 2, 3))
+    assert values["val/psnr"] == pytest.approx(float((10 * torch.log10(255**2 / errors)).mean()), abs=1e-3)
+    assert values["val/bits_per_image"] == 4 * 4 * 2 * 5
+    assert values["val/bits_per_pixel"] == 4 * 4 * 2 * 5 / 256
+    assert 0 < values["val/codebook_usage"] <= 1
+    assert 1 <= values["val/codebook_perplexity"] <= 32
+
+
+def test_checkpoint_resumes_and_holds_no_frozen_network(small_tokenizer: Build, tmp_path: Path) -> None:
+    def module() -> TokenizerModule:
+        torch.manual_seed(3)
+        return TokenizerModule(small_tokenizer(), discriminator(), LPIPS(weights="random"), ema_decay=0.5)
+
+    keep = ModelCheckpoint(tmp_path, filename="{step}", every_n_train_steps=2, save_top_k=-1)
+    data = DataLoader(images(size=32), batch_size=2)  # type: ignore[arg-type]
+    whole = module()
+    trainer(tmp_path, max_steps=4, enable_checkpointing=True, callbacks=[keep]).fit(whole, data)
+
+    checkpoint = torch.load(tmp_path / "step=2.ckpt", weights_only=True)
+    assert {name.split(".")[0] for name in checkpoint["state_dict"]} == {"tokenizer", "ema", "discriminator"}
+    assert len(checkpoint["optimizer_states"]) == 2
+    assert checkpoint["global_step"] == 2
+
+    resumed = module()
+    run = trainer(tmp_path, max_steps=4)
+    run.fit(resumed, data, ckpt_path=tmp_path / "step=2.ckpt")
+    assert run.global_step == 4
+    assert resumed.ema is not None
+    assert int(resumed.ema.n_averaged) == 4
+
+    exported = GSQTokenizer.from_pretrained(tmp_path / "step=4.ckpt")
+    for name, value in whole.evaluated_tokenizer.state_dict().items():
+        assert torch.equal(exported.state_dict()[name], value)
+
+
+def test_a_checkpoint_of_another_shape_is_refused_with_the_first_tensors(
+    small_tokenizer: Build, tmp_path: Path
+) -> None:
+    run = fit(TokenizerModule(small_tokenizer()), tmp_path, max_steps=1)
+    run.save_checkpoint(tmp_path / "small.ckpt")
+    other = TokenizerModule(small_tokenizer(codebook_size=64))
+    with pytest.raises(
+        InputError, match=r"tokenizer.quantizer.codebook: \(32, 4\) in the file, \(64, 4\) in the model"
+    ):
+        trainer(tmp_path, max_steps=2).fit(
+            other,
+            DataLoader(images(), batch_size=2),
+            ckpt_path=tmp_path / "small.ckpt",  # type: ignore[arg-type]
+        )
+
+
+def test_prediction_gives_indices_of_the_average(small_tokenizer: Build, tmp_path: Path) -> None:
+    module = TokenizerModule(small_tokenizer())
+    fit(module, tmp_path, max_steps=1)
+    (batch,) = trainer(tmp_path).predict(module, DataLoader(images(3), batch_size=3))  # type: ignore[arg-type, misc]
+    module.eval()
+    with torch.no_grad():
+        assert torch.equal(batch.indices, module.evaluated_tokenizer.encode_indices(images(3)))
+    assert batch.label.tolist() == [-1, -1, -1]
+
+
+def logged(module: TokenizerModule, folder: Path, steps: int, names: list[str], **settings: Any) -> list[list[float]]:
+    """Values of logged terms after each batch, NaN where a term was not computed."""
+    values: list[list[float]] = []
+
+    class Record(Callback):
+        def on_train_batch_end(self, trainer: Trainer, *_: Any) -> None:
+            values.append([float(trainer.callback_metrics.get(f"train/{name}", float("nan"))) for name in names])
+
+    fit(module, folder, max_steps=steps, callbacks=[Record()], **settings)
+    return values
+
+
+def test_adversarial_weight_starts_and_rises(small_tokenizer: Build, tmp_path: Path) -> None:
+    module = TokenizerModule(
+        small_tokenizer(),
+        discriminator(),
+        loss_weights=LossWeights(adversarial=0.5),
+        discriminator_start_step=1,
+        adversarial_start_step=2,
+        adversarial_ramp_steps=4,
+    )
+    weights_seen: list[float] = []
+
+    class Record(Callback):
+        def on_train_batch_start(self, *_: Any) -> None:
+            weights_seen.append(module._adversarial_weight())
+
+    fit(module, tmp_path, max_steps=7, callbacks=[Record()])
+    assert weights_seen == pytest.approx([0.0, 0.0, 0.125, 0.25, 0.375, 0.5, 0.5])
+
+
+def test_discriminator_trains_before_the_adversarial_loss_counts(small_tokenizer: Build, tmp_path: Path) -> None:
+    module = TokenizerModule(small_tokenizer(), discriminator(), discriminator_start_step=1, adversarial_start_step=3)
+    values = logged(module, tmp_path, 5, ["loss_discriminator", "loss_adversarial"])
+    assert [[value == value for value in row] for row in values] == [
+        [False, False],
+        [True, False],
+        [True, False],
+        [True, True],
+        [True, True],
+    ]
+
+
+def test_adaptive_weight_scales_the_adversarial_gradient(small_tokenizer: Build, tmp_path: Path) -> None:
+    tokenizer, adversary = small_tokenizer(), discriminator()
+    module = TokenizerModule(
+        copy.deepcopy(tokenizer),
+        copy.deepcopy(adversary),
+        adaptive_weight=True,
+        loss_weights=LossWeights(adversarial=0.4),
+        tokenizer_optimizer=sgd,
+        discriminator_optimizer=sgd,
+        tokenizer_clip_norm=None,
+        ema_decay=None,
+    )
+    ((factor,),) = logged(module, tmp_path, 1, ["adaptive_weight"])
+    image = images()[:2]
+    output = tokenizer.encode(image)
+    reconstruction = tokenizer.decode(output.quantized)
+    reconstruction_loss = F.mse_loss(reconstruction, image)
+    adversarial_loss = F.softplus(-adversary(reconstruction).flatten(1).mean(1)).mean()
+    last = tokenizer.decoder.last_layer
+    norms = [
+        torch.autograd.grad(loss, last, retain_graph=True)[0].norm() for loss in (reconstruction_loss, adversarial_loss)
+    ]
+    expected = float(norms[0] / (norms[1] + 1e-6))
+    assert factor == pytest.approx(expected, rel=1e-4)
+    (gradient,) = torch.autograd.grad(reconstruction_loss + 0.4 * expected * adversarial_loss, last)
+    torch.testing.assert_close(module.tokenizer.decoder.last_layer, last - 0.1 * gradient)
+
+
+@pytest.mark.parametrize("term", ["lecam", "gradient_penalty"])
+def test_regularizers_change_the_discriminators_step_alone(small_tokenizer: Build, tmp_path: Path, term: str) -> None:
+    def trained(weight: float) -> tuple[TokenizerModule, float]:
+        torch.manual_seed(0)
+        module = TokenizerModule(
+            small_tokenizer(),
+            discriminator(),
+            loss_weights=LossWeights(**{term: weight}),
+            tokenizer_optimizer=sgd,
+            discriminator_optimizer=sgd,
+        )
+        ((value,),) = logged(module, tmp_path, 1, [f"loss_{term}"])
+        return module, value
+
+    (without, missing), (with_term, value) = trained(0.0), trained(10.0)
+    assert missing != missing  # a weight of 0 does not compute it
+    assert value > 0
+    assert not changed(weights(without.tokenizer), with_term.tokenizer)
+    assert changed(weights(without.discriminator), with_term.discriminator)  # type: ignore[arg-type]
+
+
+def test_gradient_penalty_is_refused_where_there_is_no_second_derivative(small_tokenizer: Build) -> None:
+    with pytest.raises(InputError, match="DINODiscriminator has no second derivatives; set it to 0"):
+        TokenizerModule(small_tokenizer(), DINODiscriminator(), loss_weights=LossWeights(gradient_penalty=10.0))
+
+
+def test_compiled_channels_last_training_gives_the_same_weights(small_tokenizer: Build, tmp_path: Path) -> None:
+    def trained(**settings: Any) -> tuple[dict[str, Tensor], list[str]]:
+        torch.manual_seed(0)
+        module = TokenizerModule(small_tokenizer(), discriminator(), tokenizer_optimizer=sgd, **settings)
+        fit(module, tmp_path, max_steps=2)
+        return weights(module.tokenizer), list(module.state_dict())
+
+    plain, plain_names = trained()
+    fast, fast_names = trained(compile_networks=True, channels_last=True)
+    assert fast_names == plain_names
+    for name, value in plain.items():
+        torch.testing.assert_close(fast[name], value, rtol=1e-3, atol=1e-5)
+
+
+def test_a_run_that_diverges_leaves_a_checkpoint_with_finite_weights(small_tokenizer: Build, tmp_path: Path) -> None:
+    module = TokenizerModule(small_tokenizer(), discriminator(), max_skipped_steps=2)
+    keep = RunCheckpoint(every_n_train_steps=1000, dirpath=str(tmp_path))
+    with pytest.raises(TrainingDiverged):
+        fit(module, tmp_path, max_steps=8, enable_checkpointing=True, callbacks=[_Poison(set(range(3, 8))), keep])
+    checkpoint = torch.load(tmp_path / "last.ckpt", weights_only=True)
+    assert checkpoint["global_step"] == 3
+    assert all(value.isfinite().all() for value in checkpoint["state_dict"].values())
+
+
+@pytest.mark.parametrize("adversary", ADVERSARIES)
+def test_both_networks_train_with_every_discriminator(small_tokenizer: Build, tmp_path: Path, adversary: str) -> None:
+    """The reconstruction gets better, the discriminator tells images from reconstructions, and both stay finite."""
+    module = TokenizerModule(
+        small_tokenizer(),
+        ADVERSARIES[adversary](),
+        discriminator_start_step=20,
+        tokenizer_optimizer=lambda parameters: PaperAdamW(parameters, lr=2e-3),
+        discriminator_optimizer=lambda parameters: PaperAdamW(parameters, lr=2e-3),
+        ema_decay=None,
+    )
+    names = ["loss_reconstruction", "loss_discriminator", "logits_real", "logits_fake"]
+    values = torch.tensor(logged(module, tmp_path, 50, names, batch_size=8))
+    reconstruction, judged = values[:, 0], values[20:]
+    assert reconstruction[-5:].mean() < 0.7 * reconstruction[:5].mean()
+    assert reconstruction[20:].max() < reconstruction[0]  # no collapse when the discriminator starts
+    assert judged[-10:, 1].mean() < judged[:3, 1].mean()
+    assert judged[-10:, 2].mean() > judged[-10:, 3].mean()
+    assert all(value.isfinite().all() for value in module.state_dict().values())
+
+
+def break_down(network: nn.Module, images_of_a_batch: int) -> None:
+    """From now on the network's output is NaN for the first images of each batch, outside of training."""
+
+    def poison(module: nn.Module, inputs: Any, output: Tensor) -> Tensor:
+        if module.training:
+            return output
+        output = output.clone()
+        output[:images_of_a_batch] = float("nan")
+        return output
+
+    network.register_forward_hook(poison)
+
+
+@pytest.mark.parametrize("part", ["encoder", "decoder"])
+def test_a_validation_of_a_broken_model_ends_with_a_line(small_tokenizer: Build, tmp_path: Path, part: str) -> None:
+    module = TokenizerModule(small_tokenizer(), metrics=ReconstructionMetrics(["psnr", "codebook"]))
+    break_down(getattr(module.tokenizer, part), images_of_a_batch=1)
+    with pytest.raises(ModelNotFinite, match="4 of 16 reconstructions have values that are NaN or infinite"):
+        trainer(tmp_path).validate(module, DataLoader(images(), batch_size=5), verbose=False)  # type: ignore[arg-type]
+
+
+def test_training_goes_on_when_a_validation_finds_a_broken_model(
+    small_tokenizer: Build, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    module = TokenizerModule(small_tokenizer(), metrics=ReconstructionMetrics(["psnr"]), ema_decay=None)
+    break_down(module.tokenizer.decoder, images_of_a_batch=2)
+    run = trainer(tmp_path, max_steps=3, num_sanity_val_steps=1, val_check_interval=1)
+    loader = DataLoader(images(), batch_size=8)  # type: ignore[arg-type, var-annotated]
+    run.fit(module, loader, loader)
+    assert run.global_step == 3
+    assert run.callback_metrics["val/psnr"].isnan()
+    assert run.callback_metrics["val/nonfinite_images"] == 4
+    assert "4 of 16 reconstructions have values that are not finite" in caplog.text
+
+
+class _Fingerprinted(Dataset[Tensor]):
+    fingerprint = "these images"
+
+    def __len__(self) -> int:
+        return 16
+
+    def __getitem__(self, item: int) -> Tensor:
+        return images()[item]
+
+
+def test_originals_of_the_sanity_check_and_of_limited_runs_are_not_kept(
+    small_tokenizer: Build, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("GSQ_CACHE", str(tmp_path))
+    module = TokenizerModule(small_tokenizer(), metrics=ReconstructionMetrics(["rfd_random"]))
+    loader = DataLoader(_Fingerprinted(), batch_size=4)
+    for limit in (1, 2, 0.5):
+        trainer(tmp_path, limit_val_batches=limit).validate(module, loader, verbose=False)
+    trainer(tmp_path, max_steps=1, num_sanity_val_steps=2, limit_val_batches=3).fit(module, loader, loader)
+    assert not (tmp_path / "statistics").exists()
+    # the sanity check sees two batches; the validation after an epoch all four, and those alone
+    run = trainer(tmp_path, max_epochs=1, num_sanity_val_steps=2)
+    run.fit(module, loader, loader)
+    (path,) = (tmp_path / "statistics").iterdir()
+    assert int(load_file(path)["images"]) == 16
+    (again,) = trainer(tmp_path).validate(module, loader, verbose=False)
+    assert module.metrics is not None
+    assert module.metrics.reused_statistics == ["rfd_random"]
+    assert again["val/rfd_random"] == run.callback_metrics["val/rfd_random"]
+    (fresh,) = trainer(tmp_path).validate(module, DataLoader(images(), batch_size=4), verbose=False)  # type: ignore[arg-type]
+    assert again["val/rfd_random"] == pytest.approx(fresh["val/rfd_random"], rel=1e-6)
