@@ -97,13 +97,13 @@ def test_links_lead_somewhere() -> None:
 
 
 def test_the_map_of_the_code_names_what_is_there() -> None:
-    table = README.split("## Where things are")[1]
-    rows = re.findall(r"^\| (`[^|]+) \|", table, flags=re.MULTILINE)
-    named = {name.rstrip("/") for row in rows for name in re.findall(r"`([^`]+)`", row)}
+    tree = README.split("## Where things are")[1].split("```")[1]
+    inside = {name.rstrip("/") for name in re.findall(r"^  (\S+) ", tree, flags=re.MULTILINE)}
     package = {path.name for path in (ROOT / "src" / "gsq_lightning").iterdir()}
-    assert named <= package
-    silent = {"__init__.py", "py.typed", "errors.py", "__pycache__"}
-    assert package - named <= silent
+    assert package - inside <= {"__init__.py", "py.typed", "__pycache__"}
+    assert inside <= package
+    for name in re.findall(r"^(\S+/) ", tree, flags=re.MULTILINE):
+        assert (ROOT / name).is_dir(), name
 
 
 @pytest.mark.parametrize("notebook", sorted((ROOT / "notebooks").glob("*.ipynb")), ids=lambda path: path.name)
