@@ -1,6 +1,7 @@
 """The exceptions of this library, and what is asked of those of others."""
 
 from collections.abc import Iterator, Mapping
+from pathlib import Path
 from typing import TypeVar
 
 Value = TypeVar("Value")
@@ -31,6 +32,32 @@ def look_up(name: str, word: str, table: Mapping[str, Value]) -> Value:
     if not isinstance(word, str) or word not in table:
         raise InputError(f"{name} is {word!r}; it must be one of: {', '.join(table)}")
     return table[word]
+
+
+class WeightsMissing(InputError):
+    """A network's published weights are not cached, and cannot be downloaded.
+
+    Args:
+        network: its stable key, such as "vgg16".
+        file: name of the file of weights.
+        url: where it is published.
+        folder: where it was looked for.
+        command: line for a shell that fetches it to that place.
+        reason: why the download failed; by default the server does not answer.
+    """
+
+    def __init__(
+        self, network: str, file: str, url: str, folder: Path, command: str, reason: str = "its server does not answer"
+    ) -> None:
+        super().__init__(
+            f"the weights of {network} are missing: {file} is not in {folder} and could not be downloaded ({reason}). "
+            f"On a machine with network: {command}"
+        )
+        self.network = network
+        self.file = file
+        self.url = url
+        self.folder = folder
+        self.command = command
 
 
 class TrainingDiverged(RuntimeError):

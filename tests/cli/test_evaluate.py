@@ -151,7 +151,10 @@ def test_a_report_that_cannot_be_written_costs_no_number(
         (["--metrics", "codebook"], "metrics codebook cannot be computed of images"),
         (["--crop_ratio", "0", "--image_size", "16"], "crop_ratio 0.0"),
         (["--device", "tpu9"], "device 'tpu9' cannot be used here"),
-        (["--metrics", "rfid", "--inception_weights", "nowhere.pth"], "--inception_weights is 'nowhere.pth'"),
+        (
+            ["--metrics", "rfid", "--inception_weights", "nowhere.pth"],
+            "there is no file 'nowhere.pth'",
+        ),
         (["--compare", "nowhere"], "there is no nowhere"),
         (["--output", __file__], "it is a file; name a folder with --output"),
         (["--plot", "plot.txt"], "plot.txt is no picture; its name must end in one of: "),

@@ -108,5 +108,5 @@ def test_a_step_against_its_gradient_brings_images_nearer(loss: LPIPS, pair: tup
 
 def test_weights_of_another_network_are_refused(tmp_path: Path) -> None:
     torch.save({"weight": torch.zeros(1)}, tmp_path / "other.pth")
-    with pytest.raises(InputError, match=r"LPIPS: .*other.pth' holds the weights of another network"):
+    with pytest.raises(InputError, match=r"other.pth' does not hold the weights of"):
         LPIPS(str(tmp_path / "other.pth")).load()

@@ -202,7 +202,7 @@ def test_rfd_dinov2_is_over_the_class_token() -> None:
     metrics.load()
     metrics.update(image, reconstruction)
     with torch.no_grad():
-        network = load_dinov2("random", 224, "a test", "option").eval()
+        network = load_dinov2("random", 224).eval()
         features = [
             network(ImageNetInput(224)(image_to_pixels(x).float() / 127.5 - 1)).double().numpy()
             for x in (image, reconstruction)

@@ -1,5 +1,6 @@
 """Weights of pretrained networks: where they come from, and what is said where they cannot be had."""
 
+import hashlib
 import threading
 import time
 from collections.abc import Callable
@@ -11,17 +12,17 @@ import torch
 from torch import nn
 from torchvision.models import alexnet
 
-from gsq_lightning import InputError
 from gsq_lightning.__main__ import main
+from gsq_lightning.errors import InputError, WeightsMissing
 from gsq_lightning.losses import LPIPS
 from gsq_lightning.metrics import MetricName, ReconstructionMetrics
-from gsq_lightning.metrics.inception import INCEPTION_URL, load_inception
+from gsq_lightning.metrics.inception import INCEPTION, load_inception
 from gsq_lightning.pretrained import hub as network
 from gsq_lightning.pretrained import weights as pretrained
 from gsq_lightning.pretrained.frozen import FrozenNetwork
-from gsq_lightning.pretrained.weights import read_weights, recorded_files
+from gsq_lightning.pretrained.weights import PublishedWeights, read_weights, recorded_files
 
-URL = "https://example.invalid/weights-1234.pth"
+EXAMPLE = PublishedWeights("example", "https://example.invalid/weights-1234.pth")
 
 
 @pytest.fixture
@@ -52,18 +53,39 @@ def test_frozen_network_is_seen_by_nobody_and_moves_along() -> None:
     assert all(parameter.grad is None for parameter in owner.frozen.network.parameters())
 
 
-def test_missing_weights_are_named_with_command_and_option(offline: Path) -> None:
+def test_missing_weights_are_named_with_their_command(offline: Path) -> None:
     start = time.monotonic()
-    with pytest.raises(InputError) as error:
-        read_weights("pretrained", URL, "the example", "model.example.weights")
-    cached = offline / "torch" / "hub" / "checkpoints" / "weights-1234.pth"
-    for part in (
-        "the example needs weights-1234.pth",
-        f"curl -L --create-dirs -o {cached} {URL}",
-        "model.example.weights",
-    ):
-        assert part in str(error.value)
+    with pytest.raises(WeightsMissing) as caught:
+        read_weights("pretrained", EXAMPLE)
+    error = caught.value
+    folder = offline / "torch" / "hub" / "checkpoints"
+    assert (error.network, error.file, error.url, error.folder) == ("example", "weights-1234.pth", EXAMPLE.url, folder)
+    assert error.command == f"curl -L --create-dirs -o {folder / 'weights-1234.pth'} {EXAMPLE.url}"
+    for fact in (error.network, error.file, str(error.folder), error.command):
+        assert fact in str(error)
     assert time.monotonic() - start < 2.0
+
+
+def test_a_download_that_breaks_off_leaves_nothing(offline: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(pretrained, "reachable", lambda url: True)  # the server's name is then not found
+    with pytest.raises(WeightsMissing, match=r"could not be downloaded \(.+\)\. On a machine with network: curl"):
+        read_weights("pretrained", EXAMPLE)
+    assert list((offline / "torch" / "hub" / "checkpoints").iterdir()) == []
+
+
+def test_a_download_that_is_not_the_published_file_is_refused(offline: Path) -> None:
+    served = offline / "weights-01234567.pth"
+    torch.save({"a": torch.ones(2)}, served)
+    published = PublishedWeights("example", served.as_uri())
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(pretrained, "reachable", lambda url: True)
+        with pytest.raises(WeightsMissing, match="invalid hash value"):
+            read_weights("pretrained", published)
+        right = hashlib.sha256(served.read_bytes()).hexdigest()
+        served = served.rename(offline / f"weights-{right[:8]}.pth")
+        loaded = read_weights("pretrained", PublishedWeights("example", served.as_uri()))
+    assert loaded.sha256 == right
+    assert torch.equal(loaded.state["a"], torch.ones(2))
 
 
 def test_a_server_that_never_answers_counts_as_offline(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -75,7 +97,7 @@ def test_a_server_that_never_answers_counts_as_offline(monkeypatch: pytest.Monke
 
     monkeypatch.setattr(network.urllib.request, "urlopen", wait)
     start = time.monotonic()
-    assert not pretrained.reachable(URL)
+    assert not pretrained.reachable(EXAMPLE.url)
     assert time.monotonic() - start < 2.0
     given_up.set()
 
@@ -86,23 +108,21 @@ def test_weights_come_from_the_cache_or_a_path(offline: Path) -> None:
     torch.save({"a": torch.ones(2)}, cached)
     with recorded_files() as files:
         for weights in ("pretrained", str(cached)):
-            assert torch.equal(read_weights(weights, URL, "the example", "option")["a"], torch.ones(2))
-    assert files == [("the example", cached)] * 2
+            assert torch.equal(read_weights(weights, EXAMPLE).state["a"], torch.ones(2))
+    assert files == [("example", cached)] * 2
 
 
 @pytest.mark.parametrize("content", [b"", b"half a file", b"PK\x03\x04rest"])
 def test_damaged_weights_are_named(tmp_path: Path, content: bytes) -> None:
     path = tmp_path / "weights.pth"
     path.write_bytes(content)
-    with pytest.raises(InputError, match=r"weights.pth cannot be read as weights.*remove it or fetch it anew"):
-        read_weights(str(path), URL, "the example", "option")
+    with pytest.raises(InputError, match=r"weights.pth cannot be read: .*; remove it, or fetch it again"):
+        read_weights(str(path), EXAMPLE)
 
 
 def test_a_path_that_leads_nowhere_is_named() -> None:
-    with pytest.raises(
-        InputError, match=r"option is '/no/such\.pth'; it takes .pretrained. or the path of weights-1234"
-    ):
-        read_weights("/no/such.pth", URL, "the example", "option")
+    with pytest.raises(InputError, match=r"no file '/no/such\.pth'.* .pretrained. or the path of weights-1234"):
+        read_weights("/no/such.pth", EXAMPLE)
 
 
 class _Payload:
@@ -113,40 +133,40 @@ class _Payload:
 def test_weights_that_would_run_code_do_not(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
     torch.save({"a": _Payload()}, tmp_path / "weights.pth")
-    with pytest.raises(InputError, match="cannot be read as weights"):
-        read_weights("weights.pth", URL, "the example", "option")
+    with pytest.raises(InputError, match=r"weights\.pth cannot be read"):
+        read_weights("weights.pth", EXAMPLE)
     assert not (tmp_path / "payload-ran").exists()
 
 
 def test_inception_is_read_from_its_published_file(offline: Path) -> None:
     original = load_inception("random")
-    path = offline / INCEPTION_URL.rsplit("/", 1)[-1]
+    path = offline / INCEPTION.file
     torch.save(original.state_dict(), path)
     loaded = load_inception(str(path))
     for ours, theirs in zip(loaded.parameters(), original.parameters(), strict=True):
         assert torch.equal(ours, theirs)
-    with pytest.raises(InputError, match="rFID needs weights-inception"):
+    with pytest.raises(WeightsMissing, match="weights-inception"):
         load_inception("pretrained")
 
 
 @pytest.mark.parametrize(
-    ("name", "file", "option"),
+    ("name", "file", "network"),
     [
-        ("lpips_alex", "alexnet-owt-7be5be79.pth", "model.metrics.alexnet_weights"),
-        ("lpips_vgg", "vgg16-397923af.pth", "model.metrics.vgg16_weights"),
-        ("inception_score", "weights-inception-2015-12-05-6726825d.pth", "model.metrics.inception_weights"),
-        ("rfid_clean_fid", "weights-inception-2015-12-05-6726825d.pth", "model.metrics.inception_weights"),
-        ("rfd_dinov2", "vit_small_patch14_reg4_dinov2", "model.metrics.dinov2_weights"),
+        ("lpips_alex", "alexnet-owt-7be5be79.pth", "alexnet"),
+        ("lpips_vgg", "vgg16-397923af.pth", "vgg16"),
+        ("inception_score", "weights-inception-2015-12-05-6726825d.pth", "inception"),
+        ("rfid_clean_fid", "weights-inception-2015-12-05-6726825d.pth", "inception"),
+        ("rfd_dinov2", "vit_small_patch14_reg4_dinov2", "dinov2"),
     ],
 )
 def test_each_network_of_the_metrics_says_what_is_missing(
-    offline: Path, name: MetricName, file: str, option: str
+    offline: Path, name: MetricName, file: str, network: str
 ) -> None:
     metrics = ReconstructionMetrics([name])  # made without asking for anything
-    with pytest.raises(InputError) as error:
+    with pytest.raises(WeightsMissing) as error:
         metrics.load()
-    assert file in str(error.value)
-    assert option in str(error.value)
+    assert file in error.value.file
+    assert error.value.network == network
 
 
 def test_weights_of_metrics_are_recorded(offline: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -155,12 +175,12 @@ def test_weights_of_metrics_are_recorded(offline: Path, monkeypatch: pytest.Monk
     metrics = ReconstructionMetrics(["psnr", "lpips_alex"], alexnet_weights="alex.pth")
     with recorded_files() as files:
         metrics.load()
-    assert files == [("LPIPS (alex)", Path("alex.pth"))]
+    assert files == [("alexnet", Path("alex.pth"))]
 
 
 def test_loading_happens_when_asked_for_and_not_before(offline: Path) -> None:
     loss = LPIPS()
-    with pytest.raises(InputError, match=r"LPIPS needs vgg16-397923af\.pth"):
+    with pytest.raises(WeightsMissing, match=r"vgg16-397923af\.pth"):
         loss.load()
 
 

@@ -131,8 +131,8 @@ def fetch_weights(arguments: list[str]) -> None:
         with recorded_files() as files:
             model.load_training_networks()
             model.load_metrics()
-        for purpose, path in files:
-            print(f"  {purpose:<24}  {path}")
+        for network, path in files:
+            print(f"  {network:<24}  {path}")
         if not files:
             print("  this recipe needs no pretrained weights")
 

@@ -97,9 +97,7 @@ class DINODiscriminator(Discriminator):
 
     def load(self) -> None:
         if self.trunk is None:
-            network = load_dinov2(
-                self.weights, self.input_size, "the DINO discriminator", "model.discriminator.weights"
-            )
+            network = load_dinov2(self.weights, self.input_size)
             self.trunk = FrozenNetwork(TappedTrunk(network, self.input_size, self.taps, self.prefix_tokens))
 
     def forward(self, image: Tensor) -> Tensor:

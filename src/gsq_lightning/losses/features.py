@@ -17,7 +17,6 @@ Output = Literal["logits", "features"]
 
 INPUT_SIZE = 224
 MIN_INPUT_SIZE = 32  # five halvings leave one pixel
-OPTION = "model.perceptual_loss.weights"
 
 
 class FeatureLoss(PerceptualLoss):
@@ -65,7 +64,7 @@ class DINOLoss(FeatureLoss):
             )
 
     def _load_features(self) -> nn.Module:
-        return load_dinov2(self.weights, self.input_size, "the DINO loss", OPTION)
+        return load_dinov2(self.weights, self.input_size)
 
 
 class DINOPatchLoss(DINOLoss):
@@ -90,7 +89,7 @@ class ResNetLoss(FeatureLoss):
         self.output: Output = output
 
     def _load_features(self) -> nn.Module:
-        network = load_resnet50(self.weights, "the ResNet-50 loss", OPTION)
+        network = load_resnet50(self.weights)
         if self.output == "features":
             network.fc = nn.Identity()
         return network
@@ -111,7 +110,7 @@ class VGGLoss(FeatureLoss):
         self.output: Output = output
 
     def _load_features(self) -> nn.Module:
-        network = load_vgg16(self.weights, "the VGG-16 loss", OPTION)
+        network = load_vgg16(self.weights)
         if self.output == "features":
             features = network.features
             assert isinstance(features, nn.Module)

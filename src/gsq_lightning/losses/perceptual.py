@@ -38,7 +38,7 @@ class LPIPS(PerceptualLoss):
 
     def load(self) -> None:
         if self.network is None:
-            self.network = FrozenNetwork(load_lpips("vgg", self.weights, "LPIPS", "model.perceptual_loss.weights"))
+            self.network = FrozenNetwork(load_lpips("vgg", self.weights))
 
     def forward(self, reconstruction: Tensor, image: Tensor) -> Tensor:
         assert self.network is not None, "call load() first"

@@ -66,7 +66,7 @@ def dinov2_features(weights: str) -> FeatureExtractor:
     Raises:
         InputError: where the weights cannot be had.
     """
-    network = load_dinov2(weights, DINOV2_INPUT_SIZE, "rfd_dinov2", "model.metrics.dinov2_weights")
+    network = load_dinov2(weights, DINOV2_INPUT_SIZE)
     return FeatureExtractor(
         nn.Sequential(PixelsToImage(), ImageNetInput(DINOV2_INPUT_SIZE), network),
         DINOV2_CHANNELS,

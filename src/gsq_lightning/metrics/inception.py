@@ -21,10 +21,11 @@ from torch_fidelity.interpolate_compat_tensorflow import interpolate_bilinear_2d
 from torchmetrics.image.fid import NoTrainInceptionV3
 
 from gsq_lightning.metrics.features import FeatureExtractor, Features
-from gsq_lightning.pretrained.weights import fixed_random_weights, read_weights
+from gsq_lightning.pretrained.weights import PublishedWeights, fixed_random_weights, load_state, read_weights
 
-INCEPTION_URL = (
-    "https://github.com/toshas/torch-fidelity/releases/download/v0.2.0/weights-inception-2015-12-05-6726825d.pth"
+INCEPTION = PublishedWeights(
+    "inception",
+    "https://github.com/toshas/torch-fidelity/releases/download/v0.2.0/weights-inception-2015-12-05-6726825d.pth",
 )
 INCEPTION_FEATURES = 2048
 INPUT_SIZE = (299, 299)
@@ -83,10 +84,8 @@ def load_inception(weights: str) -> nn.Module:
                 if isinstance(module, nn.Conv2d):  # torch's own start would let features fade to 1e-8
                     nn.init.kaiming_normal_(module.weight, nonlinearity="relu")
             return network
-    state = read_weights(weights, INCEPTION_URL, "rFID", "model.metrics.inception_weights")
-    network = _UnloadedInception()
-    nn.Module.load_state_dict(network, state)
-    return network
+    state = read_weights(weights, INCEPTION).state
+    return load_state(_UnloadedInception(), state, "Inception v3 of 2015-12-05")
 
 
 def _antialias(x: Tensor) -> Tensor:

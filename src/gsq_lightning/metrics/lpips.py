@@ -31,8 +31,7 @@ class PerceptualDistance(Metric):
         super().__init__()
         self.trunk: LPIPSTrunk = trunk
         self.weights = weights
-        option = "model.metrics.alexnet_weights" if trunk == "alex" else "model.metrics.vgg16_weights"
-        self.network = FrozenNetwork(load_lpips(trunk, weights, f"LPIPS ({trunk})", option))
+        self.network = FrozenNetwork(load_lpips(trunk, weights))
         self.add_state("total", default=torch.zeros((), dtype=torch.float64), dist_reduce_fx="sum")
         self.add_state("count", default=torch.zeros((), dtype=torch.int64), dist_reduce_fx="sum")
 

@@ -8,17 +8,18 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from gsq_lightning.errors import InputError
-from gsq_lightning.pretrained.weights import fixed_random_weights, read_hub_weights, read_weights
+from gsq_lightning.pretrained.weights import PublishedWeights, fixed_random_weights, load_state, read_weights
 
 # the files that timm 1.0 takes for `vit_small_patch14_reg4_dinov2.lvd142m` (arXiv 2304.07193, 2309.16588) and
 # `resnet50.a1_in1k` (arXiv 2110.00476), and torchvision for `VGG16_Weights.IMAGENET1K_V1` (arXiv 1409.1556) and
 # `AlexNet_Weights.IMAGENET1K_V1` (arXiv 1404.5997)
-DINOV2_REPOSITORY = "timm/vit_small_patch14_reg4_dinov2.lvd142m"
-RESNET50_REPOSITORY = "timm/resnet50.a1_in1k"
-VGG16_URL = "https://download.pytorch.org/models/vgg16-397923af.pth"
-ALEXNET_URL = "https://download.pytorch.org/models/alexnet-owt-7be5be79.pth"
+DINOV2 = PublishedWeights.on_the_hub("dinov2", "timm/vit_small_patch14_reg4_dinov2.lvd142m")
+RESNET50 = PublishedWeights.on_the_hub("resnet50", "timm/resnet50.a1_in1k")
+VGG16 = PublishedWeights("vgg16", "https://download.pytorch.org/models/vgg16-397923af.pth")
+ALEXNET = PublishedWeights("alexnet", "https://download.pytorch.org/models/alexnet-owt-7be5be79.pth")
 
 LPIPSTrunk = Literal["alex", "vgg"]
+LPIPS_TRUNKS: dict[LPIPSTrunk, PublishedWeights] = {"alex": ALEXNET, "vgg": VGG16}
 
 DINOV2_CHANNELS = 384
 DINOV2_BLOCKS = 12
@@ -55,14 +56,13 @@ class ImageNetInput(nn.Module):
         return image * self.scale + self.shift
 
 
-def load_dinov2(weights: str, image_size: int, purpose: str, option: str) -> Any:
+def load_dinov2(weights: str, image_size: int) -> Any:
     """DINOv2 ViT-S/14 with registers, timm's VisionTransformer, its position embedding resampled to `image_size`.
 
     Args:
         weights: "pretrained", the path of the Hub's model.safetensors or of Meta's dinov2_vits14_reg4_pretrain.pth,
             or "random" (tests).
         image_size: height and width of its input, a multiple of 14.
-        purpose, option: for messages, as in `read_weights`.
 
     Raises:
         InputError: where the weights cannot be had or do not fit.
@@ -71,24 +71,23 @@ def load_dinov2(weights: str, image_size: int, purpose: str, option: str) -> Any
     if weights == "random":
         import timm
 
-        with fixed_random_weights(purpose):
+        with fixed_random_weights("DINOv2"):
             # a layer scale of 1, not of 1e-5 as at the start of training: blocks that do nothing would test nothing
             return timm.create_model(name, img_size=image_size, init_values=1.0)
-    state = read_hub_weights(weights, DINOV2_REPOSITORY, purpose, option)
+    state = read_weights(weights, DINOV2).state
     # imported late: without weights the error is not to wait for it
     import timm
     from timm.models.vision_transformer import checkpoint_filter_fn
 
     network: Any = timm.create_model(name, img_size=image_size)
-    return _loaded(network, checkpoint_filter_fn(state, network), weights, purpose)
+    return load_state(network, checkpoint_filter_fn(state, network), "DINOv2 ViT-S/14 with registers")
 
 
-def load_resnet50(weights: str, purpose: str, option: str) -> nn.Module:
+def load_resnet50(weights: str) -> nn.Module:
     """timm's ResNet-50, 1000 logits.
 
     Args:
         weights: "pretrained", the path of the Hub's model.safetensors, or "random" (tests).
-        purpose, option: for messages, as in `read_weights`.
 
     Raises:
         InputError: where the weights cannot be had or do not fit.
@@ -96,20 +95,19 @@ def load_resnet50(weights: str, purpose: str, option: str) -> nn.Module:
     if weights == "random":
         import timm
 
-        with fixed_random_weights(purpose):
+        with fixed_random_weights("ResNet-50"):
             return timm.create_model("resnet50")
-    state = read_hub_weights(weights, RESNET50_REPOSITORY, purpose, option)
+    state = read_weights(weights, RESNET50).state
     import timm
 
-    return _loaded(timm.create_model("resnet50"), state, weights, purpose)
+    return load_state(timm.create_model("resnet50"), state, "ResNet-50")
 
 
-def load_vgg16(weights: str, purpose: str, option: str) -> nn.Module:
+def load_vgg16(weights: str) -> nn.Module:
     """torchvision's VGG-16, 1000 logits.
 
     Args:
         weights: "pretrained", the path of vgg16-397923af.pth, or "random" (tests).
-        purpose, option: for messages, as in `read_weights`.
 
     Raises:
         InputError: where the weights cannot be had or do not fit.
@@ -117,15 +115,15 @@ def load_vgg16(weights: str, purpose: str, option: str) -> nn.Module:
     if weights == "random":
         from torchvision.models import vgg16
 
-        with fixed_random_weights(purpose):
+        with fixed_random_weights("VGG-16"):
             return vgg16()
-    state = read_weights(weights, VGG16_URL, purpose, option)
+    state = read_weights(weights, VGG16).state
     from torchvision.models import vgg16
 
-    return _loaded(vgg16(init_weights=False), state, weights, purpose)
+    return load_state(vgg16(init_weights=False), state, "VGG-16")
 
 
-def load_lpips(trunk: LPIPSTrunk, weights: str, purpose: str, option: str) -> nn.Module:
+def load_lpips(trunk: LPIPSTrunk, weights: str) -> nn.Module:
     """The lpips package's network (arXiv 1801.03924), version 0.1: two times (B, 3, H, W) in [-1, 1] → (B, 1, 1, 1).
 
     Its calibration comes with the package, the trunk is torchvision's.
@@ -134,7 +132,6 @@ def load_lpips(trunk: LPIPSTrunk, weights: str, purpose: str, option: str) -> nn
         trunk: "alex" for AlexNet, "vgg" for VGG16.
         weights: of the trunk: "pretrained", the path of alexnet-owt-7be5be79.pth or vgg16-397923af.pth, or "random"
             (tests).
-        purpose, option: for messages, as in `read_weights`.
 
     Raises:
         InputError: where the weights cannot be had or do not fit.
@@ -148,9 +145,9 @@ def load_lpips(trunk: LPIPSTrunk, weights: str, purpose: str, option: str) -> nn
             return lpips.LPIPS(net=trunk, pnet_rand=True, verbose=False)
 
     if weights == "random":
-        with fixed_random_weights(purpose):
+        with fixed_random_weights("LPIPS"):
             return build()
-    state = read_weights(weights, ALEXNET_URL if trunk == "alex" else VGG16_URL, purpose, option)
+    state = read_weights(weights, LPIPS_TRUNKS[trunk]).state
     network = build()
     try:
         for part in network.net.children():
@@ -158,19 +155,6 @@ def load_lpips(trunk: LPIPSTrunk, weights: str, purpose: str, option: str) -> nn
                 if isinstance(layer, nn.Conv2d):
                     layer.load_state_dict({name: state[f"features.{index}.{name}"] for name in ("weight", "bias")})
     except (KeyError, RuntimeError) as error:
-        expected = "AlexNet" if trunk == "alex" else "VGG16"
-        raise InputError(
-            f"{purpose}: {weights!r} holds the weights of another network than torchvision's {expected}"
-        ) from error
-    return network
-
-
-def _loaded(network: nn.Module, state: dict[str, Tensor], weights: str, purpose: str) -> nn.Module:
-    try:
-        network.load_state_dict(state)
-    except RuntimeError as error:
-        reason = " ".join(str(error).split())
-        raise InputError(
-            f"{purpose}: the weights of {weights!r} are those of another network: {reason[:300]}"
-        ) from error
+        name = "AlexNet" if trunk == "alex" else "VGG16"
+        raise InputError(f"{weights!r} does not hold the weights of torchvision's {name}") from error
     return network

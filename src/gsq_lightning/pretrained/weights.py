@@ -1,84 +1,155 @@
-"""Pretrained networks that are used but neither trained nor saved: where their weights come from, how they are held.
+"""Weights of frozen pretrained networks: where they are published, where they are cached, how they are read.
 
 A network's `weights` option is one word or a path everywhere:
-- "pretrained": the published weights, downloaded once into the usual cache;
+- "pretrained": the published file, downloaded once into the usual cache;
 - a path: the same file, brought by hand to a machine without network;
 - "random": fixed random weights, for tests alone; the log says so.
 """
 
+import hashlib
+import io
 import logging
-import os
+import re
 from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import dataclass
 from pathlib import Path
+from typing import NamedTuple
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
-from gsq_lightning.errors import InputError, first_line
-from gsq_lightning.pretrained.hub import NETWORK_TIMEOUT, reachable
+from gsq_lightning.errors import InputError, WeightsMissing, first_line
+from gsq_lightning.pretrained.hub import reachable
 
 logger = logging.getLogger(__name__)
 
 HUB_FILE = "model.safetensors"
 
 
+@dataclass(frozen=True)
+class PublishedWeights:
+    """A file of weights that somebody has published.
+
+    Args:
+        network: stable key of the network, such as "vgg16".
+        url: of the file.
+        repository: "owner/name" where it is `HUB_FILE` on the Hugging Face Hub, whose own cache keeps it; else torch's
+            hub cache keeps it.
+    """
+
+    network: str
+    url: str
+    repository: str | None = None
+
+    @classmethod
+    def on_the_hub(cls, network: str, repository: str) -> "PublishedWeights":
+        return cls(network, f"https://huggingface.co/{repository}/resolve/main/{HUB_FILE}", repository)
+
+    @property
+    def file(self) -> str:
+        """Name of the file."""
+        return self.url.rsplit("/", 1)[-1]
+
+    @property
+    def description(self) -> str:
+        """The file, told from others of that name."""
+        return f"{self.file} of {self.repository}" if self.repository else self.file
+
+
+class LoadedWeights(NamedTuple):
+    """What a file of weights holds.
+
+    Attributes:
+        state: tensors by name, on the CPU.
+        sha256: of the bytes that they were read from, in hexadecimal.
+    """
+
+    state: dict[str, Tensor]
+    sha256: str
+
+
 @contextmanager
-def fixed_random_weights(purpose: str, seed: int = 0) -> Iterator[None]:
+def fixed_random_weights(network: str, seed: int = 0) -> Iterator[None]:
     """Within it, weights are drawn from a fixed seed; the surrounding random stream is left as it was."""
-    logger.warning("%s has random weights: its values mean nothing beyond tests", purpose)
+    logger.warning("%s has random weights: its values mean nothing beyond tests", network)
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
         yield
 
 
-def read_weights(weights: str, url: str, purpose: str, option: str) -> dict[str, Tensor]:
-    """The state dict of a network that is published at a URL.
+def read_weights(weights: str, published: PublishedWeights) -> LoadedWeights:
+    """Reads weights, which are downloaded first where they are neither given nor cached.
 
     Args:
-        weights: "pretrained" for the file at `url`, kept in torch's hub cache, or the path of such a file.
-        url: where the file is published.
-        purpose: what needs it, for messages.
-        option: the option that takes a path, for messages.
+        weights: "pretrained" for the published file, or the path of such a file.
+        published: which file that is.
 
     Raises:
-        InputError: where the file is neither here nor to be had, or cannot be read.
+        WeightsMissing: where the published file is not cached and cannot be downloaded.
+        InputError: where `weights` leads nowhere, or the file cannot be read.
     """
-    path = _cached(url, purpose, option) if weights == "pretrained" else _given(weights, _name(url), purpose, option)
-    return _read(path, purpose)
+    if weights != "pretrained":
+        path = Path(weights).expanduser()
+        if not path.is_file():
+            raise InputError(
+                f'there is no file {weights!r}: weights of {published.network} are "pretrained" or the path of '
+                f"{published.description}"
+            )
+    elif published.repository is None:
+        path = _from_torch_cache(published)
+    else:
+        path = _from_hub_cache(published, published.repository)
+    return read_file(path, published.network)
 
 
-def read_hub_weights(weights: str, repository: str, purpose: str, option: str) -> dict[str, Tensor]:
-    """The state dict of a network that is published on the Hugging Face Hub as model.safetensors.
+def read_file(path: Path, network: str) -> LoadedWeights:
+    """Reads a file of weights, safetensors or torch's own format; never runs code in it.
+
+    Raises:
+        InputError: where it cannot be read.
+    """
+    from safetensors.torch import load
+
+    for files in _records:
+        files.append((network, path))
+    try:
+        content = path.read_bytes()
+        if path.suffix == ".safetensors":
+            state = load(content)
+        else:
+            state = torch.load(io.BytesIO(content), map_location="cpu", weights_only=True)
+    except Exception as error:  # whatever the reader makes of a damaged file
+        raise InputError(
+            f"weights of {network}: {path} cannot be read: {first_line(error)}; remove it, or fetch it again"
+        ) from error
+    return LoadedWeights(state, hashlib.sha256(content).hexdigest())
+
+
+def load_state(network: nn.Module, state: dict[str, Tensor], name: str) -> nn.Module:
+    """Gives a network its weights. Raises InputError where they are those of another.
 
     Args:
-        weights: "pretrained" for the repository's file, kept in the Hub's own cache, or the path of such a file.
-        repository: "owner/name".
-        purpose, option: for messages, as in `read_weights`.
-
-    Raises:
-        InputError: where the file is neither here nor to be had, or cannot be read.
+        network: any.
+        state: tensors by name.
+        name: of the network, for the message.
     """
-    if weights == "pretrained":
-        return _read(_cached_from_hub(repository, purpose, option), purpose)
-    return _read(_given(weights, f"{HUB_FILE} of {repository}", purpose, option), purpose)
+    try:
+        nn.Module.load_state_dict(network, state)
+    except RuntimeError as error:
+        reason = " ".join(str(error).split())
+        raise InputError(f"these are not the weights of {name}: {reason[:300]}") from error
+    return network
 
 
-def cache_folder() -> Path:
-    """Where downloaded weights lie: torch's hub cache, `$TORCH_HOME/hub/checkpoints`."""
+def torch_cache() -> Path:
+    """Where torch keeps downloaded weights: `$TORCH_HOME/hub/checkpoints`."""
     return Path(torch.hub.get_dir()) / "checkpoints"
-
-
-def _given(weights: str, file: str, purpose: str, option: str) -> Path:
-    path = Path(weights).expanduser()
-    if not path.is_file():
-        raise InputError(f'{purpose}: {option} is {weights!r}; it takes "pretrained" or the path of {file}')
-    return path
 
 
 @contextmanager
 def recorded_files() -> Iterator[list[tuple[str, Path]]]:
-    """Within it, notes what each file of weights was read for, and where it lies."""
+    """Within it, notes the network and path of each file of weights that is read."""
     files: list[tuple[str, Path]] = []
     _records.append(files)
     try:
@@ -90,60 +161,40 @@ def recorded_files() -> Iterator[list[tuple[str, Path]]]:
 _records: list[list[tuple[str, Path]]] = []
 
 
-def _read(path: Path, purpose: str) -> dict[str, Tensor]:
-    from safetensors.torch import load_file
-
-    for files in _records:
-        files.append((purpose, path))
+def _from_torch_cache(published: PublishedWeights) -> Path:
+    path = torch_cache() / published.file
+    if path.is_file():
+        return path
+    command = f"curl -L --create-dirs -o {path} {published.url}"
+    if not reachable(published.url):
+        raise WeightsMissing(published.network, published.file, published.url, path.parent, command)
+    # torchvision and torch-fidelity put the start of the SHA-256 into the name
+    prefix = re.search(r"-([a-f0-9]{8})\.", published.file)
     try:
-        if path.suffix == ".safetensors":
-            return load_file(path)
-        return torch.load(path, map_location="cpu", weights_only=True)
-    except Exception as error:  # whatever the reader makes of a damaged file
-        raise InputError(f"{purpose}: {path} cannot be read as weights: {error}; remove it or fetch it anew") from error
-
-
-def _cached(url: str, purpose: str, option: str) -> Path:
-    path = cache_folder() / _name(url)
-    if not path.is_file():
-        if not reachable(url):
-            raise InputError(
-                f"{purpose} needs {_name(url)}, which is not in {path.parent}, and {_host(url)} does not answer within "
-                f"{NETWORK_TIMEOUT} s. On a machine with network: curl -L --create-dirs -o {path} {url}; or set "
-                f"{option} to the path of that file."
-            )
         path.parent.mkdir(parents=True, exist_ok=True)
-        part = path.with_name(f"{path.name}.{os.getpid()}.part")
-        try:
-            torch.hub.download_url_to_file(url, str(part))
-        except OSError as error:
-            raise InputError(f"{purpose}: {url} could not be fetched: {error}") from error
-        part.replace(path)
+        torch.hub.download_url_to_file(published.url, str(path), prefix.group(1) if prefix else None)
+    except (OSError, RuntimeError) as error:
+        raise WeightsMissing(
+            published.network, published.file, published.url, path.parent, command, first_line(error)
+        ) from error
     return path
 
 
-def _cached_from_hub(repository: str, purpose: str, option: str) -> Path:
+def _from_hub_cache(published: PublishedWeights, repository: str) -> Path:
     from huggingface_hub import constants, hf_hub_download, hf_hub_url, try_to_load_from_cache
 
     cached = try_to_load_from_cache(repository, HUB_FILE)
     if isinstance(cached, str):
         return Path(cached)
+    folder = Path(constants.HF_HUB_CACHE)
+    url = hf_hub_url(repository, HUB_FILE)  # of a mirror, where $HF_ENDPOINT names one
+    command = f"hf download {repository} {HUB_FILE}"
     # asked before the Hub's own client is, which would retry for most of a minute
-    if constants.HF_HUB_OFFLINE or not reachable(hf_hub_url(repository, HUB_FILE)):
-        raise InputError(
-            f"{purpose} needs {HUB_FILE} of {repository}, which is not in {constants.HF_HUB_CACHE}, and the Hub does "
-            f"not answer within {NETWORK_TIMEOUT} s. On a machine with network: hf download {repository} {HUB_FILE}; "
-            f"or set {option} to the path of that file."
-        )
+    if constants.HF_HUB_OFFLINE or not reachable(url):
+        raise WeightsMissing(published.network, published.description, url, folder, command)
     try:
         return Path(hf_hub_download(repository, HUB_FILE))
     except Exception as error:  # OSError, or what the Hub's HTTP client of the day raises
-        raise InputError(f"{purpose}: {HUB_FILE} of {repository} could not be fetched: {first_line(error)}") from error
-
-
-def _name(url: str) -> str:
-    return url.rsplit("/", 1)[-1]
-
-
-def _host(url: str) -> str:
-    return url.split("/")[2]
+        raise WeightsMissing(
+            published.network, published.description, url, folder, command, first_line(error)
+        ) from error
