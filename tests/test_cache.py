@@ -4,7 +4,7 @@ from pathlib import Path
 
 import pytest
 
-from gsq_lightning.files import cache_folder, write_whole
+from gsq_lightning.files import cache_folder, read_cached, write_cached, write_whole
 
 
 def test_the_folder_is_named_by_the_environment(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -23,3 +23,17 @@ def test_a_file_that_cannot_be_renamed_leaves_nothing_behind(tmp_path: Path) -> 
     with pytest.raises(OSError, match="taken"):
         write_whole(tmp_path / "taken", b"content")
     assert list(tmp_path.iterdir()) == [tmp_path / "taken"]
+
+
+@pytest.mark.parametrize("damage", [b"", b"short", b"0" * 32 + b"content"])
+def test_what_was_cached_comes_back_or_is_named_as_damaged(
+    tmp_path: Path, damage: bytes, caplog: pytest.LogCaptureFixture
+) -> None:
+    path = tmp_path / "kind" / "one.file"
+    assert read_cached(path, "thing") is None
+    assert not caplog.text
+    write_cached(path, b"content", "thing")
+    assert read_cached(path, "thing") == b"content"
+    path.write_bytes(damage)
+    assert read_cached(path, "thing") is None
+    assert f"the cached thing {path} cannot be read (its checksum is wrong)" in caplog.text

@@ -1,7 +1,8 @@
-"""Files: atomic writes, locks, the cache folder, and disks that fill up or go away."""
+"""Files: atomic writes, locks, the disk cache, and disks that fill up or go away."""
 
 import errno
 import fcntl
+import hashlib
 import logging
 import os
 import uuid
@@ -15,6 +16,7 @@ from gsq_lightning.errors import causes
 logger = logging.getLogger(__name__)
 
 PART = ".part"  # suffix of files that are being written
+DIGEST = hashlib.sha256().digest_size  # bytes before the content of a cached file
 DISK_ERRORS = (
     errno.ENOSPC,
     errno.EDQUOT,
@@ -122,3 +124,31 @@ def cache_folder(kind: str) -> Path:
         return Path(own).expanduser() / kind
     general = os.environ.get("XDG_CACHE_HOME")
     return (Path(general) if general else Path.home() / ".cache") / "gsq-lightning" / kind
+
+
+def write_cached(path: Path, content: bytes, what: str) -> None:
+    """Keeps what can be made again, behind a checksum. Where the disk does not take it, a warning says so.
+
+    Args:
+        path: within a `cache_folder`; its name changes with all that the content depends on, its format too.
+        content: to be kept.
+        what: it is, for the warning.
+    """
+    try:
+        write_whole(path, hashlib.sha256(content).digest() + content)
+    except OSError as error:
+        logger.warning("the %s cannot be cached: %s", what, error)
+
+
+def read_cached(path: Path, what: str) -> bytes | None:
+    """What `write_cached` kept; None where there is nothing, or, with a warning, where it is damaged."""
+    try:
+        content = path.read_bytes()
+        if hashlib.sha256(content[DIGEST:]).digest() != content[:DIGEST]:
+            raise ValueError("its checksum is wrong")
+    except (FileNotFoundError, NotADirectoryError):
+        return None
+    except (OSError, ValueError) as error:
+        logger.warning("the cached %s %s cannot be read (%s) and is made again", what, path, error)
+        return None
+    return content[DIGEST:]

@@ -103,7 +103,7 @@ def test_damaged_statistics_are_computed_anew(tmp_path: Path, how: str, caplog: 
     damage(path, how)
     again, _, looked = validated(tmp_path)
     assert (again, looked) == (first, 12)
-    assert f"the cached statistics {path} cannot be read" in caplog.text
+    assert f"the cached file of statistics {path} cannot be read" in caplog.text
     assert path.read_bytes() == whole
 
 
@@ -134,12 +134,12 @@ def test_a_folder_that_cannot_be_written_to_costs_no_result(tmp_path: Path, capl
     (tmp_path / "file").write_text("no folder")
     values, _, _ = validated(tmp_path / "file")
     assert values["rfd_random"] > 0
-    assert "could not be kept" in caplog.text
+    assert "cannot be cached" in caplog.text
 
 
 def test_a_reader_never_sees_half_a_file(tmp_path: Path) -> None:
     validated(tmp_path)
-    assert [path.suffix for path in tmp_path.iterdir()] == [".safetensors"]
+    assert [path.suffix for path in tmp_path.iterdir()] == [".statistics"]
     (path,) = tmp_path.iterdir()
     statistics = StatisticsCache(tmp_path).load(path.stem)
     assert statistics is not None

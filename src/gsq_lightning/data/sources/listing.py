@@ -12,13 +12,12 @@ from typing import overload
 
 import numpy as np
 
-from gsq_lightning.files import cache_folder, write_whole
+from gsq_lightning.files import cache_folder, read_cached, write_cached
 
 logger = logging.getLogger(__name__)
 
 CACHED_FROM = 10_000  # images; listing fewer takes no time worth a file
 VERSION = 3  # of the cached files
-DIGEST = hashlib.sha256().digest_size  # bytes before the arrays, which vouch for them
 SETTLED_NS = 2_000_000_000  # what changed more recently may change again without a new time stamp
 
 
@@ -105,7 +104,6 @@ class Listing:
         buffer = io.BytesIO()
         np.savez(
             buffer,
-            version=np.int64(VERSION),
             names=self.names.encoded,
             name_ends=self.names.ends,
             labels=self.labels,
@@ -114,16 +112,11 @@ class Listing:
             stamps=self.witness.stamps,
             places=self.places,
         )
-        return hashlib.sha256(buffer.getvalue()).digest() + buffer.getvalue()
+        return buffer.getvalue()
 
     @classmethod
     def from_bytes(cls, content: bytes) -> "Listing":
-        """Raises ValueError for what `to_bytes` has not written, KeyError for what an older version's has."""
-        if hashlib.sha256(content[DIGEST:]).digest() != content[:DIGEST]:
-            raise ValueError("its checksum is wrong")
-        with np.load(io.BytesIO(content[DIGEST:]), allow_pickle=False) as arrays:
-            if int(arrays["version"]) != VERSION:
-                raise ValueError(f"version {arrays['version']}")
+        with np.load(io.BytesIO(content), allow_pickle=False) as arrays:
             names = PackedNames(arrays["names"], arrays["name_ends"])
             witness = Witness(PackedNames(arrays["paths"], arrays["path_ends"]), arrays["stamps"])
             return cls(names, arrays["labels"], witness, arrays["places"])
@@ -145,22 +138,16 @@ def cached_listing(identity: str, make: Callable[[], Listing]) -> Listing:
         identity: tells listings apart: kind and absolute place of the source.
         make: lists the source.
     """
-    path = cache_folder("listings") / f"{hashlib.sha256(os.fsencode(identity)).hexdigest()[:32]}.listing"
-    try:
-        listing = Listing.from_bytes(path.read_bytes())
-    except (FileNotFoundError, NotADirectoryError):
-        pass
-    except (OSError, ValueError, KeyError) as error:
-        logger.warning("the cached listing %s cannot be read (%s); listing anew", path, error)
-    else:
+    name = hashlib.sha256(os.fsencode(f"{VERSION} {identity}")).hexdigest()[:32]
+    path = cache_folder("listings") / f"{name}.listing"
+    content = read_cached(path, "listing")
+    if content is not None:
+        listing = Listing.from_bytes(content)
         if listing.witness.holds():
             return listing
-        logger.info("the images changed since they were listed in %s; listing anew", path)
+        logger.info("the images changed since they were listed in %s; listing again", path)
     now_ns = time.time_ns()
     listing = make()
     if len(listing.names) >= CACHED_FROM and listing.witness.is_settled(now_ns):
-        try:
-            write_whole(path, listing.to_bytes())
-        except OSError as error:
-            logger.warning("the listing of %d images cannot be cached: %s", len(listing.names), error)
+        write_cached(path, listing.to_bytes(), f"listing of {len(listing.names)} images")
     return listing
