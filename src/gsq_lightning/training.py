@@ -22,6 +22,7 @@ from gsq_lightning.discriminators import Discriminator
 from gsq_lightning.errors import InputError, ModelNotFinite, TrainingDiverged
 from gsq_lightning.losses import (
     AdversarialLoss,
+    GradientPenalty,
     LeCamRegularizer,
     LossWeights,
     PerceptualLoss,
@@ -92,6 +93,8 @@ class TokenizerModule(LightningModule):
         adversarial_ramp_steps: steps over which the adversarial weight then rises from 0 to its full value.
         adaptive_weight: multiply the adversarial weight by the ratio of the gradients of reconstruction and
             adversarial loss at the decoder's last layer (VQGAN; Table 11).
+        adaptive_weight_maximum: largest value of that ratio, above 0.
+        gradient_penalty: which one, where `loss_weights.gradient_penalty` asks for it.
         tokenizer_optimizer, discriminator_optimizer: parameters → optimizer.
         tokenizer_scheduler, discriminator_scheduler: optimizer → schedule, stepped once per generator step.
         tokenizer_clip_norm, discriminator_clip_norm: largest gradient norm of each network, or none.
@@ -121,6 +124,8 @@ class TokenizerModule(LightningModule):
         adversarial_start_step: int = 0,
         adversarial_ramp_steps: int = 0,
         adaptive_weight: bool = False,
+        adaptive_weight_maximum: float = 1e4,
+        gradient_penalty: GradientPenalty = "r1",
         tokenizer_optimizer: OptimizerCallable = PaperAdamW,
         discriminator_optimizer: OptimizerCallable = PaperAdamW,
         tokenizer_scheduler: LRSchedulerCallable | None = None,
@@ -153,6 +158,8 @@ class TokenizerModule(LightningModule):
                 raise InputError(f"{name} is {steps}; it must be at least 0")
         if max_skipped_steps < 1:
             raise InputError(f"max_skipped_steps is {max_skipped_steps}; it must be at least 1")
+        if not adaptive_weight_maximum > 0:
+            raise InputError(f"adaptive_weight_maximum is {adaptive_weight_maximum}; it must be above 0")
         if loss_weights.gradient_penalty > 0 and discriminator and not discriminator.supports_gradient_penalty:
             raise InputError(
                 f"loss_weights.gradient_penalty is {loss_weights.gradient_penalty}, but {type(discriminator).__name__} "
@@ -173,6 +180,8 @@ class TokenizerModule(LightningModule):
         self.adversarial_start_step = adversarial_start_step
         self.adversarial_ramp_steps = adversarial_ramp_steps
         self.adaptive_weight = adaptive_weight
+        self.adaptive_weight_maximum = adaptive_weight_maximum
+        self.gradient_penalty: GradientPenalty = gradient_penalty
         self.tokenizer_optimizer = tokenizer_optimizer
         self.discriminator_optimizer = discriminator_optimizer
         self.tokenizer_scheduler = tokenizer_scheduler
@@ -332,7 +341,10 @@ class TokenizerModule(LightningModule):
             weight: float | Tensor = adversarial_weight
             if self.adaptive_weight:
                 terms["adaptive_weight"] = adaptive_weight(
-                    loss, terms["loss_adversarial"], self.tokenizer.decoder.last_layer
+                    loss,
+                    terms["loss_adversarial"],
+                    self.tokenizer.decoder.last_layer,
+                    self.adaptive_weight_maximum,
                 )
                 weight = adversarial_weight * terms["adaptive_weight"]
             loss = loss + weight * terms["loss_adversarial"]
@@ -364,7 +376,9 @@ class TokenizerModule(LightningModule):
             terms["loss_lecam"] = self.lecam(real, fake)
             loss = loss + weights.lecam * terms["loss_lecam"]
         if weights.gradient_penalty > 0:
-            terms["loss_gradient_penalty"] = gradient_penalty(self.discriminator, image, reconstruction)
+            terms["loss_gradient_penalty"] = gradient_penalty(
+                self.discriminator, image, reconstruction, self.gradient_penalty
+            )
             loss = loss + weights.gradient_penalty * terms["loss_gradient_penalty"]
         self.manual_backward(loss / self.accumulate_batches)
         self._log_training(terms)

@@ -6,11 +6,12 @@ from gsq_lightning.discriminators import PatchDiscriminator
 from gsq_lightning.errors import InputError
 
 
-def test_it_has_the_weights_of_pix2pix() -> None:
-    """Layers of 64, 128, 256, 512 and 1 channels with 4×4 kernels; no bias where a batch norm follows."""
-    convolutions = 16 * (3 * 64 + 64 * 128 + 128 * 256 + 256 * 512 + 512 * 1)
-    biases, batch_norms = 64 + 1, 2 * (128 + 256 + 512)
-    assert sum(weight.numel() for weight in PatchDiscriminator().parameters()) == convolutions + biases + batch_norms
+def test_it_has_the_weights_of_the_reference() -> None:
+    """2,765,632 in all: layers of 64, 128, 256, 512 and 1 channels with 4×4 kernels, a bias in the first alone."""
+    discriminator = PatchDiscriminator()
+    assert sum(weight.numel() for weight in discriminator.parameters()) == 2_765_632
+    convolutions = [module for module in discriminator.modules() if isinstance(module, nn.Conv2d)]
+    assert [convolution.bias is not None for convolution in convolutions] == [True, False, False, False, False]
 
 
 @pytest.mark.parametrize(("num_layers", "field"), [(1, 16), (2, 34), (3, 70)])
@@ -27,14 +28,23 @@ def test_a_logit_judges_the_patch_that_the_paper_says(num_layers: int, field: in
     assert columns.max() - columns.min() + 1 == field
 
 
-def test_it_starts_as_pix2pix_does() -> None:
+def test_it_starts_as_the_reference_does() -> None:
+    """Kaiming's deviation for linear layers, 1/√fan_in, a tenth of it in the last; norms that change nothing."""
     discriminator = PatchDiscriminator()
-    kernels = torch.cat([m.weight.detach().flatten() for m in discriminator.modules() if isinstance(m, nn.Conv2d)])
-    scales = torch.cat([m.weight.detach() for m in discriminator.modules() if isinstance(m, nn.BatchNorm2d)])
-    assert kernels.mean().abs() < 1e-4
-    assert float(kernels.std()) == pytest.approx(0.02, rel=0.01)
-    assert float(scales.mean()) == pytest.approx(1.0, abs=0.005)
-    assert float(scales.std()) == pytest.approx(0.02, rel=0.1)
+    convolutions = [module for module in discriminator.modules() if isinstance(module, nn.Conv2d)]
+    for convolution, inputs, scale in zip(convolutions, (3, 64, 128, 256, 512), (1.0, 1.0, 1.0, 1.0, 0.1), strict=True):
+        deviation = scale / (16 * inputs) ** 0.5
+        assert float(convolution.weight.detach().std()) == pytest.approx(deviation, rel=0.03)
+        assert float(convolution.weight.detach().mean()) == pytest.approx(0.0, abs=0.1 * deviation)
+    for norm in (module for module in discriminator.modules() if isinstance(module, nn.BatchNorm2d)):
+        assert norm.weight.eq(1).all()
+        assert norm.bias.eq(0).all()
+
+
+def test_its_first_logits_are_small() -> None:
+    """A deviation of 0.06, as the reference's; pix2pix's start gives 1.15, a verdict before anything is learned."""
+    logits = PatchDiscriminator()(torch.rand(4, 3, 128, 128) * 2 - 1)
+    assert float(logits.detach().std()) == pytest.approx(0.06, rel=0.25)
 
 
 def test_a_pair_is_two_calls() -> None:
@@ -49,3 +59,8 @@ def test_a_pair_is_two_calls() -> None:
 def test_sizes_that_make_no_sense_are_refused(channels: int, num_layers: int) -> None:
     with pytest.raises(InputError, match="at least 1"):
         PatchDiscriminator(channels, num_layers)
+
+
+def test_an_unknown_norm_is_refused() -> None:
+    with pytest.raises(InputError, match="norm is 'Batch'; it must be one of: batch, none"):
+        PatchDiscriminator(norm="Batch")  # type: ignore[arg-type]

@@ -4,6 +4,7 @@ import numpy as np
 import pytest
 import torch
 
+from gsq_lightning.errors import InputError
 from gsq_lightning.losses import AdversarialLoss, discriminator_loss, generator_loss
 
 REAL = [[2.0, -1.0], [0.5, 3.0]]  # two images of two logits
@@ -30,8 +31,9 @@ def test_vanilla_in_numbers() -> None:
     real = np.mean([-math.log(sigmoid(x)) for row in REAL for x in row])
     fake = np.mean([-math.log(1 - sigmoid(x)) for row in FAKE for x in row])
     assert discriminator_loss(logits(REAL), logits(FAKE), "vanilla").item() == pytest.approx(0.5 * (real + fake))
-    # the generator lowers log(1 - σ), the same term with the other sign
-    assert generator_loss(logits(FAKE), "vanilla").item() == pytest.approx(-fake)
+    # eq. 18: the generator raises log σ, over all logits; the saturating form would lower log(1 - σ)
+    wanted = np.mean([math.log(1 + math.exp(-x)) for row in FAKE for x in row])
+    assert generator_loss(logits(FAKE), "vanilla").item() == pytest.approx(wanted)
 
 
 def test_non_saturating_averages_the_logits_of_an_image_first() -> None:
@@ -65,6 +67,23 @@ def test_they_are_finite_and_float32_for_huge_bfloat16_logits(kind: AdversarialL
         with torch.autocast("cpu", dtype=torch.bfloat16):
             losses = [discriminator_loss(huge, -huge, kind), generator_loss(huge, kind)]
         assert all(loss.dtype == torch.float32 and loss.isfinite() for loss in losses)
+
+
+def test_the_vanilla_generator_still_learns_where_it_fools_nobody() -> None:
+    """The saturating form's gradient, σ(fake), would be 5e-5 here."""
+    fake = torch.full((1, 1), -10.0, requires_grad=True)
+    generator_loss(fake, "vanilla").backward()
+    assert fake.grad is not None
+    assert fake.grad.item() == pytest.approx(-1.0, abs=1e-4)
+
+
+def test_a_word_in_another_case_is_refused_with_the_right_ones() -> None:
+    """A word that is not in the table used to mean non_saturating."""
+    message = "is 'Hinge'; it must be one of: vanilla, hinge, non_saturating"
+    with pytest.raises(InputError, match=f"adversarial_loss {message}"):
+        generator_loss(torch.zeros(1, 1), "Hinge")  # type: ignore[arg-type]
+    with pytest.raises(InputError, match=f"discriminator_loss {message}"):
+        discriminator_loss(torch.zeros(1, 1), torch.zeros(1, 1), "Hinge")  # type: ignore[arg-type]
 
 
 def test_bfloat16_logits_are_not_averaged_in_bfloat16() -> None:

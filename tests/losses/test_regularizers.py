@@ -7,7 +7,7 @@ from torch import Tensor, nn
 
 from gsq_lightning.discriminators import Discriminator, PatchDiscriminator, StyleGANDiscriminator
 from gsq_lightning.errors import InputError
-from gsq_lightning.losses import LeCamRegularizer, adaptive_weight, gradient_penalty
+from gsq_lightning.losses import GradientPenalty, LeCamRegularizer, adaptive_weight, gradient_penalty
 
 
 def test_adaptive_weight_is_the_ratio_of_gradient_norms() -> None:
@@ -16,7 +16,7 @@ def test_adaptive_weight_is_the_ratio_of_gradient_norms() -> None:
     reconstruction_loss = (torch.tensor([6.0, 8.0]) * last_layer).sum()
     adversarial_loss = 0.4 * (torch.tensor([0.0, 5.0]) * last_layer).sum()
     weight = adaptive_weight(reconstruction_loss, adversarial_loss, last_layer)
-    assert weight.item() == pytest.approx(10 / (2 + 1e-6))
+    assert weight.item() == pytest.approx(10 / 2)
     assert not weight.requires_grad
     (reconstruction_loss + weight * adversarial_loss).backward()  # the graphs are still there
     assert last_layer.grad is not None
@@ -25,7 +25,10 @@ def test_adaptive_weight_is_the_ratio_of_gradient_norms() -> None:
 
 def test_adaptive_weight_is_bounded() -> None:
     last_layer = torch.tensor([1.0], requires_grad=True)
-    assert adaptive_weight(last_layer.sum(), 0.0 * last_layer.sum(), last_layer).item() == 1e4
+    # an adversarial gradient below 1e-3 counts as 1e-3
+    assert adaptive_weight(last_layer.sum(), 0.0 * last_layer.sum(), last_layer).item() == pytest.approx(1e3)
+    assert adaptive_weight(last_layer.sum(), 1e-5 * last_layer.sum(), last_layer).item() == pytest.approx(1e3)
+    assert adaptive_weight(100 * last_layer.sum(), 0.0 * last_layer.sum(), last_layer).item() == 1e4
     assert adaptive_weight(9 * last_layer.sum(), last_layer.sum(), last_layer, maximum=3.0).item() == 3.0
 
 
@@ -49,11 +52,28 @@ class Slope(nn.Module):
 
 @pytest.mark.parametrize("norm", [0.0, 0.5, 1.0, 3.0])
 @pytest.mark.parametrize("logits", [1, 6])
-def test_penalty_of_a_plane_is_its_slope_minus_1_squared(norm: float, logits: int) -> None:
+def test_penalties_of_a_plane_follow_from_its_slope(norm: float, logits: int) -> None:
+    """R1 is over pixels in [0, 1], where the slope is twice as steep."""
     image, reconstruction = torch.rand(2, 5, 3, 4, 4)
-    assert gradient_penalty(Slope(norm, logits), image, reconstruction).item() == pytest.approx(
-        (norm - 1) ** 2, abs=1e-5
+    wgan_gp, r1 = (
+        gradient_penalty(Slope(norm, logits), image, reconstruction, kind).item() for kind in ("wgan_gp", "r1")
     )
+    assert wgan_gp == pytest.approx((norm - 1) ** 2, abs=1e-5)
+    assert r1 == pytest.approx((2 * norm) ** 2, abs=1e-5)
+
+
+def test_r1_is_at_the_images_and_averages_over_them() -> None:
+    """D = |x|²/2 has slope |x|: 4 |x|² over pixels in [0, 1], by numpy."""
+    image, reconstruction = torch.rand(2, 5, 3, 4, 4) * 2 - 1
+    penalty = gradient_penalty(lambda x: x.square().sum(dim=(1, 2, 3)) / 2, image, reconstruction)
+    expected = (4 * image.double().numpy().reshape(5, -1) ** 2).sum(axis=1).mean()
+    assert penalty.item() == pytest.approx(expected, rel=1e-5)
+
+
+def test_an_unknown_penalty_is_refused() -> None:
+    image = torch.rand(1, 3, 4, 4)
+    with pytest.raises(InputError, match="gradient_penalty is 'R1'; it must be one of: r1, wgan_gp"):
+        gradient_penalty(Slope(1.0), image, image, "R1")  # type: ignore[arg-type]
 
 
 def test_penalty_looks_between_image_and_reconstruction() -> None:
@@ -64,7 +84,7 @@ def test_penalty_looks_between_image_and_reconstruction() -> None:
         seen.append(x.detach())
         return x.square().sum(dim=(1, 2, 3)) / 2
 
-    penalty = gradient_penalty(discriminator, torch.ones(500, 3, 4, 4), torch.zeros(500, 3, 4, 4))
+    penalty = gradient_penalty(discriminator, torch.ones(500, 3, 4, 4), torch.zeros(500, 3, 4, 4), "wgan_gp")
     epsilon = seen[0][:, 0, 0, 0]
     assert torch.equal(seen[0], epsilon.view(-1, 1, 1, 1).expand_as(seen[0]))  # one for each image
     assert epsilon.min() >= 0
@@ -74,13 +94,14 @@ def test_penalty_looks_between_image_and_reconstruction() -> None:
     torch.testing.assert_close(penalty, (48**0.5 * epsilon - 1).square().mean())
 
 
-def test_penalty_trains_the_discriminator_alone() -> None:
+@pytest.mark.parametrize(("kind", "pull"), [("wgan_gp", 2 * (3 - 1) / 3), ("r1", 8.0)])
+def test_penalty_trains_the_discriminator_alone(kind: GradientPenalty, pull: float) -> None:
+    """For weights w of norm n = 3: d(n - 1)²/dw = 2 (n - 1) w/n, and d4n²/dw = 8w."""
     slope = Slope(norm=3.0)
     image, reconstruction = (torch.rand(2, 3, 4, 4, requires_grad=True) for _ in range(2))
-    gradient_penalty(slope, image, reconstruction).backward()
+    gradient_penalty(slope, image, reconstruction, kind).backward()
     assert slope.weight.grad is not None
-    # d(n - 1)²/dw = 2 (n - 1) w/n
-    torch.testing.assert_close(slope.weight.grad, 2 * 2 * slope.weight.detach() / 3)
+    torch.testing.assert_close(slope.weight.grad, pull * slope.weight.detach())
     assert image.grad is None
     assert reconstruction.grad is None
 
@@ -99,7 +120,7 @@ def test_penalty_pulls_the_slope_to_1(build: Callable[[], Discriminator]) -> Non
     optimizer = torch.optim.Adam(discriminator.parameters(), lr=3e-3)
     penalties = []
     for _ in range(60):
-        penalty = gradient_penalty(discriminator, image, reconstruction)
+        penalty = gradient_penalty(discriminator, image, reconstruction, "wgan_gp")
         optimizer.zero_grad()
         penalty.backward()
         optimizer.step()
@@ -116,7 +137,7 @@ def test_penalty_is_float32_under_autocast() -> None:
     for enabled in (False, True):
         torch.manual_seed(1)
         with torch.autocast("cpu", dtype=torch.bfloat16, enabled=enabled):
-            penalties.append(gradient_penalty(discriminator, image.bfloat16(), reconstruction.bfloat16()))
+            penalties.append(gradient_penalty(discriminator, image.bfloat16(), reconstruction.bfloat16(), "wgan_gp"))
     torch.testing.assert_close(penalties[0], penalties[1], rtol=0, atol=0)
 
 

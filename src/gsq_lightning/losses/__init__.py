@@ -3,7 +3,7 @@
 from gsq_lightning.losses.adversarial import AdversarialLoss, discriminator_loss, generator_loss
 from gsq_lightning.losses.features import DINOLoss, DINOPatchLoss, FeatureLoss, ResNetLoss, VGGLoss
 from gsq_lightning.losses.perceptual import LPIPS, PerceptualLoss
-from gsq_lightning.losses.regularizers import LeCamRegularizer, adaptive_weight, gradient_penalty
+from gsq_lightning.losses.regularizers import GradientPenalty, LeCamRegularizer, adaptive_weight, gradient_penalty
 from gsq_lightning.losses.weights import LossWeights
 
 __all__ = [
@@ -12,6 +12,7 @@ __all__ = [
     "DINOLoss",
     "DINOPatchLoss",
     "FeatureLoss",
+    "GradientPenalty",
     "LeCamRegularizer",
     "LossWeights",
     "PerceptualLoss",

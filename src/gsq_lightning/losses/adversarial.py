@@ -2,18 +2,22 @@
 
 | name           | generator            | discriminator                                          |
 |----------------|----------------------|--------------------------------------------------------|
-| vanilla        | mean log(1 - σ(fake))| ½ · mean(-log σ(real)) + ½ · mean(-log(1 - σ(fake)))   |
+| vanilla        | mean(-log σ(fake))   | ½ · mean(-log σ(real)) + ½ · mean(-log(1 - σ(fake)))   |
 | hinge          | -mean(fake)          | ½ · mean(max(0, 1 - real)) + ½ · mean(max(0, 1 + fake))|
 | non_saturating | mean(-log σ(fake))   | as vanilla                                             |
 
-Vanilla and hinge average over all logits; the non-saturating pair first averages the logits of each image. All
-compute in float32.
+Vanilla and hinge average over all logits; the non-saturating pair first averages the logits of each image. The
+vanilla generator's loss is eq. 18, mean log(1 + exp(-fake)), not the saturating log(1 - σ(fake)). All compute in
+float32.
 """
 
+from collections.abc import Callable
 from typing import Literal
 
 from torch import Tensor
 from torch.nn import functional as F
+
+from gsq_lightning.errors import look_up
 
 AdversarialLoss = Literal["vanilla", "hinge", "non_saturating"]
 
@@ -24,13 +28,11 @@ def generator_loss(fake_logits: Tensor, kind: AdversarialLoss) -> Tensor:
     Args:
         fake_logits: (B, ...), the discriminator's logits of reconstructions.
         kind: see the table above.
+
+    Raises:
+        InputError: for another word.
     """
-    fake = fake_logits.float()
-    if kind == "hinge":
-        return -fake.mean()
-    if kind == "vanilla":
-        return -F.softplus(fake).mean()
-    return F.softplus(-_per_image(fake)).mean()
+    return look_up("adversarial_loss", kind, GENERATOR_LOSSES)(fake_logits.float())
 
 
 def discriminator_loss(real_logits: Tensor, fake_logits: Tensor, kind: AdversarialLoss) -> Tensor:
@@ -39,15 +41,36 @@ def discriminator_loss(real_logits: Tensor, fake_logits: Tensor, kind: Adversari
     Args:
         real_logits, fake_logits: (B, ...), logits of images and of reconstructions.
         kind: see the table above.
+
+    Raises:
+        InputError: for another word.
     """
-    real, fake = real_logits.float(), fake_logits.float()
-    if kind == "hinge":
-        return 0.5 * (F.relu(1.0 - real).mean() + F.relu(1.0 + fake).mean())
-    if kind == "non_saturating":
-        real, fake = _per_image(real), _per_image(fake)
-    return 0.5 * (F.softplus(-real).mean() + F.softplus(fake).mean())
+    return 0.5 * look_up("discriminator_loss", kind, DISCRIMINATOR_LOSSES)(real_logits.float(), fake_logits.float())
+
+
+def _real(logits: Tensor) -> Tensor:
+    """Mean -log σ, of logits that ought to be high."""
+    return F.softplus(-logits).mean()
+
+
+def _fake(logits: Tensor) -> Tensor:
+    """Mean -log(1 - σ), of logits that ought to be low."""
+    return F.softplus(logits).mean()
 
 
 def _per_image(logits: Tensor) -> Tensor:
     """(B, ...) → (B,)."""
     return logits.flatten(1).mean(dim=1)
+
+
+GENERATOR_LOSSES: dict[str, Callable[[Tensor], Tensor]] = {
+    "vanilla": _real,
+    "hinge": lambda fake: -fake.mean(),
+    "non_saturating": lambda fake: _real(_per_image(fake)),
+}
+
+DISCRIMINATOR_LOSSES: dict[str, Callable[[Tensor, Tensor], Tensor]] = {
+    "vanilla": lambda real, fake: _real(real) + _fake(fake),
+    "hinge": lambda real, fake: F.relu(1.0 - real).mean() + F.relu(1.0 + fake).mean(),
+    "non_saturating": lambda real, fake: _real(_per_image(real)) + _fake(_per_image(fake)),
+}

@@ -1,14 +1,18 @@
 """What is added to a GAN's losses, or scales them, to keep training steady. All compute in float32."""
 
 from collections.abc import Callable
+from typing import Literal
 
 import torch
 from torch import Tensor, distributed, nn
 from torch.nn import functional as F
 
-from gsq_lightning.errors import InputError
+from gsq_lightning.errors import InputError, look_up
 
-ADAPTIVE_WEIGHT_EPSILON = 1e-6
+GradientPenalty = Literal["r1", "wgan_gp"]
+Judge = Callable[[Tensor], Tensor]
+
+SMALLEST_ADVERSARIAL_GRADIENT = 1e-3  # below it the ratio would only tell of rounding; the GSQ reference's bound
 
 
 def adaptive_weight(
@@ -16,15 +20,15 @@ def adaptive_weight(
 ) -> Tensor:
     """Factor that gives the adversarial loss as much pull on the decoder's last layer as the reconstruction loss has.
 
-    ‖∇ L_rec‖ / (‖∇ L_adv‖ + 1e-6), VQGAN, arXiv 2012.09841, eq. 7; ∇ is the gradient in the last layer. The graphs of
-    both losses are kept. A gradient that is not finite makes the factor so. With several processes it is that of all
-    their images together, the same on all.
+    ‖∇ L_rec‖ / max(‖∇ L_adv‖, 1e-3), VQGAN, arXiv 2012.09841, eq. 7, with the bounds of the GSQ paper's reference; ∇ is
+    the gradient in the last layer. The graphs of both losses are kept. A gradient that is not finite makes the factor
+    so. With several processes it is that of all their images together, the same on all.
 
     Args:
         reconstruction_loss: scalar, the perceptual part included.
         adversarial_loss: scalar.
         last_layer: weight of the decoder's last layer, which both losses depend on.
-        maximum: upper bound of the factor.
+        maximum: upper bound of the factor; the reference has 1e4, and 1e3 with the DINO discriminator.
 
     Returns:
         Scalar in [0, maximum], without gradient.
@@ -39,26 +43,55 @@ def adaptive_weight(
         distributed.all_reduce(gradients)
         gradients = gradients / distributed.get_world_size()
     reconstruction, adversarial = (gradient.norm() for gradient in gradients)
-    return (reconstruction / (adversarial + ADAPTIVE_WEIGHT_EPSILON)).clamp(max=maximum)
+    return (reconstruction / adversarial.clamp(min=SMALLEST_ADVERSARIAL_GRADIENT)).clamp(max=maximum)
 
 
-def gradient_penalty(discriminator: Callable[[Tensor], Tensor], image: Tensor, reconstruction: Tensor) -> Tensor:
-    """Penalty on slopes other than 1 between an image and its reconstruction, to be multiplied by 10.
+def gradient_penalty(
+    discriminator: Judge, image: Tensor, reconstruction: Tensor, kind: GradientPenalty = "r1"
+) -> Tensor:
+    """Penalty on the discriminator's slopes, to be multiplied by 10 (Table 11).
 
-    mean((‖∇D(x)‖ - 1)²) with x = ε · image + (1 - ε) · reconstruction, ε uniform in [0, 1], one for each image;
-    WGAN-GP, arXiv 1704.00028, eq. 3. Where D has several logits for an image, their sum counts, as is usual for
-    PatchGAN. The discriminator runs without autocast; it must have second derivatives.
+    - "r1": mean ‖∇D‖² at the images, over pixels in [0, 1], arXiv 1801.04406, eq. 9. The GSQ paper's reference
+      does this, though the paper cites WGAN-GP.
+    - "wgan_gp": mean (‖∇D‖ - 1)² at x = ε · image + (1 - ε) · reconstruction, over pixels in [-1, 1], ε uniform in
+      [0, 1], one for each image; arXiv 1704.00028, eq. 3.
+
+    Where D has several logits for an image, their sum counts, as is usual for PatchGAN. The discriminator runs without
+    autocast; it must have second derivatives.
 
     Args:
         discriminator: (B, 3, H, W) → logits (B, ...).
         image, reconstruction: (B, 3, H, W) in [-1, 1]; no gradient flows to them.
+        kind: see above.
+
+    Raises:
+        InputError: for another word.
     """
-    real, fake = image.detach().float(), reconstruction.detach().float()
-    epsilon = torch.rand(len(real), 1, 1, 1, device=real.device)
-    between = (epsilon * real + (1 - epsilon) * fake).requires_grad_()
-    with torch.autocast(between.device.type, enabled=False):
-        (gradient,) = torch.autograd.grad(discriminator(between).sum(), between, create_graph=True)
-        return (gradient.flatten(1).norm(dim=1) - 1).square().mean()
+    return look_up("gradient_penalty", kind, GRADIENT_PENALTIES)(
+        discriminator, image.detach().float(), reconstruction.detach().float()
+    )
+
+
+def _r1(discriminator: Judge, image: Tensor, reconstruction: Tensor) -> Tensor:
+    # a pixel in [0, 1] moves twice as far in [-1, 1]
+    return (2.0 * _gradients(discriminator, image)).square().sum(dim=1).mean()
+
+
+def _wgan_gp(discriminator: Judge, image: Tensor, reconstruction: Tensor) -> Tensor:
+    epsilon = torch.rand(len(image), 1, 1, 1, device=image.device)
+    between = epsilon * image + (1 - epsilon) * reconstruction
+    return (_gradients(discriminator, between).norm(dim=1) - 1).square().mean()
+
+
+def _gradients(discriminator: Judge, x: Tensor) -> Tensor:
+    """∇D at (B, 3, H, W), without gradient → (B, 3·H·W), which can be differentiated."""
+    x = x.requires_grad_()
+    with torch.autocast(x.device.type, enabled=False):
+        (gradient,) = torch.autograd.grad(discriminator(x).sum(), x, create_graph=True)
+    return gradient.flatten(1)
+
+
+GRADIENT_PENALTIES = {"r1": _r1, "wgan_gp": _wgan_gp}
 
 
 class LeCamRegularizer(nn.Module):
