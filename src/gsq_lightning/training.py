@@ -34,7 +34,8 @@ from gsq_lightning.losses import (
 from gsq_lightning.metrics import OriginalImages, ReconstructionMetrics
 from gsq_lightning.optim.adamw import PaperAdamW
 from gsq_lightning.optim.random_streams import seed_streams
-from gsq_lightning.tokenizer import GSQTokenizer, check_weights
+from gsq_lightning.pretrained.export import check_weights
+from gsq_lightning.tokenizer import GSQTokenizer
 
 logger = logging.getLogger(__name__)
 
@@ -462,12 +463,12 @@ class TokenizerModule(LightningModule):
         if self.metrics is None or len(image) == 0:
             return
         tokenizer = self.evaluated_tokenizer
-        latent = tokenizer._image_to_latent(image)
-        output = tokenizer.quantizer(latent)
-        reconstruction = tokenizer.decode(output.quantized)
+        latent = tokenizer.latent(image)
+        indices = tokenizer.quantizer.latent_to_indices(latent)
+        reconstruction = tokenizer.decode(tokenizer.quantizer.indices_to_quantized(indices))
         # a latent that is not finite still gets a code, behind which nobody would see it
         finite = latent.flatten(1).isfinite().all(dim=1).view(-1, 1, 1, 1)
-        self.metrics.update(image, torch.where(finite, reconstruction, torch.nan), output.indices)
+        self.metrics.update(image, torch.where(finite, reconstruction, torch.nan), indices)
 
     def on_validation_epoch_end(self) -> None:
         self._log_metrics("val")

@@ -219,7 +219,7 @@ def test_a_signal_stops_what_has_no_state_at_once(
 ) -> None:
     main(fit(2))
     handlers = [signal.getsignal(one) for one in (signal.SIGTERM, signal.SIGINT)]
-    monkeypatch.setattr(GSQTokenizer, "_image_to_latent", lambda *_: signal.raise_signal(number))
+    monkeypatch.setattr(GSQTokenizer, "latent", lambda *_: signal.raise_signal(number))
     with pytest.raises(SystemExit) as exit_info:
         main([command, f"--ckpt_path={RUNS / 'version_0' / LAST}"])
     assert exit_info.value.code == code

@@ -12,7 +12,8 @@ import torch
 from gsq_lightning import quantizers
 from gsq_lightning.errors import InputError, first_line
 from gsq_lightning.metrics import REPORTED, ReconstructionMetrics
-from gsq_lightning.tokenizer import CONFIG_FILE, GSQTokenizer
+from gsq_lightning.pretrained.export import CONFIG_FILE
+from gsq_lightning.tokenizer import GSQTokenizer
 
 # a config names classes and functions by path, and making an object of a path runs code: only that of these is run on
 # the word of a file

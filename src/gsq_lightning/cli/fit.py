@@ -38,7 +38,8 @@ from gsq_lightning.pretrained.weights import recorded_files
 from gsq_lightning.runs import RunCheckpoint
 from gsq_lightning.runs.checkpoint import is_locked
 from gsq_lightning.runs.resume import decide, mark_finished, newest_of_all_runs
-from gsq_lightning.tokenizer import GSQTokenizer, check_weights
+from gsq_lightning.pretrained.export import check_weights
+from gsq_lightning.tokenizer import GSQTokenizer
 from gsq_lightning.training import TokenizerModule
 
 LOGGED_REFRESH = 100  # batches between two lines of progress in a log file

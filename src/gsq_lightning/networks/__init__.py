@@ -2,5 +2,6 @@
 
 from gsq_lightning.networks.decoder import Decoder
 from gsq_lightning.networks.encoder import Encoder
+from gsq_lightning.networks.shape import NetworkShape, Upsampling
 
-__all__ = ["Decoder", "Encoder"]
+__all__ = ["Decoder", "Encoder", "NetworkShape", "Upsampling"]

@@ -8,31 +8,31 @@ from einops import rearrange
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-GROUP_NORM_EPS = 1e-6
+from gsq_lightning.networks.shape import NetworkShape
+
+RESIDUAL_NORM_EPS = 1e-5  # of residual blocks and before the last convolutions; a checkpoint feels the difference
+ADAPTIVE_NORM_EPS = 1e-6  # of attention and adaptive group norm
 SILU_GAIN = 1.6761  # keeps unit variance through a SiLU
 RESIDUAL_GAIN = 0.70711  # 1/√2: the sum of the two branches keeps unit variance
-
-
-def initialize_convolution(convolution: nn.Conv2d, gain: float = 1.0) -> None:
-    """Kaiming normal initialization with linear gain: weights ~ N(0, gain² / fan_in), biases 0."""
-    nn.init.kaiming_normal_(convolution.weight, nonlinearity="linear")
-    with torch.no_grad():
-        convolution.weight.mul_(gain)
-    if convolution.bias is not None:
-        nn.init.zeros_(convolution.bias)
 
 
 def convolution(
     in_channels: int, out_channels: int, kernel_size: int, *, stride: int = 1, gain: float = 1.0
 ) -> nn.Conv2d:
-    """A convolution that keeps the map's size (or divides it by `stride`), initialized with `gain`."""
+    """A convolution that keeps the map's size (or divides it by `stride`).
+
+    Its weights start as N(0, gain² / fan_in), Kaiming normal with linear gain; its biases as PyTorch's, uniform in
+    ±1/√fan_in.
+    """
     layer = nn.Conv2d(in_channels, out_channels, kernel_size, stride=stride, padding=kernel_size // 2)
-    initialize_convolution(layer, gain)
+    nn.init.kaiming_normal_(layer.weight, nonlinearity="linear")
+    with torch.no_grad():
+        layer.weight.mul_(gain)
     return layer
 
 
-def group_norm(channels: int, groups: int, *, affine: bool = True) -> nn.GroupNorm:
-    return nn.GroupNorm(groups, channels, eps=GROUP_NORM_EPS, affine=affine)
+def group_norm(channels: int, groups: int, *, eps: float = RESIDUAL_NORM_EPS, affine: bool = True) -> nn.GroupNorm:
+    return nn.GroupNorm(groups, channels, eps=eps, affine=affine)
 
 
 class ResidualBlock(nn.Module):
@@ -43,7 +43,7 @@ class ResidualBlock(nn.Module):
     Args:
         in_channels, out_channels: widths, multiples of `norm_groups`.
         kernel_size: odd; of both convolutions.
-        dropout: probability in [0, 1).
+        dropout: probability in [0, 1) with which a whole channel is dropped.
         norm_groups: groups of the GroupNorms.
     """
 
@@ -57,7 +57,7 @@ class ResidualBlock(nn.Module):
             convolution(in_channels, out_channels, kernel_size, gain=SILU_GAIN),
             group_norm(out_channels, norm_groups),
             nn.SiLU(),
-            nn.Dropout(dropout),
+            nn.Dropout2d(dropout),
             convolution(out_channels, out_channels, kernel_size, gain=SILU_GAIN * RESIDUAL_GAIN),
         )
         self.skip: nn.Module = (
@@ -79,7 +79,7 @@ class SelfAttention(nn.Module):
 
     def __init__(self, channels: int, norm_groups: int = 32) -> None:
         super().__init__()
-        self.norm = group_norm(channels, norm_groups)
+        self.norm = group_norm(channels, norm_groups, eps=ADAPTIVE_NORM_EPS)
         self.query_key_value = convolution(channels, 3 * channels, 1)
         self.projection = convolution(channels, channels, 1)
 
@@ -128,7 +128,8 @@ class DepthToSpaceUpsample(nn.Module):
     """Doubles height and width by moving channels to positions, in depth-column-row order.
 
     A convolution makes 4·C channels, read as (row, column, channel): the first C channels become the upper left
-    pixel of each 2×2 block. (`torch.nn.PixelShuffle` reads them as (channel, row, column).)
+    pixel of each 2×2 block. (`torch.nn.PixelShuffle` reads them as (channel, row, column).) It starts as PyTorch's
+    convolutions do, with 1/√3 of the other ones' spread.
 
     Args:
         channels: width C.
@@ -137,7 +138,7 @@ class DepthToSpaceUpsample(nn.Module):
 
     def __init__(self, channels: int, kernel_size: int = 3) -> None:
         super().__init__()
-        self.conv = convolution(channels, 4 * channels, kernel_size)
+        self.conv = nn.Conv2d(channels, 4 * channels, kernel_size, padding=kernel_size // 2)
 
     def forward(self, x: Tensor) -> Tensor:
         """(B, C, H, W) → (B, C, 2H, 2W)."""
@@ -145,10 +146,10 @@ class DepthToSpaceUpsample(nn.Module):
 
 
 class AdaptiveGroupNorm(nn.Module):
-    """Normalizes a map and gives it a scale and a bias told by the quantized latent (AGN).
+    """Normalizes a map and gives it a scale and a bias computed from the quantized latent (AGN).
 
     scale = Linear(standard deviation of the latent over space), bias = Linear(its mean over space), one value per
-    channel and image. The standard deviation is the square root of the unbiased variance plus `GROUP_NORM_EPS`.
+    channel and image. The standard deviation is the square root of the unbiased variance plus `ADAPTIVE_NORM_EPS`.
 
     Args:
         channels: width C of the map.
@@ -158,7 +159,7 @@ class AdaptiveGroupNorm(nn.Module):
 
     def __init__(self, channels: int, latent_channels: int, norm_groups: int = 32) -> None:
         super().__init__()
-        self.norm = group_norm(channels, norm_groups, affine=False)
+        self.norm = group_norm(channels, norm_groups, eps=ADAPTIVE_NORM_EPS, affine=False)
         self.scale = nn.Linear(latent_channels, channels)
         self.bias = nn.Linear(latent_channels, channels)
 
@@ -168,42 +169,36 @@ class AdaptiveGroupNorm(nn.Module):
         # a map of one position has no spread; the unbiased variance would be 0/0 there
         correction = 1 if positions > 1 else 0
         variance, mean = torch.var_mean(quantized.float(), dim=(2, 3), correction=correction)
-        scale = self.scale((variance + GROUP_NORM_EPS).sqrt().to(quantized.dtype))
+        scale = self.scale((variance + ADAPTIVE_NORM_EPS).sqrt().to(quantized.dtype))
         bias = self.bias(mean.to(quantized.dtype))
         return self.norm(x) * scale[:, :, None, None] + bias[:, :, None, None]
 
 
-def residual_level(
-    in_channels: int,
-    out_channels: int,
-    blocks: int,
-    *,
-    attention: bool,
-    kernel_size: int,
-    dropout: float,
-    norm_groups: int,
-) -> list[nn.Module]:
-    """The residual blocks of one level: one that changes the width where it changes, then the level's own."""
-    widths = [out_channels] * blocks
-    if in_channels != out_channels:
-        widths.insert(0, out_channels)
+def residual_level(in_channels: int, level: int, blocks: int, shape: NetworkShape) -> list[nn.Module]:
+    """The residual blocks of one level: one that changes the width where it changes, then the level's own.
+
+    Attention, where the level has it, stands after each of the level's own.
+    """
+    width = shape.width(level)
     layers: list[nn.Module] = []
-    channels = in_channels
-    for width in widths:
-        layers.append(ResidualBlock(channels, width, kernel_size, dropout, norm_groups))
-        if attention:
-            layers.append(SelfAttention(width, norm_groups))
-        channels = width
+    if in_channels != width:
+        layers.append(_residual_block(in_channels, width, shape))
+    for _ in range(blocks):
+        layers.append(_residual_block(width, width, shape))
+        if 2**level in shape.attention_factors:
+            layers.append(SelfAttention(width, shape.norm_groups))
     return layers
 
 
-def middle_blocks(
-    channels: int, blocks: int, *, attention: bool, kernel_size: int, dropout: float, norm_groups: int
-) -> list[nn.Module]:
-    """The residual blocks at the lowest resolution, with self-attention between them if asked for."""
+def middle_blocks(channels: int, blocks: int, shape: NetworkShape) -> list[nn.Module]:
+    """The residual blocks at the lowest resolution, with self-attention after each but the last if asked for."""
     layers: list[nn.Module] = []
     for block in range(blocks):
-        if attention and block > 0:
-            layers.append(SelfAttention(channels, norm_groups))
-        layers.append(ResidualBlock(channels, channels, kernel_size, dropout, norm_groups))
+        if shape.middle_attention and block > 0:
+            layers.append(SelfAttention(channels, shape.norm_groups))
+        layers.append(_residual_block(channels, channels, shape))
     return layers
+
+
+def _residual_block(in_channels: int, out_channels: int, shape: NetworkShape) -> ResidualBlock:
+    return ResidualBlock(in_channels, out_channels, shape.residual_kernel_size, shape.dropout, shape.norm_groups)

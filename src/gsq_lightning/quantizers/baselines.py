@@ -166,6 +166,10 @@ class ResidualVQ(_CodebookQuantizer):
         self.commitment_weight = commitment_weight
 
     @property
+    def num_codebooks(self) -> int:
+        return self.num_levels
+
+    @property
     def codebooks(self) -> list[Tensor]:
         return [level.codebook for level in self.wrapped.layers]
 

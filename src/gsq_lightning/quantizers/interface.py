@@ -71,6 +71,11 @@ class Quantizer(nn.Module, ABC):
         """(B, h, w, G) int64 in [0, V) → (B, D, h, w)."""
 
     @property
+    def num_codebooks(self) -> int:
+        """1 where all groups share one codebook, so that equal indices mean equal codes; else G, one for each."""
+        return 1
+
+    @property
     def bits_per_position(self) -> float:
         """G·log2 V: bits that the indices of one position of the latent can tell apart."""
         return self.num_groups * math.log2(self.codebook_size)

@@ -135,6 +135,10 @@ class GroupedSphericalQuantizer(Quantizer):
         """d = D/G."""
         return self._latent_channels // self._num_groups
 
+    @property
+    def num_codebooks(self) -> int:
+        return self._num_groups if self.per_group_codebooks else 1
+
     @torch.no_grad()
     def reset_codebook(self) -> None:
         """Draws the codebook anew (Eq. 4)."""
