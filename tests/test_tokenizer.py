@@ -2,10 +2,11 @@ import json
 from collections.abc import Callable
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 
-from gsq_lightning import GroupedSphericalQuantizer, GSQTokenizer, InputError
+from gsq_lightning import GroupedSphericalQuantizer, GSQTokenizer, InputError, Quantizer, QuantizerOutput
 
 Build = Callable[..., GSQTokenizer]
 
@@ -73,40 +74,93 @@ def test_wrong_images_and_indices_are_refused(small_tokenizer: Build) -> None:
         tokenizer.decode_indices(torch.zeros(1, 2, 2, dtype=torch.int64))
 
 
-def test_a_saved_tokenizer_comes_back_the_same(small_tokenizer: Build, tmp_path: Path) -> None:
-    tokenizer = small_tokenizer(normalization="clip").eval()
-    tokenizer.save_pretrained(tmp_path / "exported")
-    loaded = GSQTokenizer.from_pretrained(tmp_path / "exported")
+@pytest.mark.parametrize("kind", [torch.uint8, torch.int16, torch.int32, torch.uint16])
+def test_indices_of_any_integer_type_decode(small_tokenizer: Build, kind: torch.dtype) -> None:
+    """Token shards have uint8 or int16."""
+    tokenizer = small_tokenizer().eval()
+    indices = torch.randint(32, (1, 2, 3, 2))
+    with torch.no_grad():
+        assert torch.equal(tokenizer.decode_indices(indices.to(kind)), tokenizer.decode_indices(indices))
+    with pytest.raises(InputError, match="float32; they must be of an integer type"):
+        tokenizer.decode_indices(indices.float())
+
+
+def test_reconstructing_without_gradients_computes_no_losses(
+    small_tokenizer: Build, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    tokenizer = small_tokenizer().eval()
     image = torch.rand(1, 3, 8, 8) * 2 - 1
-    assert not loaded.training
-    assert loaded.config == tokenizer.config
+    expected = tokenizer(image)
+    assert expected.requires_grad
+    monkeypatch.setattr(GroupedSphericalQuantizer, "forward", None)
+    with torch.no_grad():
+        assert torch.equal(tokenizer(image), expected)
+
+
+@pytest.mark.parametrize("kind", [torch.bfloat16, torch.float16, torch.float64])
+def test_tokenizers_of_any_type_take_float32_images(small_tokenizer: Build, kind: torch.dtype) -> None:
+    tokenizer = small_tokenizer().eval().to(kind)
+    image = torch.rand(1, 3, 8, 8) * 2 - 1
+    with torch.no_grad():
+        indices = tokenizer.encode_indices(image)
+        assert torch.equal(indices, tokenizer.encode_indices(image.to(kind)))
+        assert torch.equal(tokenizer.decode_indices(indices), tokenizer(image))
+
+
+def test_numbers_of_numpy_become_plain_in_the_config() -> None:
+    quantizer = GroupedSphericalQuantizer(np.int64(8), np.int32(16), np.int64(2), commitment_weight=np.float32(0.5))
+    tokenizer = GSQTokenizer(
+        quantizer,
+        channel_multipliers=np.array([1, 2]),
+        base_channels=np.int64(8),
+        encoder_blocks=np.int64(1),
+        decoder_blocks=np.array([1, 1, 1]),
+        adaptive_norm=np.bool_(True),
+        dropout=np.float64(0.0),
+        norm_groups=np.int64(4),
+    )
+    config = tokenizer.config
+    assert json.loads(json.dumps(config)) == config
+    assert config["quantizer"]["commitment_weight"] == 0.5
+    assert GSQTokenizer.from_config(config).config == config
+
+
+def test_wrong_words_are_refused_with_the_right_ones() -> None:
+    with pytest.raises(InputError, match="upsampling is 'pixel_shuffle'; it must be one of: depth_to_space, nearest"):
+        GSQTokenizer(GroupedSphericalQuantizer(4, 8), upsampling="pixel_shuffle")
+
+
+class Rounding(Quantizer):
+    """A quantizer of a user's own: each channel rounded to an integer from 0 to 3."""
+
+    def __init__(self, channels: int) -> None:
+        super().__init__(channels, 4, channels)
+        self.offset = torch.nn.Parameter(torch.zeros(channels, 1, 1))
+
+    def latent_to_indices(self, latent: torch.Tensor) -> torch.Tensor:
+        return (latent + self.offset).round().clamp(0, 3).long().permute(0, 2, 3, 1)
+
+    def indices_to_quantized(self, indices: torch.Tensor) -> torch.Tensor:
+        return indices.permute(0, 3, 1, 2).float() - self.offset
+
+    def forward(self, latent: torch.Tensor) -> QuantizerOutput:
+        indices = self.latent_to_indices(latent)
+        return QuantizerOutput(self.indices_to_quantized(indices), indices, latent.new_zeros(()), {})
+
+
+def test_a_quantizer_of_ones_own_is_given_to_from_pretrained(tmp_path: Path) -> None:
+    settings = {"channel_multipliers": (1, 2), "base_channels": 8, "norm_groups": 4}
+    tokenizer = GSQTokenizer(Rounding(6), **settings).eval()
+    torch.nn.init.normal_(tokenizer.quantizer.offset)
+    tokenizer.save_pretrained(tmp_path)
+    with pytest.raises(InputError, match=r"quantizer, Rounding, is not one of gsq_lightning.*quantizer=Rounding"):
+        GSQTokenizer.from_pretrained(tmp_path)
+    loaded = GSQTokenizer.from_pretrained(tmp_path, quantizer=Rounding(6))
+    image = torch.rand(1, 3, 8, 8) * 2 - 1
     with torch.no_grad():
         assert torch.equal(loaded(image), tokenizer(image))
-
-
-def test_exported_folders_that_do_not_work_are_refused_in_one_line(small_tokenizer: Build, tmp_path: Path) -> None:
-    with pytest.raises(InputError, match=r"config.json is missing"):
-        GSQTokenizer.from_pretrained(tmp_path)
-    tokenizer = small_tokenizer()
-    tokenizer.save_pretrained(tmp_path)
-    config = tokenizer.config
-    config["quantizer"]["codebook_size"] = 64
-    (tmp_path / "config.json").write_text(json.dumps(config))
-    with pytest.raises(InputError, match=r"1 tensors: quantizer.codebook: \(32, 4\) in the file, \(64, 4\) in"):
-        GSQTokenizer.from_pretrained(tmp_path)
-    config["widht"] = 3
-    (tmp_path / "config.json").write_text(json.dumps(config))
-    with pytest.raises(InputError, match="widht"):
-        GSQTokenizer.from_pretrained(tmp_path)
-    (tmp_path / "model.safetensors").write_bytes(b"half a fi")
-    with pytest.raises(InputError, match="cannot be read"):
-        GSQTokenizer.from_pretrained(tmp_path)
-
-
-def test_a_file_that_is_no_checkpoint_is_refused(tmp_path: Path) -> None:
-    (tmp_path / "broken.ckpt").write_bytes(b"PK\x03\x04 not a zip")
-    with pytest.raises(InputError, match="not a readable checkpoint"):
-        GSQTokenizer.from_pretrained(tmp_path / "broken.ckpt")
+    with pytest.raises(InputError, match=r"quantizer.offset: \(6, 1, 1\) in the file, \(5, 1, 1\) in the model"):
+        GSQTokenizer.from_pretrained(tmp_path, quantizer=Rounding(5))
 
 
 def test_bfloat16_tokenizer_keeps_the_round_trip(small_tokenizer: Build) -> None:

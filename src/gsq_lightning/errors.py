@@ -2,7 +2,7 @@
 
 from collections.abc import Iterator, Mapping
 from pathlib import Path
-from typing import TypeVar
+from typing import Any, TypeVar
 
 Value = TypeVar("Value")
 
@@ -21,7 +21,7 @@ def require(condition: bool, message: str) -> None:
         raise InputError(message)
 
 
-def look_up(name: str, word: str, table: Mapping[str, Value]) -> Value:
+def look_up(name: str, word: str, table: Mapping[Any, Value]) -> Value:
     """The value of one of several words. Raises InputError, which lists them, for any other.
 
     Args:

@@ -242,7 +242,7 @@ def _make_quantizer(described: dict[str, Any]) -> Quantizer:
 
 
 def _plain(value: Any) -> Any:
-    """Numbers and arrays of NumPy, tuples and the like as what JSON has. Raises InputError for what has no such form."""
+    """Numbers and arrays of NumPy, tuples and the like as what JSON has. Raises InputError for anything else."""
     if hasattr(value, "tolist"):
         value = value.tolist()
     if value is None or isinstance(value, bool | int | float | str):

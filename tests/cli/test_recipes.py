@@ -11,6 +11,7 @@ import yaml
 from lightning.pytorch import LightningDataModule
 from torch import nn
 
+from gsq_lightning import GSQTokenizer
 from gsq_lightning.cli.fit import GSQCommand, OneLineErrors
 from gsq_lightning.cli.recipes import is_inline
 from gsq_lightning.training import TokenizerModule
@@ -83,6 +84,8 @@ def value_in_effect(command: Parse, path: tuple[str, ...]) -> Any:
             return found.param_groups[0][name]
         elif isinstance(found, torch.optim.lr_scheduler.LRScheduler):
             return command.config.model[names[0]]["init_args"][name]
+        elif isinstance(found, GSQTokenizer) and name != "quantizer":
+            found = getattr(found.shape, name)
         else:
             found = getattr(found, name)
     return found

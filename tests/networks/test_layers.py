@@ -17,6 +17,7 @@ from gsq_lightning.networks.layers import (
 def identity_convolution(layer: nn.Conv2d) -> None:
     """Makes a convolution copy input channel c to output channel c (mod inputs)."""
     nn.init.zeros_(layer.weight)
+    nn.init.zeros_(layer.bias)
     with torch.no_grad():
         for out in range(layer.out_channels):
             layer.weight[out, out % layer.in_channels, layer.kernel_size[0] // 2, layer.kernel_size[1] // 2] = 1.0
@@ -66,6 +67,8 @@ def test_adaptive_group_norm_of_a_single_position_is_finite() -> None:
 
 def test_attention_by_hand() -> None:
     layer = SelfAttention(4, norm_groups=2).double()
+    nn.init.zeros_(layer.query_key_value.bias)
+    nn.init.zeros_(layer.projection.bias)
     x = torch.randn(1, 4, 2, 3, dtype=torch.float64)
     normalized = layer.norm(x)[0].flatten(1)  # (C, N)
     weight = layer.query_key_value.weight[:, :, 0, 0]
@@ -78,20 +81,38 @@ def test_attention_by_hand() -> None:
 def test_residual_block_adds_its_input() -> None:
     block = ResidualBlock(8, 8, norm_groups=4)
     nn.init.zeros_(block.net[-1].weight)
+    nn.init.zeros_(block.net[-1].bias)
     x = torch.randn(2, 8, 5, 5)
     assert torch.equal(block(x), x)
 
 
+def assert_uniform(values: torch.Tensor, bound: float) -> None:
+    assert 0.9 * bound < float(values.detach().abs().max()) <= bound
+    assert float(values.detach().std()) == pytest.approx(bound / math.sqrt(3), rel=0.2)
+
+
 @pytest.mark.parametrize(("index", "gain"), [(2, 1.6761), (6, 1.6761 * 0.70711)])
-def test_initialization_follows_the_paper(index: int, gain: float) -> None:
+def test_initialization_follows_the_reference(index: int, gain: float) -> None:
     layer = ResidualBlock(64, 64).net[index]
-    assert float(layer.weight.detach().std()) == pytest.approx(gain / math.sqrt(64 * 9), rel=0.02)
-    assert float(layer.bias.detach().abs().max()) == 0.0
+    fan_in = 64 * 9
+    assert float(layer.weight.detach().std()) == pytest.approx(gain / math.sqrt(fan_in), rel=0.02)
+    assert_uniform(layer.bias, 1 / math.sqrt(fan_in))
 
 
-def test_dropout_acts_in_training_only() -> None:
-    block = ResidualBlock(8, 8, dropout=0.5, norm_groups=4)
+def test_depth_to_space_starts_as_convolutions_of_pytorch() -> None:
+    layer = DepthToSpaceUpsample(64).conv
+    assert_uniform(layer.weight, 1 / math.sqrt(64 * 9))
+    assert_uniform(layer.bias, 1 / math.sqrt(64 * 9))
+
+
+def test_dropout_drops_whole_channels_in_training_only() -> None:
+    block = ResidualBlock(8, 64, dropout=0.5, norm_groups=4)
+    seen: list[torch.Tensor] = []
+    block.net[6].register_forward_pre_hook(lambda _, inputs: seen.append(inputs[0]))
     x = torch.randn(1, 8, 4, 4)
-    assert not torch.equal(block(x), block(x))
+    block(x)
+    zeros = (seen[0] == 0).flatten(2).float().mean(dim=2)
+    assert set(zeros.flatten().tolist()) == {0.0, 1.0}
     block.eval()
     assert torch.equal(block(x), block(x))
+    assert (seen[-1] != 0).all()

@@ -5,7 +5,7 @@ import torch
 from torch import nn
 
 from gsq_lightning import GroupedSphericalQuantizer, GSQTokenizer, InputError
-from gsq_lightning.networks.layers import SelfAttention
+from gsq_lightning.networks.layers import AdaptiveGroupNorm, ResidualBlock, SelfAttention
 
 DEEPER = {"encoder_blocks": [4, 3, 4, 3, 4, 4], "decoder_blocks": [3, 4, 3, 4, 4, 4]}
 
@@ -51,7 +51,7 @@ def build(**arguments: Any) -> GSQTokenizer:
         {"attention_factors": [2]},
         {"dropout": 0.1},
         {"residual_kernel_size": 1},
-        {"input_kernel_size": 5, "encoder_output_kernel_size": 3, "decoder_output_kernel_size": 1},
+        {"input_kernel_size": 5, "output_kernel_size": 1},
         {"encoder_blocks": [0, 2, 1], "decoder_blocks": [2, 0, 1]},
     ],
 )
@@ -69,13 +69,22 @@ def kernel_sizes(network: nn.Module) -> list[int]:
 
 
 def test_kernel_sizes_reach_their_convolutions() -> None:
-    tokenizer = build(
-        residual_kernel_size=5, input_kernel_size=7, encoder_output_kernel_size=3, decoder_output_kernel_size=1
-    )
-    for network, last in ((tokenizer.encoder, 3), (tokenizer.decoder, 1)):
+    """The decoder's first convolution has the residual size, the encoder's last is 1×1, as in released checkpoints."""
+    tokenizer = build(residual_kernel_size=5, input_kernel_size=7, output_kernel_size=1)
+    for network, first, last in ((tokenizer.encoder, 7, 1), (tokenizer.decoder, 5, 1)):
         sizes = kernel_sizes(network)
-        assert (sizes[0], sizes[-1]) == (7, last)
-        assert 5 in sizes
+        assert (sizes[0], sizes[-1]) == (first, last)
+        assert set(sizes[1:-1]) == {1, 3, 5}  # 1 where the width changes, 3 where the size does
+
+
+def test_group_norms_have_the_eps_of_the_released_checkpoints() -> None:
+    tokenizer = build(middle_attention=True, encoder_blocks=2, decoder_blocks=2)
+    for module in tokenizer.modules():
+        if isinstance(module, SelfAttention | AdaptiveGroupNorm):
+            assert module.norm.eps == 1e-6
+        elif isinstance(module, ResidualBlock):
+            assert (module.net[0].eps, module.net[3].eps) == (1e-5, 1e-5)
+    assert tokenizer.encoder.final[0].eps == tokenizer.decoder.final[0].eps == 1e-5
 
 
 @pytest.mark.parametrize(
@@ -83,7 +92,8 @@ def test_kernel_sizes_reach_their_convolutions() -> None:
     [
         ({}, 0),
         ({"middle_attention": True, "encoder_blocks": 2, "decoder_blocks": 2}, 2),  # one between two middle blocks
-        ({"attention_factors": [2]}, 3),  # the level at 1/2: two blocks in the encoder (one widens), one in the decoder
+        ({"attention_factors": [2]}, 2),  # after a level's own block at each end, not after the one that widens
+        ({"attention_factors": [2], "encoder_blocks": 3, "decoder_blocks": [0, 0, 4]}, 3),
     ],
 )
 def test_attention_stands_where_it_is_asked_for(arguments: dict[str, Any], count: int) -> None:
@@ -101,6 +111,8 @@ def test_attention_stands_where_it_is_asked_for(arguments: dict[str, Any], count
         ({"decoder_blocks": -1}, "decoder_blocks is -1"),
         ({"residual_kernel_size": 2}, "must be odd"),
         ({"dropout": 1.0}, "below 1"),
+        ({"output_kernel_size": 4}, "output_kernel_size is 4"),
+        ({"upsampling": "pixel_shuffle"}, "upsampling is 'pixel_shuffle'; it must be one of: depth_to_space, nearest"),
         ({"attention_factors": [3]}, r"\[3\] do not occur in this network; its maps are at \[1, 2\]"),
     ],
 )

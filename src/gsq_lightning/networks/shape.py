@@ -1,6 +1,6 @@
 """The shape of a tokenizer's networks, which encoder and decoder share."""
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import Literal
 
@@ -61,7 +61,7 @@ class NetworkShape:
 
     def blocks_per_level(self, blocks: int | Sequence[int]) -> list[int]:
         """`encoder_blocks` or `decoder_blocks` as L + 1 numbers."""
-        return list(blocks) if isinstance(blocks, Sequence) else [blocks] * (len(self.channel_multipliers) + 1)
+        return list(blocks) if isinstance(blocks, Iterable) else [blocks] * (len(self.channel_multipliers) + 1)
 
     def __post_init__(self) -> None:
         multipliers = list(self.channel_multipliers)
@@ -94,6 +94,4 @@ class NetworkShape:
         require(0.0 <= self.dropout < 1.0, f"dropout is {self.dropout}; it must be at least 0 and below 1")
         factors = [2**level for level in range(len(multipliers))]
         unknown = [factor for factor in self.attention_factors if factor not in factors]
-        require(
-            not unknown, f"attention_factors {unknown} do not occur in this network; its maps are at {factors}"
-        )
+        require(not unknown, f"attention_factors {unknown} do not occur in this network; its maps are at {factors}")

@@ -1,0 +1,93 @@
+import json
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+import torch
+
+from gsq_lightning import GSQTokenizer, InputError
+from gsq_lightning.pretrained.export import read_checkpoint
+
+Build = Callable[..., GSQTokenizer]
+
+
+def write_checkpoint(
+    path: Path, tokenizer: GSQTokenizer, averaged: GSQTokenizer | None, **others: torch.Tensor
+) -> None:
+    """A checkpoint as training writes it, with the average of the weights where there is one."""
+    state = {f"tokenizer.{name}": value for name, value in tokenizer.state_dict().items()} | others
+    if averaged is not None:
+        state["ema.n_averaged"] = torch.tensor(3)
+        state |= {f"ema.module.{name}": value for name, value in averaged.state_dict().items()}
+    torch.save({"tokenizer_config": tokenizer.config, "state_dict": state}, path)
+
+
+def test_a_saved_tokenizer_comes_back_the_same(small_tokenizer: Build, tmp_path: Path) -> None:
+    tokenizer = small_tokenizer(normalization="clip").eval()
+    tokenizer.save_pretrained(tmp_path / "exported")
+    loaded = GSQTokenizer.from_pretrained(tmp_path / "exported")
+    image = torch.rand(1, 3, 8, 8) * 2 - 1
+    assert not loaded.training
+    assert loaded.config == tokenizer.config
+    with torch.no_grad():
+        assert torch.equal(loaded(image), tokenizer(image))
+
+
+def test_of_a_checkpoint_the_averaged_weights_or_the_raw_ones(small_tokenizer: Build, tmp_path: Path) -> None:
+    raw, averaged = small_tokenizer().eval(), small_tokenizer().eval()
+    image = torch.rand(1, 3, 8, 8) * 2 - 1
+    write_checkpoint(tmp_path / "averaged.ckpt", raw, averaged)
+    write_checkpoint(tmp_path / "plain.ckpt", raw, None)
+    with torch.no_grad():
+        for name, weights, expected in (
+            ("averaged", "ema", averaged),
+            ("averaged", "raw", raw),
+            ("plain", "ema", raw),
+            ("plain", "raw", raw),
+        ):
+            loaded = GSQTokenizer.from_pretrained(tmp_path / f"{name}.ckpt", weights=weights)
+            assert torch.equal(loaded(image), expected(image))
+    with pytest.raises(InputError, match="weights is 'best'; it must be one of: ema, raw"):
+        GSQTokenizer.from_pretrained(tmp_path / "plain.ckpt", weights="best")
+
+
+def test_of_a_checkpoint_no_more_is_read_than_needed(small_tokenizer: Build, tmp_path: Path) -> None:
+    """A discriminator and optimizer states are most of a checkpoint: they stay on disk."""
+    path = tmp_path / "large.ckpt"
+    write_checkpoint(path, small_tokenizer(), None, **{"discriminator.weight": torch.zeros(2**24)})
+    if not Path("/proc/self/statm").exists():
+        pytest.skip("needs Linux")
+    before = resident()
+    saved = read_checkpoint(path)
+    assert set(saved.weights) == set(small_tokenizer().state_dict())
+    assert resident() - before < 2**24  # of 2**26
+
+
+def resident() -> int:
+    """Bytes of this process in memory."""
+    return int(Path("/proc/self/statm").read_text().split()[1]) * 4096
+
+
+def test_exported_folders_that_do_not_work_are_refused_in_one_line(small_tokenizer: Build, tmp_path: Path) -> None:
+    with pytest.raises(InputError, match=r"config.json is missing"):
+        GSQTokenizer.from_pretrained(tmp_path)
+    tokenizer = small_tokenizer()
+    tokenizer.save_pretrained(tmp_path)
+    config = tokenizer.config
+    config["quantizer"]["codebook_size"] = 64
+    (tmp_path / "config.json").write_text(json.dumps(config))
+    with pytest.raises(InputError, match=r"1 tensors: quantizer.codebook: \(32, 4\) in the file, \(64, 4\) in"):
+        GSQTokenizer.from_pretrained(tmp_path)
+    config["widht"] = 3
+    (tmp_path / "config.json").write_text(json.dumps(config))
+    with pytest.raises(InputError, match="widht"):
+        GSQTokenizer.from_pretrained(tmp_path)
+    (tmp_path / "model.safetensors").write_bytes(b"half a fi")
+    with pytest.raises(InputError, match="cannot be read"):
+        GSQTokenizer.from_pretrained(tmp_path)
+
+
+def test_a_file_that_is_no_checkpoint_is_refused(tmp_path: Path) -> None:
+    (tmp_path / "broken.ckpt").write_bytes(b"PK\x03\x04 not a zip")
+    with pytest.raises(InputError, match="not a readable checkpoint"):
+        GSQTokenizer.from_pretrained(tmp_path / "broken.ckpt")
