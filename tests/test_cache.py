@@ -37,3 +37,12 @@ def test_what_was_cached_comes_back_or_is_named_as_damaged(
     path.write_bytes(damage)
     assert read_cached(path, "thing") is None
     assert f"the cached thing {path} cannot be read (its checksum is wrong)" in caplog.text
+
+
+def test_a_cache_that_cannot_be_used_is_logged(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    (tmp_path / "taken").write_bytes(b"")
+    write_cached(tmp_path / "taken" / "file", b"content", "thing")
+    assert "could not be" in caplog.text
+    assert read_cached(tmp_path / "taken" / "file", "thing") is None
+    assert read_cached(tmp_path, "thing") is None
+    assert f"{tmp_path} cannot be read" in caplog.text

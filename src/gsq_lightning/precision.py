@@ -1,11 +1,12 @@
 """Full float32 arithmetic, whatever precision the surrounding training uses."""
 
 import threading
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Any
 
 import torch
+from torch import Tensor
 
 _lock = threading.Lock()
 _depth = 0
@@ -55,3 +56,19 @@ def _settings() -> list[tuple[Any, str, Any]]:
     if hasattr(cuda.matmul, "fp32_precision"):
         return [(place, "fp32_precision", "ieee") for place in (cuda.matmul, cudnn.conv, mkldnn.matmul, mkldnn.conv)]
     return [(cuda.matmul, "allow_tf32", False), (cudnn, "allow_tf32", False)]
+
+
+def keep_precision(fn: Callable[[Tensor], Tensor], widen: bool = True) -> Callable[[Tensor], Tensor]:
+    """For a module's `_apply(fn)`: the same move to a device, without a cast to fewer bits.
+
+    Args:
+        fn: what `nn.Module.to`, `half` and the like apply to each tensor.
+        widen: whether a cast to more bits is done.
+    """
+
+    def move(tensor: Tensor) -> Tensor:
+        moved = fn(tensor)
+        change = moved.dtype.itemsize - tensor.dtype.itemsize
+        return tensor.to(moved.device) if change < 0 or (change > 0 and not widen) else moved
+
+    return move

@@ -19,7 +19,6 @@ from gsq_lightning.metrics import CodebookUsage, MetricName, ReconstructionMetri
 from gsq_lightning.metrics.features import FeatureExtractor
 from gsq_lightning.metrics.frechet import FeatureStatistics, frechet_distance
 from gsq_lightning.pixels import image_to_pixels
-from gsq_lightning.precision import full_precision
 from gsq_lightning.pretrained.backbones import ImageNetInput, load_dinov2
 from gsq_lightning.reports import read_report
 
@@ -183,17 +182,6 @@ def test_metrics_stay_exact_when_their_owner_is_cast() -> None:
         owner.metrics.start()
         owner.metrics.update(image, reconstruction)
         assert owner.metrics.compute() == expected
-
-
-@pytest.mark.skipif(not hasattr(torch.backends.cudnn, "conv"), reason="names of torch 2.9")
-def test_tensor_float_is_off_within_and_as_before_after(monkeypatch: pytest.MonkeyPatch) -> None:
-    """The switches exist without a GPU, too."""
-    monkeypatch.setattr(torch, "autocast", lambda *_, **__: torch.no_grad())
-    before = torch.backends.cudnn.conv.fp32_precision, torch.backends.cuda.matmul.fp32_precision
-    with full_precision(torch.device("cuda")):
-        assert torch.backends.cudnn.conv.fp32_precision == "ieee"
-        assert torch.backends.cuda.matmul.fp32_precision == "ieee"
-    assert (torch.backends.cudnn.conv.fp32_precision, torch.backends.cuda.matmul.fp32_precision) == before
 
 
 def test_rfd_dinov2_is_over_the_class_token() -> None:

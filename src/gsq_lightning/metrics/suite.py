@@ -27,7 +27,7 @@ from gsq_lightning.metrics.images import Counts, ImageCounts
 from gsq_lightning.metrics.inception_score import InceptionScore
 from gsq_lightning.metrics.statistics_cache import OriginalImages, StatisticsCache, statistics_key
 from gsq_lightning.pixels import image_to_pixels
-from gsq_lightning.precision import full_precision
+from gsq_lightning.precision import full_precision, keep_precision
 
 logger = logging.getLogger(__name__)
 
@@ -300,12 +300,7 @@ class ReconstructionMetrics(nn.Module):
 
     def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> "ReconstructionMetrics":
         """Follows its owner to a device, and to no other type of number."""
-
-        def move(tensor: Tensor) -> Tensor:
-            moved = fn(tensor)
-            return moved if moved.dtype == tensor.dtype else tensor.to(moved.device)
-
-        return super()._apply(move, recurse)
+        return super()._apply(keep_precision(fn, widen=False), recurse)
 
 
 def _codebook_values(pooled: Any, metric: CodebookUsage) -> dict[str, float]:
