@@ -25,6 +25,7 @@ def draw_of(**changes: list[Any]) -> AugmentationDraw:
 
 
 def numbered_image(height: int, width: int) -> Tensor:
+    """No two pixels are equal, and none is black."""
     return torch.arange(1.0, 3 * height * width + 1).view(1, 3, height, width) / 1000
 
 
@@ -34,53 +35,74 @@ def test_a_draw_that_changes_nothing_changes_nothing() -> None:
 
 
 def test_color_in_numbers() -> None:
-    """One gray and one colored pixel; brightness, then saturation, then contrast."""
-    image = torch.tensor([[0.2, -0.4], [0.2, 0.2], [0.2, 0.8]]).view(1, 3, 1, 2)
+    """One gray and one colored pixel, told in [0, 1]; brightness, then saturation, then contrast."""
+    image = 2 * torch.tensor([[0.4, 0.1], [0.4, 0.4], [0.4, 0.7]]).view(1, 3, 1, 2) - 1
     augmentation = DifferentiableAugmentation(["color"])
 
     def pixels(**changes: list[float]) -> np.ndarray:
-        return augmentation(image, draw_of(**changes))[0, :, 0].T.numpy()
+        return (augmentation(image, draw_of(**changes))[0, :, 0].T.numpy() + 1) / 2
 
-    np.testing.assert_allclose(pixels(brightness=[0.3]), [[0.5, 0.5, 0.5], [-0.1, 0.5, 1.1]], atol=1e-6)
-    np.testing.assert_allclose(pixels(saturation=[0.5]), [[0.2, 0.2, 0.2], [-0.1, 0.2, 0.5]], atol=1e-6)
-    np.testing.assert_allclose(pixels(saturation=[0.0]), [[0.2] * 3, [0.2] * 3], atol=1e-6)
-    np.testing.assert_allclose(pixels(contrast=[1.5]), [[0.2, 0.2, 0.2], [-0.7, 0.2, 1.1]], atol=1e-6)
-    # 0.5 · (0.2 · (x - 0.2)) about the new mean 0.5
+    np.testing.assert_allclose(pixels(brightness=[0.3]), [[0.7, 0.7, 0.7], [0.4, 0.7, 1.0]], atol=1e-6)
+    np.testing.assert_allclose(pixels(saturation=[0.5]), [[0.4, 0.4, 0.4], [0.25, 0.4, 0.55]], atol=1e-6)
+    np.testing.assert_allclose(pixels(saturation=[0.0]), [[0.4] * 3, [0.4] * 3], atol=1e-6)
+    np.testing.assert_allclose(pixels(contrast=[1.5]), [[0.4, 0.4, 0.4], [-0.05, 0.4, 0.85]], atol=1e-6)
+    # 0.5 · (0.2 · (x - 0.4)) about the new mean 0.7
     np.testing.assert_allclose(
-        pixels(brightness=[0.3], saturation=[0.2], contrast=[0.5]), [[0.5, 0.5, 0.5], [0.44, 0.5, 0.56]], atol=1e-6
+        pixels(brightness=[0.3], saturation=[0.2], contrast=[0.5]), [[0.7, 0.7, 0.7], [0.67, 0.7, 0.73]], atol=1e-6
     )
 
 
+def test_a_brightness_of_a_half_turns_gray_into_white_or_black() -> None:
+    """On [-1, 1] it would be half as strong as in DiffAugment, which works on [0, 1]."""
+    gray = torch.zeros(1, 3, 2, 2)
+    augmentation = DifferentiableAugmentation(["color"])
+    assert augmentation(gray, draw_of(brightness=[0.5])).eq(1).all()
+    assert augmentation(gray, draw_of(brightness=[-0.5])).eq(-1).all()
+
+
+def test_the_default_is_color_then_translation_then_cutout_on_0_to_1() -> None:
+    """The reference's released order, by numpy in float64."""
+    image = torch.rand(1, 3, 10, 20) * 2 - 1
+    draw = draw_of(brightness=[0.2], saturation=[1.5], contrast=[0.7], shift=[[1, -2]], hole=[[3, 5]])
+    x = (image[0].double().numpy() + 1) / 2 + 0.2
+    x = x.mean(axis=0) + 1.5 * (x - x.mean(axis=0))
+    x = x.mean() + 0.7 * (x - x.mean())
+    moved = np.zeros_like(x)
+    moved[:, 1:, :-2] = x[:, :-1, 2:]
+    moved[:, 3:5, 5:9] = 0.0
+    np.testing.assert_allclose(DifferentiableAugmentation()(image, draw)[0], 2 * moved - 1, atol=1e-6)
+
+
 @pytest.mark.parametrize("shift", [(2, 0), (0, -3), (-1, 2)])
-def test_translation_moves_whole_pixels_and_fills_with_gray(shift: tuple[int, int]) -> None:
+def test_translation_moves_whole_pixels_and_fills_with_black(shift: tuple[int, int]) -> None:
     image = numbered_image(8, 16)
-    expected = np.zeros_like(image)
+    expected = -np.ones_like(image)
     for row in range(8):
         for column in range(16):
             source = (row - shift[0], column - shift[1])
             if 0 <= source[0] < 8 and 0 <= source[1] < 16:
                 expected[:, :, row, column] = image[:, :, source[0], source[1]]
     moved = DifferentiableAugmentation(["translation"])(image, draw_of(shift=[shift]))
-    assert np.array_equal(moved, expected)
+    np.testing.assert_allclose(moved, expected, atol=1e-6)
 
 
 @pytest.mark.parametrize(("hole", "rows", "columns"), [((3, 5), (3, 5), (5, 9)), ((-1, 18), (0, 1), (18, 20))])
 def test_cutout_is_a_fifth_of_each_side(hole: tuple[int, int], rows: tuple[int, int], columns: tuple[int, int]) -> None:
     image = numbered_image(10, 20)
     expected = image.clone()
-    expected[:, :, slice(*rows), slice(*columns)] = 0
-    assert torch.equal(DifferentiableAugmentation(["cutout"])(image, draw_of(hole=[hole])), expected)
+    expected[:, :, slice(*rows), slice(*columns)] = -1
+    torch.testing.assert_close(DifferentiableAugmentation(["cutout"])(image, draw_of(hole=[hole])), expected)
 
 
 def test_resize_magnifies_about_the_center() -> None:
     """On a ramp, bilinear interpolation is exact: twice as large, half as steep."""
-    ramp = torch.arange(-7.5, 8.0).view(1, 1, 1, 16).expand(1, 3, 16, 16) / 8
+    ramp = torch.arange(-7.5, 8.0).view(1, 1, 1, 16).expand(1, 3, 16, 16) / 8  # 0, mid-gray, at the center
     augmentation = DifferentiableAugmentation(["resize"])
     torch.testing.assert_close(augmentation(ramp, draw_of(zoom=[2.0])), ramp / 2)
     half = augmentation(ramp, draw_of(zoom=[0.5]))
     torch.testing.assert_close(half[..., 5:11, 5:11], 2 * ramp[..., 5:11, 5:11])
-    assert half[..., :3].abs().max() == 0
-    assert half[..., :3, :].abs().max() == 0
+    assert half[..., :3].eq(-1).all()
+    assert half[..., :3, :].eq(-1).all()
 
 
 def test_draws_have_the_strengths_of_the_paper() -> None:
@@ -105,7 +127,7 @@ def test_draws_have_the_strengths_of_the_paper() -> None:
 def test_cutout_falls_on_both_borders_alike(side: int) -> None:
     augmentation = DifferentiableAugmentation(["cutout"])
     image = torch.ones(20000, 1, side, side)
-    cut = (augmentation(image) == 0).float().mean(dim=(0, 1, 3))  # how often each row is touched, on average
+    cut = (augmentation(image) == -1).float().mean(dim=(0, 1, 3))  # how often each row is touched, on average
     torch.testing.assert_close(cut, cut.flip(0), atol=0.004, rtol=0)
     assert float(cut[side // 2]) == pytest.approx(float(cut.max()), rel=0.1)
 
@@ -173,5 +195,5 @@ def test_it_computes_in_float32_under_autocast() -> None:
 
 
 def test_an_unknown_word_is_refused() -> None:
-    with pytest.raises(InputError, match=r"'colour'; it takes color, translation, cutout, resize"):
+    with pytest.raises(InputError, match="'colour'; it must be one of: color, translation, cutout, resize"):
         DifferentiableAugmentation(["colour"])  # type: ignore[list-item]

@@ -1,22 +1,22 @@
 """Differentiable augmentation: what a discriminator sees is changed at random, real and fake images alike.
 
 DiffAugment, arXiv 2006.10738, with the strengths of the GSQ paper (arXiv 2412.02632): cutout of 20 % where DiffAugment
-has 50 %, and resizing beside it.
+has 50 %, and resizing beside it. All of it is done to pixels in [0, 1], as in the paper's reference.
 """
 
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from typing import Literal, NamedTuple, get_args
+from typing import Literal, NamedTuple
 
 import torch
 from torch import Generator, Tensor, nn
 from torch.nn import functional as F
 
-from gsq_lightning.errors import InputError
+from gsq_lightning.errors import look_up
 
 Operation = Literal["color", "translation", "cutout", "resize"]
 
-BRIGHTNESS = 0.5  # added, of a range of 2
+BRIGHTNESS = 0.5  # added, of a range of 1
 SATURATION = (0.0, 2.0)
 CONTRAST = (0.5, 1.5)
 TRANSLATION = 0.125  # of the height and width
@@ -28,7 +28,7 @@ class AugmentationDraw(NamedTuple):
     """What is done to each image of a batch.
 
     Attributes:
-        brightness: (B,) in [-0.5, 0.5), added to the pixels.
+        brightness: (B,) in [-0.5, 0.5), added to pixels in [0, 1].
         saturation: (B,) in [0, 2), factor of a pixel's distance from its own gray.
         contrast: (B,) in [0.5, 1.5), factor of a pixel's distance from the image's mean.
         shift: (B, 2) int64, pixels that the image moves down and to the right.
@@ -47,12 +47,13 @@ class AugmentationDraw(NamedTuple):
 class DifferentiableAugmentation(nn.Module):
     """Random changes of color and place through which gradients flow; it does nothing in eval mode.
 
-    What comes to lie in the image from beyond its border, or in place of what is cut out, is 0, mid-gray. Values may
-    leave [-1, 1] by the change of color, as in DiffAugment.
+    What comes to lie in the image from beyond its border, or in place of what is cut out, is black. Values may leave
+    [-1, 1] by the change of color, as in DiffAugment. Each image has a draw of its own; the GSQ paper's reference
+    differs in "resize" alone, where it draws one ratio for a batch, which an image on its own cannot tell.
 
     Args:
         policy: what to do, in this order:
-            "color", brightness by ±0.5, then saturation by 0 to 2, then contrast by 0.5 to 1.5;
+            "color", brightness by ±0.5 of the range, then saturation by 0 to 2, then contrast by 0.5 to 1.5;
             "translation", by up to 12.5 % of height and width, in whole pixels;
             "cutout", of a rectangle of 20 % of height and width, whose middle lies anywhere in the image;
             "resize", by 0.8 to 1.2, bilinear, in the frame of the image.
@@ -64,13 +65,11 @@ class DifferentiableAugmentation(nn.Module):
     """
 
     def __init__(
-        self, policy: Sequence[Operation] = ("cutout", "color", "translation"), same_draw: bool = False
+        self, policy: Sequence[Operation] = ("color", "translation", "cutout"), same_draw: bool = False
     ) -> None:
         super().__init__()
-        if unknown := [name for name in policy if name not in get_args(Operation)]:
-            raise InputError(f"augmentation policy has {unknown[0]!r}; it takes {', '.join(get_args(Operation))}")
+        self._operations = [look_up("augmentation policy", name, OPERATIONS) for name in policy]
         self.policy = list(policy)
-        self._operations = [_OPERATIONS[name] for name in policy]
         self.same_draw = same_draw
         self._in_step = False
         self._draw_of_step: AugmentationDraw | None = None
@@ -124,9 +123,10 @@ class DifferentiableAugmentation(nn.Module):
             return image
         if draw is None:
             draw = self._next_draw(image)
+        pixels = (image + 1) / 2
         for operation in self._operations:
-            image = operation(image, draw)
-        return image
+            pixels = operation(pixels, draw)
+        return 2 * pixels - 1
 
     @contextmanager
     def within_step(self) -> Iterator[None]:
@@ -145,47 +145,48 @@ class DifferentiableAugmentation(nn.Module):
         return self._draw_of_step
 
 
-def _color(image: Tensor, draw: AugmentationDraw) -> Tensor:
-    image = image + _per_image(draw.brightness)
-    gray = image.mean(dim=1, keepdim=True)
-    image = gray + (image - gray) * _per_image(draw.saturation)
-    mean = image.mean(dim=(1, 2, 3), keepdim=True)
-    return mean + (image - mean) * _per_image(draw.contrast)
+def _color(pixels: Tensor, draw: AugmentationDraw) -> Tensor:
+    pixels = pixels + _per_image(draw.brightness)
+    gray = pixels.mean(dim=1, keepdim=True)
+    pixels = gray + (pixels - gray) * _per_image(draw.saturation)
+    mean = pixels.mean(dim=(1, 2, 3), keepdim=True)
+    return mean + (pixels - mean) * _per_image(draw.contrast)
 
 
-def _translation(image: Tensor, draw: AugmentationDraw) -> Tensor:
+def _translation(pixels: Tensor, draw: AugmentationDraw) -> Tensor:
     for dim in (2, 3):
-        side = image.shape[dim]
-        source = torch.arange(side, device=image.device) - draw.shift[:, dim - 2, None]  # (B, side)
+        side = pixels.shape[dim]
+        source = torch.arange(side, device=pixels.device) - draw.shift[:, dim - 2, None]  # (B, side)
         inside = (source >= 0) & (source < side)
-        shape = [len(image), 1, 1, 1]
+        shape = [len(pixels), 1, 1, 1]
         shape[dim] = side
-        image = image.gather(dim, source.clamp(0, side - 1).view(shape).expand_as(image)) * inside.view(shape)
-    return image
+        pixels = pixels.gather(dim, source.clamp(0, side - 1).view(shape).expand_as(pixels)) * inside.view(shape)
+    return pixels
 
 
-def _cutout(image: Tensor, draw: AugmentationDraw) -> Tensor:
+def _cutout(pixels: Tensor, draw: AugmentationDraw) -> Tensor:
     inside = []
     for dim in (2, 3):
-        side = image.shape[dim]
-        from_hole = torch.arange(side, device=image.device) - draw.hole[:, dim - 2, None]  # (B, side)
+        side = pixels.shape[dim]
+        from_hole = torch.arange(side, device=pixels.device) - draw.hole[:, dim - 2, None]  # (B, side)
         inside.append((from_hole >= 0) & (from_hole < _share(side, CUTOUT)))
     rows, columns = inside
     hole = rows[:, None, :, None] & columns[:, None, None, :]
-    return image * ~hole
+    return pixels * ~hole
 
 
-def _resize(image: Tensor, draw: AugmentationDraw) -> Tensor:
+def _resize(pixels: Tensor, draw: AugmentationDraw) -> Tensor:
     # not F.affine_grid, whose product of matrices is rounded under autocast and TF32
     rows, columns = (
-        ((2 * torch.arange(side, device=image.device) + 1) / side - 1) / draw.zoom[:, None] for side in image.shape[2:]
+        ((2 * torch.arange(side, device=pixels.device) + 1) / side - 1) / draw.zoom[:, None]
+        for side in pixels.shape[2:]
     )
-    shape = (len(image), *image.shape[2:])
+    shape = (len(pixels), *pixels.shape[2:])
     grid = torch.stack([columns[:, None, :].expand(shape), rows[:, :, None].expand(shape)], dim=-1)  # (B, H, W, 2)
-    return F.grid_sample(image, grid, mode="bilinear", padding_mode="zeros", align_corners=False)
+    return F.grid_sample(pixels, grid, mode="bilinear", padding_mode="zeros", align_corners=False)
 
 
-_OPERATIONS = {"color": _color, "translation": _translation, "cutout": _cutout, "resize": _resize}
+OPERATIONS = {"color": _color, "translation": _translation, "cutout": _cutout, "resize": _resize}
 
 
 def _share(side: int, share: float) -> int:

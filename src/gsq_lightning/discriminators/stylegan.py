@@ -1,78 +1,104 @@
-"""StyleGAN discriminator ("SGD" in the GSQ paper): StyleGAN2's residual one, arXiv 1912.04958, in MAGVIT's form,
-arXiv 2212.05199, for single images.
+"""StyleGAN discriminator ("SGD" in the GSQ paper): StyleGAN2's residual one, arXiv 1912.04958, for single images, as in
+MAGVIT, arXiv 2212.05199, or in the form of the GSQ paper's reference, arXiv 2412.02632.
 """
 
 import math
 from collections.abc import Sequence
 from itertools import pairwise
+from typing import Literal, NamedTuple
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
 from gsq_lightning.discriminators.interface import Discriminator
-from gsq_lightning.errors import InputError
+from gsq_lightning.errors import look_up, require
 
-LEAK = 0.2
-HEAD_SIZE = 4  # StyleGAN2 judges maps of 4×4 at every resolution
+Form = Literal["magvit", "gsq"]
+
+BLUR_FILTER = (1.0, 3.0, 3.0, 1.0)  # in one dimension, as in both StyleGAN2 and MAGVIT
+
+
+class FormDetails(NamedTuple):
+    """What the two forms differ in.
+
+    Attributes:
+        leak: slope of the activations below 0.
+        widens_first: whether the width changes in a block's first convolution, before the blur, or in its second.
+        skip_bias: whether the 1×1 convolution of the skip has a bias.
+        scale: of the sum of residual and skip.
+        head_size: height and width of the map that the linear layers see; what is larger is averaged down.
+        border: what the blur sees beyond the border, a mode of `F.pad`: zeros ("constant"), or "reflect".
+        glorot: whether weights start uniform after Glorot and biases at 0, or as PyTorch's layers do.
+    """
+
+    leak: float
+    widens_first: bool
+    skip_bias: bool
+    scale: float
+    head_size: int
+    border: Literal["constant", "reflect"]
+    glorot: bool
 
 
 class StyleGANDiscriminator(Discriminator):
     """Residual blocks that halve the map, then two linear layers to one logit per image.
 
-    The map that the blocks leave is averaged down to 4×4 before the linear layers, so that one set of weights takes
-    images of any size that fits. With five blocks that changes nothing at 128², where the paper ran it (Table 7);
-    at 256² MAGVIT would flatten 8×8, four times the weights in the first linear layer.
+    The map that the blocks leave is averaged down before the linear layers, to 4×4 in MAGVIT's form, to 1×1 in that
+    of the GSQ paper's reference, so that one set of weights takes images of any size that fits. With five blocks 4×4
+    changes nothing at 128², where the paper ran it (Table 7); at 256² MAGVIT would flatten 8×8, four times the weights
+    in the first linear layer.
 
     Args:
         channels: width of the first convolution.
         multipliers: width of each block's output, as a multiple of `channels`. n blocks need images whose sides are
-            multiples of 2^n, at least 4·2^n: 128, 160, … with five.
-        blur_filter: the low-pass filter, in one dimension, before each halving; (1, 3, 3, 1) as in both papers.
+            multiples of 2^n, and in MAGVIT's form at least 4·2^n: 128, 160, … with five.
+        form: "magvit", or "gsq" as the reference: 22,163,201 weights by default, trained for 1,000 steps in Table 7
+            before NaN. See `FormDetails`.
 
     Raises:
         InputError: for options that make no sense; from `forward`, for image sizes that do not fit.
     """
 
     def __init__(
-        self,
-        channels: int = 128,
-        multipliers: Sequence[int] = (2, 4, 4, 4, 4),
-        blur_filter: Sequence[float] = (1, 3, 3, 1),
+        self, channels: int = 128, multipliers: Sequence[int] = (2, 4, 4, 4, 4), form: Form = "magvit"
     ) -> None:
         super().__init__()
-        if channels < 1 or not multipliers or min(multipliers) < 1:
-            raise InputError(
-                f"channels {channels} and multipliers {list(multipliers)} must be at least 1, and one or more"
-            )
-        if not sum(blur_filter) > 0:
-            raise InputError(f"blur_filter {list(blur_filter)} must have a sum above 0; [1, 3, 3, 1] is usual")
+        require(
+            channels >= 1 and len(multipliers) > 0 and min(multipliers) >= 1,
+            f"channels {channels} and multipliers {list(multipliers)} must be at least 1, and one or more",
+        )
+        details = look_up("form", form, FORMS)
         widths = [channels, *(channels * multiplier for multiplier in multipliers)]
+        self.form: Form = form
         self.num_blocks = len(multipliers)
+        self.head_size = details.head_size
         self.net = nn.Sequential(
             nn.Conv2d(3, channels, kernel_size=3, padding=1),
-            nn.LeakyReLU(LEAK),
-            *(DownBlock(inputs, outputs, blur_filter) for inputs, outputs in pairwise(widths)),
+            nn.LeakyReLU(details.leak),
+            *(DownBlock(inputs, outputs, details) for inputs, outputs in pairwise(widths)),
             nn.Conv2d(widths[-1], widths[-1], kernel_size=3, padding=1),
-            nn.LeakyReLU(LEAK),
-            nn.AdaptiveAvgPool2d(HEAD_SIZE),
+            nn.LeakyReLU(details.leak),
+            nn.AdaptiveAvgPool2d(details.head_size),
             nn.Flatten(),
-            nn.Linear(widths[-1] * HEAD_SIZE**2, widths[-1]),
-            nn.LeakyReLU(LEAK),
+            nn.Linear(widths[-1] * details.head_size**2, widths[-1]),
+            nn.LeakyReLU(details.leak),
             nn.Linear(widths[-1], 1),
         )
-        self.apply(_initialize)
+        if details.glorot:
+            self.apply(_initialize)
 
     def forward(self, image: Tensor) -> Tensor:
         """(B, 3, H, W) in [-1, 1] → logits (B, 1)."""
         factor = 2**self.num_blocks
+        smallest = self.head_size * factor
         height, width = image.shape[-2:]
-        if height % factor or width % factor or min(height, width) < HEAD_SIZE * factor:
-            raise InputError(
-                f"a StyleGAN discriminator with {self.num_blocks} blocks needs images whose sides are multiples of "
-                f"{factor} and at least {HEAD_SIZE * factor}, and got {height}×{width}; change the image size, or give "
-                "fewer or more multipliers"
-            )
+        require(
+            height % factor == 0 and width % factor == 0 and min(height, width) >= smallest,
+            f"a StyleGAN discriminator with {self.num_blocks} blocks needs images whose sides are multiples of "
+            f"{factor} and at least {smallest}, and got {height}×{width}; change the image size, or give fewer or more "
+            "multipliers",
+        )
         return self.net(image)
 
 
@@ -81,50 +107,68 @@ class DownBlock(nn.Module):
 
     Args:
         in_channels, out_channels: widths.
-        blur_filter: as in `BlurPool`.
+        details: of the form.
     """
 
-    def __init__(self, in_channels: int, out_channels: int, blur_filter: Sequence[float]) -> None:
+    def __init__(self, in_channels: int, out_channels: int, details: FormDetails) -> None:
         super().__init__()
+        between = out_channels if details.widens_first else in_channels
         self.residual = nn.Sequential(
-            nn.Conv2d(in_channels, in_channels, kernel_size=3, padding=1),
-            nn.LeakyReLU(LEAK),
-            BlurPool(in_channels, blur_filter),
-            nn.Conv2d(in_channels, out_channels, kernel_size=3, padding=1),
-            nn.LeakyReLU(LEAK),
+            nn.Conv2d(in_channels, between, kernel_size=3, padding=1),
+            nn.LeakyReLU(details.leak),
+            BlurPool(between, details.border),
+            nn.Conv2d(between, out_channels, kernel_size=3, padding=1),
+            nn.LeakyReLU(details.leak),
         )
         self.skip = nn.Sequential(
-            BlurPool(in_channels, blur_filter),
-            nn.Conv2d(in_channels, out_channels, kernel_size=1, bias=False),
+            BlurPool(in_channels, details.border),
+            nn.Conv2d(in_channels, out_channels, kernel_size=1, bias=details.skip_bias),
         )
+        self.scale = details.scale
 
     def forward(self, x: Tensor) -> Tensor:
         """(B, C, H, W) → (B, C', H/2, W/2)."""
-        return (self.residual(x) + self.skip(x)) / math.sqrt(2)
+        return (self.residual(x) + self.skip(x)) * self.scale
 
 
 class BlurPool(nn.Module):
-    """Low-pass filter, then every second pixel (arXiv 1904.11486); beyond the border lie zeros.
+    """Low-pass filter, then every second pixel (arXiv 1904.11486).
 
     Args:
         channels: each is filtered on its own.
-        blur_filter: taps in one dimension, in both directions alike; scaled to a sum of 1.
+        border: what lies beyond the border, see `FormDetails`.
     """
 
     kernel: Tensor
 
-    def __init__(self, channels: int, blur_filter: Sequence[float]) -> None:
+    def __init__(self, channels: int, border: Literal["constant", "reflect"]) -> None:
         super().__init__()
-        taps = torch.tensor(blur_filter, dtype=torch.float32)
-        taps = taps / taps.sum()
+        taps = torch.tensor(BLUR_FILTER) / sum(BLUR_FILTER)
         kernel = torch.outer(taps, taps).expand(channels, 1, -1, -1).clone()
         self.register_buffer("kernel", kernel, persistent=False)
         self.channels = channels
-        self.padding = (len(blur_filter) - 1) // 2
+        self.border = border
 
     def forward(self, x: Tensor) -> Tensor:
         """(B, C, H, W), H and W even → (B, C, H/2, W/2)."""
-        return F.conv2d(x, self.kernel, stride=2, padding=self.padding, groups=self.channels)
+        padded = F.pad(x, (1, 1, 1, 1), mode=self.border)
+        return F.conv2d(padded, self.kernel, stride=2, groups=self.channels)
+
+
+FORMS = {
+    "magvit": FormDetails(
+        leak=0.2,
+        widens_first=False,
+        skip_bias=False,
+        scale=1 / math.sqrt(2),
+        head_size=4,
+        border="constant",
+        glorot=True,
+    ),
+    "gsq": FormDetails(
+        leak=0.01, widens_first=True, skip_bias=True, scale=1.0, head_size=1, border="reflect", glorot=False
+    ),
+}
 
 
 def _initialize(module: nn.Module) -> None:
