@@ -1,7 +1,10 @@
-"""What the README says, done."""
+"""What README and docs say, done."""
 
 import json
+import os
 import re
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -12,16 +15,19 @@ from tests.conftest import write_images
 
 ROOT = Path(__file__).parents[1]
 README = (ROOT / "README.md").read_text()
+PAGES = [README, *(path.read_text() for path in sorted((ROOT / "docs").glob("*.md")))]
 CHECKPOINT = "runs/f8/version_0/checkpoints/last.ckpt"
 
 
 def blocks(language: str) -> list[str]:
-    return re.findall(rf"```{language}\n(.*?)```", README, flags=re.DOTALL)
+    found = [block for page in PAGES for block in re.findall(rf"```{language}\n(.*?)```", page, flags=re.DOTALL)]
+    return list(dict.fromkeys(found))
 
 
 def commands(program: str) -> list[list[str]]:
     lines = [line.split("#")[0].split() for block in blocks("bash") for line in block.splitlines()]
-    return [words[1:] for words in lines if words and words[0] == program]
+    found = [words[1:] for words in lines if words and words[0] == program]
+    return [list(words) for words in dict.fromkeys(map(tuple, found))]
 
 
 @pytest.fixture(scope="module")
@@ -46,7 +52,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.mark.parametrize("code", blocks("python"))
 def test_python_blocks_run(code: str, folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(folder)
-    exec(compile(code, "README.md", "exec"), {})
+    exec(compile(code, "page", "exec"), {})
 
 
 WITHOUT_CONFIG = ("evaluate", "compare")
@@ -104,6 +110,18 @@ def test_the_map_of_the_code_names_what_is_there() -> None:
     assert inside <= package
     for name in re.findall(r"^(\S+/) ", tree, flags=re.MULTILINE):
         assert (ROOT / name).is_dir(), name
+
+
+def test_the_site_builds(tmp_path: Path) -> None:
+    """Strictly: a link that leads nowhere, or a name that does not exist, is an error."""
+    pytest.importorskip("mkdocstrings", reason="comes with the extra `dev`")
+    subprocess.run(
+        [sys.executable, "-m", "mkdocs", "build", "--quiet", "--strict", "--site-dir", str(tmp_path)],
+        cwd=ROOT,
+        check=True,
+        env={**os.environ, "NO_MKDOCS_2_WARNING": "1", "PYTHONPATH": str(ROOT / "src")},
+    )
+    assert "GroupedSphericalQuantizer" in (tmp_path / "api" / "index.html").read_text()
 
 
 @pytest.mark.parametrize("notebook", sorted((ROOT / "notebooks").glob("*.ipynb")), ids=lambda path: path.name)
