@@ -25,9 +25,9 @@ from torch.utils.data import DataLoader
 from torchvision.io import ImageReadMode, decode_image, read_file
 
 from gsq_lightning.data import ImageNetDataModule
+from gsq_lightning.data.decoding import image_suffixes
 from gsq_lightning.data.photographs import TRAIN_PHOTOGRAPHS, load_photograph
 from gsq_lightning.data.sources import FolderSource
-from gsq_lightning.data.sources.folder import IMAGE_SUFFIXES
 
 IMAGE_SIZE = 256
 BATCH_SIZE = 32
@@ -62,7 +62,7 @@ def make_sources(folder: Path, root: Path | None, images: int) -> None:
         write_photographs(place)
     else:
         for number, path in enumerate(
-            sorted(path for path in root.rglob("*") if path.suffix.lower() in IMAGE_SUFFIXES)
+            sorted(path for path in root.rglob("*") if path.suffix.lower() in image_suffixes())
         ):
             if number < images:
                 (place / f"{number:06d}{path.suffix}").write_bytes(path.read_bytes())

@@ -1,6 +1,8 @@
 """Odd files that folders of images hold: decoded right, or named."""
 
+import errno
 import io
+import os
 import struct
 import zlib
 from pathlib import Path
@@ -14,7 +16,7 @@ from PIL import Image
 from gsq_lightning import InputError
 from gsq_lightning.data.batch import UnreadableImage
 from gsq_lightning.data.dataset import OnError, SourceImages
-from gsq_lightning.data.decoding import ImageDecoder
+from gsq_lightning.data.decoding import ImageDecoder, image_suffixes
 from gsq_lightning.data.sampler import SampleKey
 from gsq_lightning.data.sources import FolderSource
 from gsq_lightning.data.transforms import ResizeAndCrop, short_side_for
@@ -55,6 +57,120 @@ def test_sixteen_bit_png_under_a_jpegs_name(tmp_path: Path) -> None:
     np.testing.assert_array_equal(rgb(tmp_path / "deep.JPEG"), PIXELS[..., :1].repeat(3, axis=2))
 
 
+def png_of(header: bytes, content: bytes) -> bytes:
+    parts = ((b"IHDR", header), (b"IDAT", content), (b"IEND", b""))
+    return b"\x89PNG\r\n\x1a\n" + b"".join(
+        struct.pack(">I", len(part)) + kind + part + struct.pack(">I", zlib.crc32(kind + part)) for kind, part in parts
+    )
+
+
+def packed_in(form: str, gray: np.ndarray, **tags: Any) -> bytes:
+    """A gray image (H, W) in a file of some form, its values as they are."""
+    height, width = gray.shape
+    buffer = io.BytesIO()
+    if form == "png":
+        Image.fromarray(gray.astype(np.uint16)).save(buffer, "PNG")
+    elif form == "rgb png":
+        rows = b"".join(b"\0" + row.astype(">u2").repeat(3).tobytes() for row in gray)
+        return png_of(struct.pack(">IIBBBBB", width, height, 16, 2, 0, 0, 0), zlib.compress(rows))
+    elif form in ("pgm", "ppm"):
+        magic, channels, greatest = {"pgm": ("P5", 1), "ppm": ("P6", 3)}[form] + (tags["greatest"],)
+        return f"{magic} {width} {height} {greatest}\n".encode() + gray.astype(">u2").repeat(channels).tobytes()
+    elif form == "pfm":
+        return f"Pf {width} {height} -1.0\n".encode() + gray[::-1].astype("<f4").tobytes()
+    else:
+        tifffile = pytest.importorskip("tifffile")
+        tifffile.imwrite(buffer, gray.astype(form.removeprefix("tiff ")), **tags)
+    return buffer.getvalue()
+
+
+GRAY = PIXELS[..., 0].copy()
+GRAY[0, :2] = 0, 255
+TWELVE_BITS = GRAY.astype(np.int64) * 4095 // 255
+SIXTEEN_BITS = GRAY.astype(np.int64) * 257
+DECLARES_12_BITS = {"extratags": [(281, 3, 1, 4095, True)]}
+
+
+@pytest.mark.parametrize(
+    ("form", "values", "tags"),
+    [
+        ("png", SIXTEEN_BITS, {}),
+        ("rgb png", SIXTEEN_BITS, {}),
+        ("pgm", SIXTEEN_BITS, {"greatest": 65535}),
+        ("ppm", SIXTEEN_BITS, {"greatest": 65535}),
+        ("pgm", TWELVE_BITS, {"greatest": 4095}),
+        ("ppm", TWELVE_BITS, {"greatest": 4095}),
+        ("pgm", GRAY.astype(np.int64) * 1023 // 255, {"greatest": 1023}),
+        ("tiff uint16", SIXTEEN_BITS, {}),
+        ("tiff >u2", SIXTEEN_BITS, {}),
+        ("tiff uint16", 65535 - SIXTEEN_BITS, {"photometric": "miniswhite"}),
+        ("tiff uint8", 255 - GRAY, {"photometric": "miniswhite"}),
+        ("tiff uint16", TWELVE_BITS, DECLARES_12_BITS),
+        ("tiff uint16", 4095 - TWELVE_BITS, DECLARES_12_BITS | {"photometric": "miniswhite"}),
+        ("tiff float32", GRAY / 255, {}),
+        ("tiff float32", 1 - GRAY / 255, {"photometric": "miniswhite"}),
+        ("pfm", GRAY / 255, {}),
+    ],
+)
+def test_gray_is_scaled_from_the_range_that_its_file_declares(
+    form: str, values: np.ndarray, tags: dict[str, Any]
+) -> None:
+    decoded = ImageDecoder().decode(packed_in(form, values, **tags))
+    expected = torch.from_numpy(GRAY).expand(3, -1, -1)
+    assert (decoded.int() - expected.int()).abs().max() <= 1
+
+
+@pytest.mark.parametrize(
+    ("form", "values", "tags", "message"),
+    [
+        ("png", TWELVE_BITS, {}, "end near 4095 of 65535: it seems to have fewer bits"),
+        ("rgb png", TWELVE_BITS, {}, "seems to have fewer bits"),
+        ("png", GRAY.astype(np.int64) * 16383 // 255, {}, "end near 16383"),
+        ("pgm", TWELVE_BITS, {"greatest": 65535}, "seems to have fewer bits"),
+        ("ppm", TWELVE_BITS, {"greatest": 65535}, "seems to have fewer bits"),
+        ("tiff uint16", TWELVE_BITS, {}, "seems to have fewer bits"),
+        ("tiff uint16", SIXTEEN_BITS, DECLARES_12_BITS, "declares values up to 4095 and has some up to 65535"),
+        ("tiff int16", GRAY, {}, "its values are signed"),
+        ("tiff int8", GRAY // 2, {}, "its values are signed"),
+        ("tiff int32", GRAY, {}, "its values are signed"),
+        ("tiff uint32", SIXTEEN_BITS, {}, "32-bit integers, and their range is not known"),
+        ("tiff float32", GRAY, {}, "floats from 0 to 255, and only the range from 0 to 1 is known"),
+        ("tiff float32", SIXTEEN_BITS, {}, "floats from 0 to 65535"),
+        ("tiff float32", GRAY / 127.5 - 1, {}, "floats from -1 to 1"),
+        ("tiff float32", np.where(GRAY > 9, GRAY / 255, np.nan), {}, "floats from nan"),
+        ("pfm", GRAY, {}, "floats from 0 to 255"),
+    ],
+)
+def test_gray_of_an_unknown_range_is_refused_rather_than_black_or_white(
+    form: str, values: np.ndarray, tags: dict[str, Any], message: str
+) -> None:
+    with pytest.raises(ValueError, match=message):
+        ImageDecoder().decode(packed_in(form, values, **tags))
+
+
+def test_a_black_image_of_16_bits_is_black() -> None:
+    assert ImageDecoder().decode(packed_in("png", np.zeros((4, 4)))).max() == 0
+
+
+def test_orientation_alpha_and_profiles_are_ignored(tmp_path: Path) -> None:
+    exif = Image.Exif()
+    exif[0x0112] = 6  # turned by 90°
+    see_through = np.dstack([PIXELS, np.zeros_like(GRAY)])
+    Image.fromarray(see_through).save(tmp_path / "odd.png", exif=exif, icc_profile=b"profile")
+    np.testing.assert_array_equal(rgb(tmp_path / "odd.png"), PIXELS)
+
+
+def test_all_suffixes_of_single_pictures_that_pillow_reads_are_images() -> None:
+    expected = {".jpg", ".jpeg", ".jfif", ".jpe", ".png", ".webp", ".bmp", ".ppm", ".pgm", ".pbm", ".pnm", ".tif"}
+    assert expected | {".tiff", ".gif", ".jp2", ".j2k", ".tga"} <= image_suffixes()
+    assert not {".eps", ".ps", ".pdf", ".mpg", ".mpeg", ".h5", ".hdf", ".fits", ".wmf", ".grib"} & image_suffixes()
+
+
+def test_postscript_is_not_run_whatever_its_name(tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match="no image of a known format"):
+        ImageDecoder().decode(b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 9 9\n%%EndComments\n")
+
+
 def test_the_first_picture_of_an_animation(tmp_path: Path) -> None:
     pictures = [Image.fromarray(np.full((8, 8, 3), value, dtype=np.uint8)) for value in (10, 200)]
     pictures[0].save(tmp_path / "moving.gif", save_all=True, append_images=pictures[1:])
@@ -75,11 +191,7 @@ def test_broken_exif_does_not_matter(tmp_path: Path) -> None:
 def bomb() -> bytes:
     """A PNG of 60,000 × 60,000 pixels in a few bytes."""
 
-    def chunk(kind: bytes, content: bytes) -> bytes:
-        return struct.pack(">I", len(content)) + kind + content + struct.pack(">I", zlib.crc32(kind + content))
-
-    header = struct.pack(">IIBBBBB", 60_000, 60_000, 8, 2, 0, 0, 0)
-    return b"\x89PNG\r\n\x1a\n" + chunk(b"IHDR", header) + chunk(b"IDAT", zlib.compress(b"")) + chunk(b"IEND", b"")
+    return png_of(struct.pack(">IIBBBBB", 60_000, 60_000, 8, 2, 0, 0, 0), zlib.compress(b""))
 
 
 def truncated() -> bytes:
@@ -123,6 +235,30 @@ def test_a_file_that_vanished_is_named_or_skipped(tmp_path: Path) -> None:
     images = images_of(tmp_path, "skip")
     (tmp_path / "here.png").unlink()
     assert isinstance(images[SampleKey(0, 0)], UnreadableImage)
+
+
+def test_a_disk_that_is_gone_is_no_unreadable_image(tmp_path: Path) -> None:
+    (tmp_path / "disk").mkdir()
+    Image.fromarray(PIXELS).save(tmp_path / "disk" / "here.png")
+    images = images_of(tmp_path / "disk", "skip")
+    (tmp_path / "disk").rename(tmp_path / "elsewhere")
+    with pytest.raises(InputError, match=r"here.png was not read: No such file .* the system's fault, not the image's"):
+        images[SampleKey(0, 0)]
+
+
+@pytest.mark.parametrize("number", [errno.EMFILE, errno.EIO, errno.ESTALE, errno.EACCES])
+def test_what_the_system_fails_to_read_is_no_unreadable_image(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, number: int
+) -> None:
+    Image.fromarray(PIXELS).save(tmp_path / "good.png")
+    images = images_of(tmp_path, "skip")
+
+    def fail(*arguments: Any) -> Any:
+        raise OSError(number, os.strerror(number))
+
+    monkeypatch.setattr("builtins.open", fail)
+    with pytest.raises(InputError, match=f"good.png was not read: {os.strerror(number)}"):
+        images[SampleKey(0, 0)]
 
 
 def test_other_files_are_passed_over(tmp_path: Path) -> None:

@@ -13,6 +13,7 @@ from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 from tqdm import tqdm
 
+from gsq_lightning.data.dataset import unread_line
 from gsq_lightning.data.decoding import UNREADABLE, ImageDecoder
 from gsq_lightning.data.sources import FolderSource, ImageSource
 from gsq_lightning.data.transforms import MAX_IMAGE_SIZE, ResizeAndCrop, short_side_for
@@ -85,6 +86,8 @@ class FolderPairs(Dataset[Pair]):
     def _decode(self, source: ImageSource, item: int) -> Tensor:
         try:
             return self._decoder.decode(source.read(item)).clone()
+        except OSError as error:
+            raise InputError(unread_line(source.name(item), error)) from error
         except UNREADABLE as error:
             raise InputError(f"{source.name(item)} cannot be read as an image: {error}") from error
 

@@ -68,6 +68,8 @@ class SourceImages(Dataset[Sample | UnreadableImage]):
             try:
                 pixels = self._read(item, key)
                 return Sample(pixels, int(self.source.labels[item]), self.source.name(item), tuple(unreadable))
+            except OSError as error:
+                raise InputError(unread_line(self.source.name(item), error)) from error
             except UNREADABLE as error:
                 if self.on_error == "raise":
                     raise InputError(unreadable_line(self.source.name(item), error)) from error
@@ -115,3 +117,8 @@ def unreadable_line(name: str, error: BaseException) -> str:
         f"{name} cannot be read as an image: {error}. Remove or repair it, or set on_error to skip to leave such "
         "images out and count them."
     )
+
+
+def unread_line(name: str, error: OSError) -> str:
+    """What is said where the system did not deliver an image, which says nothing of the image."""
+    return f"{name} was not read: {error.strerror or error}. That is the system's fault, not the image's"

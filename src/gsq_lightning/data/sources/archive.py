@@ -15,8 +15,8 @@ from typing import IO, Any, NamedTuple
 import numpy as np
 
 from gsq_lightning.data.batch import NO_LABEL
+from gsq_lightning.data.decoding import image_suffixes
 from gsq_lightning.data.sources.folder import (
-    IMAGE_SUFFIXES,
     class_labels,
     is_hidden,
     is_image_name,
@@ -272,7 +272,7 @@ def sample_key(name: str) -> str:
 
 def image_suffix(suffixes: Iterable[str]) -> str | None:
     """Which of the files of a WebDataset sample is its image, by what follows the key; None where there is none."""
-    return next((suffix for suffix in suffixes if f".{suffix.lower()}" in IMAGE_SUFFIXES), None)
+    return next((suffix for suffix in suffixes if f".{suffix.lower()}" in image_suffixes()), None)
 
 
 def label_of_sample(text: str | bytes) -> int:

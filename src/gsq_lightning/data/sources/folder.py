@@ -6,11 +6,11 @@ from pathlib import Path
 import numpy as np
 
 from gsq_lightning.data.batch import NO_LABEL
+from gsq_lightning.data.decoding import image_suffixes
 from gsq_lightning.data.sources.interface import ImageSource, fingerprint_of
 from gsq_lightning.data.sources.listing import Listing, PackedNames, Witness, cached_listing
 from gsq_lightning.errors import InputError
 
-IMAGE_SUFFIXES = frozenset({".jpg", ".jpeg", ".png", ".webp", ".bmp", ".ppm", ".tif", ".tiff", ".gif"})
 NO_PLACES = np.empty((0, 4), dtype=np.int64)
 
 
@@ -42,8 +42,13 @@ class FolderSource(ImageSource):
         return os.path.join(self._folder, self.names[item])
 
     def read(self, item: int) -> bytes:
-        with open(self.name(item), "rb") as file:
-            return file.read()
+        try:
+            with open(self.name(item), "rb") as file:
+                return file.read()
+        except FileNotFoundError as error:
+            if not os.path.exists(self._folder):
+                raise  # the disk is gone, not the image
+            raise ValueError("the file is gone") from error
 
     def fingerprint(self) -> str:
         """Also tells whether a file was rewritten in place: asks for the times and size of each."""
@@ -129,7 +134,7 @@ def class_labels(names: list[str]) -> np.ndarray:
 
 def is_image_name(name: str) -> bool:
     """Whether a path, within a folder or an archive, is by its suffix that of an image, and nothing on it is hidden."""
-    return os.path.splitext(name)[1].lower() in IMAGE_SUFFIXES and not is_hidden(name)
+    return os.path.splitext(name)[1].lower() in image_suffixes() and not is_hidden(name)
 
 
 def is_hidden(name: str) -> bool:
@@ -139,4 +144,4 @@ def is_hidden(name: str) -> bool:
 
 
 def suffixes_in_words() -> str:
-    return " ".join(sorted(IMAGE_SUFFIXES))
+    return " ".join(sorted(image_suffixes()))

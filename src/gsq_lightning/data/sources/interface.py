@@ -30,7 +30,7 @@ class ImageSource(ABC):
 
     @abstractmethod
     def read(self, item: int) -> bytes:
-        """The bytes of an image file. Raises OSError or ValueError where they are not to be had."""
+        """The bytes of an image file. Raises ValueError where it is damaged or gone, OSError where the system fails."""
 
     @abstractmethod
     def fingerprint(self) -> str:
