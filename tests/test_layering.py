@@ -18,7 +18,7 @@ MAY_IMPORT = {
     "files": {"errors"},
     "pretrained": {"errors", "files"},
     "networks": {"errors"},
-    "quantizers": {"errors", "precision"},
+    "quantizers": {"distributed", "errors", "precision"},
     "optim": {"errors"},
     "discriminators": {"errors", "pretrained"},
     "losses": {"errors", "pretrained"},

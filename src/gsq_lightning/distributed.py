@@ -5,7 +5,7 @@ import os
 import time
 from functools import cache
 
-from torch import distributed
+from torch import Tensor, distributed
 
 PAUSE = 0.02  # seconds: many times what a thread needs, little for the start of a loading process
 
@@ -21,6 +21,16 @@ def as_first_process(flag: bool) -> bool:
     flags = [flag]
     distributed.broadcast_object_list(flags, src=0)
     return flags[0]
+
+
+def mean_over_ranks(value: Tensor) -> Tensor:
+    """The mean over all ranks; every rank must call it. Its gradient is that of the own rank's share, times the number
+    of ranks: data-parallel training, which averages gradients, then has that of the mean."""
+    if not _are_several():
+        return value
+    total = value.detach().clone()
+    distributed.all_reduce(total)
+    return value + (total / distributed.get_world_size() - value.detach())
 
 
 @cache

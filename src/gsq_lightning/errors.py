@@ -21,6 +21,12 @@ def require(condition: bool, message: str) -> None:
         raise InputError(message)
 
 
+def require_at_least(minimum: float, **values: float) -> None:
+    """Raises InputError for the first of several named values that is below a minimum, or NaN."""
+    for name, value in values.items():
+        require(value >= minimum, f"{name} is {value}; it must be at least {minimum}")
+
+
 def look_up(name: str, word: str, table: Mapping[Any, Value]) -> Value:
     """The value of one of several words. Raises InputError, which lists them, for any other.
 

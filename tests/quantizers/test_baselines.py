@@ -11,7 +11,6 @@ import pytest
 import torch
 import vector_quantize_pytorch
 import yaml
-from torch import multiprocessing
 from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
 from gsq_lightning import GSQTokenizer, InputError, Quantizer, quantizers
@@ -293,29 +292,6 @@ def test_same_as_the_library_in_evaluation(make: Callable[[], Quantizer]) -> Non
     output = quantizer(latent)
     assert torch.equal(output.indices.flatten(), indices.long().flatten())
     torch.testing.assert_close(output.quantized, quantized)
-
-
-def _entropy_of_a_share(rank: int, folder: str) -> None:
-    torch.distributed.init_process_group("gloo", init_method=f"file://{folder}/meet", rank=rank, world_size=2)
-    latent = torch.load(f"{folder}/latent.pt")[rank : rank + 1].requires_grad_()
-    output = LFQ(8, inverse_temperature=0.7).train()(latent)
-    output.loss.backward()
-    torch.save((output.terms, latent.grad), f"{folder}/{rank}.pt")
-    torch.distributed.destroy_process_group()
-
-
-def test_batch_entropy_is_over_all_processes(tmp_path: Path) -> None:
-    latent = 2 * torch.randn(2, 3, 4, 4)
-    torch.save(latent, tmp_path / "latent.pt")
-    multiprocessing.spawn(_entropy_of_a_share, args=(str(tmp_path),), nprocs=2)
-    whole = latent.requires_grad_()
-    output = LFQ(8, inverse_temperature=0.7)(whole)
-    output.loss.backward()
-    shares = [torch.load(tmp_path / f"{rank}.pt") for rank in range(2)]
-    for terms, _ in shares:
-        torch.testing.assert_close(terms["batch_entropy"], output.terms["batch_entropy"])
-    # data-parallel training halves the sum of the two processes' gradients
-    torch.testing.assert_close(torch.cat([gradient for _, gradient in shares]) / 2, whole.grad)
 
 
 @each_quantizer

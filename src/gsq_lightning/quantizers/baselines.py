@@ -7,7 +7,7 @@ the methods and nothing else:
 - The nearest code is found exactly, by `lookup/`, as for GSQ. The library's search rounds, and needs an n × V matrix.
 - Codebooks are parameters, trained by the tokenizer's optimizer and averaged with its other weights. The library's
   running means, k-means starts and replacements of dead codes are off.
-- Losses are computed here. On W processes the library's batch entropy is that of the local distribution divided by W:
+- Losses are computed here. On W ranks the library's batch entropy is that of the local distribution divided by W:
   it drops the result of its all_reduce.
 
 The paper's plain VQ needs no class: it is `GroupedSphericalQuantizer(D, V, normalization="none", init="uniform")`.
@@ -24,11 +24,12 @@ from typing import Any, ClassVar, Self
 
 import torch
 from einops import rearrange
-from torch import Tensor, distributed, nn
+from torch import Tensor, nn
 from torch.nn import functional as F
 
-from gsq_lightning.errors import InputError
-from gsq_lightning.precision import full_precision
+from gsq_lightning.distributed import mean_over_ranks
+from gsq_lightning.errors import InputError, require, require_at_least
+from gsq_lightning.precision import full_precision, keep_precision
 from gsq_lightning.quantizers.gradients import straight_through
 from gsq_lightning.quantizers.interface import Quantizer, QuantizerOutput
 from gsq_lightning.quantizers.lookup import nearest_code
@@ -38,7 +39,7 @@ LARGEST_SCALAR_CODEBOOK = 2**31  # the library's place values are 32-bit
 LARGEST_BINARY_CODEBOOK = 2**20  # its table of all codes: 84 MB, and twice that while it is made
 
 
-class _LibraryQuantizer(Quantizer):
+class LibraryQuantizer(Quantizer):
     """What all wrappers share: the value of a latent is the code of its indices; float32 whatever the module's type."""
 
     def __init__(self, library: nn.Module, latent_channels: int, codebook_size: int, num_groups: int) -> None:
@@ -58,7 +59,7 @@ class _LibraryQuantizer(Quantizer):
 
     def indices_to_quantized(self, indices: Tensor) -> Tensor:
         with full_precision(indices.device):
-            return self._decode(indices)
+            return self._decode(indices.long())
 
     @abstractmethod
     def _search(self, latent: Tensor) -> Tensor:
@@ -69,22 +70,15 @@ class _LibraryQuantizer(Quantizer):
         """(B, h, w, G) → (B, D, h, w) float32, contiguous: the layout decides bits in the decoder's convolutions."""
 
     def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> Self:
-        def keep_precision(tensor: Tensor) -> Tensor:
-            applied = fn(tensor)
-            return tensor.to(applied.device) if applied.dtype.itemsize < tensor.dtype.itemsize else applied
-
-        super()._apply(keep_precision, recurse)
+        super()._apply(keep_precision(fn), recurse)
         return self
 
     def _split(self, latent: Tensor) -> Tensor:
         """(B, D, h, w) → (B, h, w, G, d)."""
         return rearrange(latent, "b (g d) h w -> b h w g d", g=self.num_groups)
 
-    def extra_repr(self) -> str:
-        return ", ".join(f"{name}={value!r}" for name, value in self.arguments.items())
 
-
-class _CodebookQuantizer(_LibraryQuantizer):
+class CodebookSequence(LibraryQuantizer):
     """A sequence of codebooks, each of which quantizes what those before it left."""
 
     commitment_weight: float
@@ -131,7 +125,7 @@ class _CodebookQuantizer(_LibraryQuantizer):
         return rearrange(total, "b h w d -> b d h w").contiguous()
 
 
-class ResidualVQ(_CodebookQuantizer):
+class ResidualVQ(CodebookSequence):
     """Residual quantization: each level quantizes what the levels before it left (SoundStream, arXiv 2107.03312).
 
     r_1 = z, index_l = argmin_j ‖r_l - c_lj‖², r_{l+1} = r_l - q_l, quantized = Σ q_l; its gradient goes to z.
@@ -151,8 +145,8 @@ class ResidualVQ(_CodebookQuantizer):
     def __init__(
         self, latent_channels: int, codebook_size: int, num_levels: int = 8, commitment_weight: float = 0.25
     ) -> None:
-        _check_at_least(1, latent_channels=latent_channels, codebook_size=codebook_size, num_levels=num_levels)
-        _check_at_least(0, commitment_weight=commitment_weight)
+        require_at_least(1, latent_channels=latent_channels, codebook_size=codebook_size, num_levels=num_levels)
+        require_at_least(0, commitment_weight=commitment_weight)
         library = _vector_quantize_pytorch().ResidualVQ(
             dim=latent_channels,
             codebook_size=codebook_size,
@@ -174,7 +168,7 @@ class ResidualVQ(_CodebookQuantizer):
         return [level.codebook for level in self.wrapped.layers]
 
 
-class SimVQ(_CodebookQuantizer):
+class SimVQ(CodebookSequence):
     """VQ whose codebook is a frozen Gaussian one times a trained D × D matrix (SimVQ, arXiv 2411.02038).
 
     Loss: mean((q - sg z)²) + commitment_weight · mean((sg q - z)²). Straight-through as in its paper; the library's
@@ -190,8 +184,8 @@ class SimVQ(_CodebookQuantizer):
     """
 
     def __init__(self, latent_channels: int, codebook_size: int, commitment_weight: float = 0.25) -> None:
-        _check_at_least(1, latent_channels=latent_channels, codebook_size=codebook_size)
-        _check_at_least(0, commitment_weight=commitment_weight)
+        require_at_least(1, latent_channels=latent_channels, codebook_size=codebook_size)
+        require_at_least(0, commitment_weight=commitment_weight)
         library = _vector_quantize_pytorch().SimVQ(dim=latent_channels, codebook_size=codebook_size)
         super().__init__(library, latent_channels, codebook_size, num_groups=1)
         self.commitment_weight = commitment_weight
@@ -202,7 +196,7 @@ class SimVQ(_CodebookQuantizer):
         return [self.wrapped.codebook]
 
 
-class FSQ(_LibraryQuantizer):
+class FSQ(LibraryQuantizer):
     """Finite scalar quantization: each channel is bounded and rounded to one of L levels (FSQ, arXiv 2309.15505).
 
     No codebook and no loss. Rounding is straight-through, so that the gradient is that of the bounding tanh. D is
@@ -220,8 +214,8 @@ class FSQ(_LibraryQuantizer):
     _place_values: Tensor
 
     def __init__(self, levels: Sequence[int], num_groups: int = 1) -> None:
-        levels = list(levels)
-        _check_at_least(1, num_groups=num_groups)
+        levels = [int(length) for length in levels]
+        require_at_least(1, num_groups=num_groups)
         if not levels or min(levels) < 3:
             raise InputError(f"levels is {levels}; it takes one number of at least 3 per channel of a group")
         codebook_size = math.prod(levels)
@@ -265,13 +259,13 @@ class FSQ(_LibraryQuantizer):
         return self.wrapped.indices_to_codes(indices).float().contiguous()
 
 
-class LFQ(_LibraryQuantizer):
+class LFQ(LibraryQuantizer):
     """Lookup-free quantization: a bit per channel, its sign; codes {-1, 1}^d (LFQ, arXiv 2310.05737).
 
     Loss: entropy_weight · (E[H(p)] - diversity_weight · H(E[p])) + commitment_weight · mean((sg q - z)²) with
     p = softmax over the codes of 2 · inverse_temperature · ⟨z, c⟩: every position decided, all codes used. The bits of
     p are independent, so that both entropies are exact without an n × V matrix, in O(n·√V) memory. In training E[p] is
-    over all processes. Straight-through: the gradient goes to z.
+    over all ranks. Straight-through: the gradient goes to z.
 
     Args:
         codebook_size: V, a power of 2 up to 2^20; D = G · log2 V.
@@ -294,13 +288,13 @@ class LFQ(_LibraryQuantizer):
         commitment_weight: float = 0.25,
         inverse_temperature: float = 100.0,
     ) -> None:
+        codebook_size, num_groups = int(codebook_size), int(num_groups)
         name, bits = type(self).__name__, codebook_size.bit_length() - 1
-        _check_at_least(4 if self._spherical else 2, codebook_size=codebook_size)
-        _check_at_least(1, num_groups=num_groups)
-        _check_at_least(0, entropy_weight=entropy_weight, diversity_weight=diversity_weight)
-        _check_at_least(0, commitment_weight=commitment_weight)
-        if not inverse_temperature > 0:
-            raise InputError(f"inverse_temperature is {inverse_temperature}; it must be above 0")
+        require_at_least(4 if self._spherical else 2, codebook_size=codebook_size)
+        require_at_least(1, num_groups=num_groups)
+        require_at_least(0, entropy_weight=entropy_weight, diversity_weight=diversity_weight)
+        require_at_least(0, commitment_weight=commitment_weight)
+        require(inverse_temperature > 0, f"inverse_temperature is {inverse_temperature}; it must be above 0")
         if codebook_size != 2**bits:
             raise InputError(
                 f"codebook_size {codebook_size} is no power of 2, which the codes of {name} are, a bit per channel; "
@@ -346,6 +340,10 @@ class LFQ(_LibraryQuantizer):
                 },
             )
 
+    @property
+    def whole_batch_terms(self) -> list[str]:
+        return ["batch_entropy"] * (self.entropy_weight * self.diversity_weight > 0)
+
     def _search(self, latent: Tensor) -> Tensor:
         return self._signs(self._points(latent))
 
@@ -370,7 +368,7 @@ class LFQ(_LibraryQuantizer):
         position = F.softplus(-certainty) + certainty * torch.sigmoid(-certainty)
         mean = _mean_distribution(logits)
         if self.training:
-            mean = _over_processes(mean)
+            mean = mean_over_ranks(mean)
         batch = -(mean * mean.clamp(min=1e-20).log()).sum(dim=-1)
         return position.sum(dim=-1).mean(), batch.mean()
 
@@ -421,21 +419,6 @@ def _mean_distribution(logits: Tensor) -> Tensor:
             joint = (joint[..., :, None] * values[..., None, :]).flatten(-2)
         halves.append(joint)
     return torch.einsum("nga,ngb->gab", *halves).flatten(1) / len(logits)
-
-
-def _over_processes(mean: Tensor) -> Tensor:
-    """Mean over all processes. Gradients stay local: data-parallel training averages those of the weights."""
-    if not (distributed.is_available() and distributed.is_initialized()):
-        return mean
-    total = mean.detach().clone()
-    distributed.all_reduce(total)
-    return mean + (total / distributed.get_world_size() - mean.detach())
-
-
-def _check_at_least(minimum: int, **values: float) -> None:
-    for name, value in values.items():
-        if not value >= minimum:
-            raise InputError(f"{name} is {value}; it must be at least {minimum}")
 
 
 def _refuse_meta_device(name: str) -> None:

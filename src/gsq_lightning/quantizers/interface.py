@@ -7,6 +7,8 @@ from typing import Any, NamedTuple
 
 from torch import Tensor, nn
 
+from gsq_lightning.errors import require_at_least
+
 
 class QuantizerOutput(NamedTuple):
     """What a quantizer makes of a latent.
@@ -27,21 +29,25 @@ class QuantizerOutput(NamedTuple):
 class Quantizer(nn.Module, ABC):
     """Latent ⇄ indices.
 
-    For every quantizer, `indices_to_quantized(forward(latent).indices)` equals `forward(latent).quantized` to the
-    bit. A subclass keeps each constructor argument as an attribute of the same name, so that `arguments` can
+    For every quantizer, `indices_to_quantized(forward(latent).indices)` and `forward(latent).quantized` are bit-exact
+    equal. A subclass keeps each constructor argument as an attribute of the same name, so that `arguments` can
     rebuild it.
 
     Args:
-        latent_channels: D.
-        codebook_size: V.
-        num_groups: G.
+        latent_channels: D ≥ 1.
+        codebook_size: V ≥ 1.
+        num_groups: G ≥ 1.
+
+    Raises:
+        InputError: for sizes below 1.
     """
 
     def __init__(self, latent_channels: int, codebook_size: int, num_groups: int) -> None:
         super().__init__()
-        self._latent_channels = latent_channels
-        self._codebook_size = codebook_size
-        self._num_groups = num_groups
+        require_at_least(1, latent_channels=latent_channels, codebook_size=codebook_size, num_groups=num_groups)
+        self._latent_channels = int(latent_channels)
+        self._codebook_size = int(codebook_size)
+        self._num_groups = int(num_groups)
 
     @property
     def codebook_size(self) -> int:
@@ -76,6 +82,11 @@ class Quantizer(nn.Module, ABC):
         return 1
 
     @property
+    def whole_batch_terms(self) -> list[str]:
+        """Loss terms of all latents of a batch at once, whose gradients are others where small batches accumulate."""
+        return []
+
+    @property
     def bits_per_position(self) -> float:
         """G·log2 V: bits that the indices of one position of the latent can tell apart."""
         return self.num_groups * math.log2(self.codebook_size)
@@ -84,3 +95,6 @@ class Quantizer(nn.Module, ABC):
     def arguments(self) -> dict[str, Any]:
         """The constructor's arguments, by name."""
         return {name: getattr(self, name) for name in list(inspect.signature(type(self).__init__).parameters)[1:]}
+
+    def extra_repr(self) -> str:
+        return ", ".join(f"{name}={value!r}" for name, value in self.arguments.items())

@@ -7,6 +7,7 @@ import torch
 from torch import Tensor
 from torch.utils.checkpoint import checkpoint
 
+from gsq_lightning.distributed import mean_over_ranks
 from gsq_lightning.errors import InputError
 
 ENTROPY_TEMPERATURE = 0.01  # MaskGIT's tokenizer
@@ -15,7 +16,9 @@ BLOCK_ELEMENTS = 2**24  # affinities in memory at once
 LARGEST_SEARCH = 2**40  # affinities of a step: minutes on a GPU; beyond it nobody would wait
 
 
-def entropy_loss(points: Tensor, codes: Tensor, temperature: float = ENTROPY_TEMPERATURE) -> Tensor:
+def entropy_loss(
+    points: Tensor, codes: Tensor, temperature: float = ENTROPY_TEMPERATURE, *, over_ranks: bool = False
+) -> Tensor:
     """Mean entropy of the assignments less the entropy of their mean (MaskGIT, arXiv 2202.04200, its tokenizer's loss).
 
     The assignment of a point is softmax_j(-‖x - c_j‖² / temperature). Low when each point is sure of its code and
@@ -25,6 +28,7 @@ def entropy_loss(points: Tensor, codes: Tensor, temperature: float = ENTROPY_TEM
         points: (n, d), normalized for the lookup.
         codes: (V, d), normalized for the lookup; gets gradients too.
         temperature: above 0.
+        over_ranks: whether the mean of the assignments is over all ranks, each with as many points.
 
     Returns:
         Scalar in [-log V, log V].
@@ -47,10 +51,12 @@ def entropy_loss(points: Tensor, codes: Tensor, temperature: float = ENTROPY_TEM
         )
         sample_entropy = sample_entropy + block_entropy / count
         mean_assignment = mean_assignment + block_assignment / count
+    if over_ranks:
+        mean_assignment = mean_over_ranks(mean_assignment)
     return sample_entropy + torch.special.xlogy(mean_assignment, mean_assignment.clamp(min=1e-30)).sum()
 
 
-def coding_rate_loss(points: Tensor, precision: float = CODING_PRECISION) -> Tensor:
+def coding_rate_loss(points: Tensor, precision: float = CODING_PRECISION, *, over_ranks: bool = False) -> Tensor:
     """Negative total coding rate (TCR): -½ log det(I + d / (n ε²) Zᵀ Z), EMP-SSL, arXiv 2304.03977, section 3.
 
     Low when the points fill all d dimensions alike.
@@ -58,12 +64,15 @@ def coding_rate_loss(points: Tensor, precision: float = CODING_PRECISION) -> Ten
     Args:
         points: (n, d).
         precision: ε² above 0.
+        over_ranks: whether the points of all ranks count, of each as many.
 
     Returns:
         Scalar, at most 0.
     """
     count, dimension = points.shape
     gram = points.T @ points * (dimension / (count * precision))
+    if over_ranks:
+        gram = mean_over_ranks(gram)
     return -0.5 * torch.logdet(torch.eye(dimension, dtype=points.dtype, device=points.device) + gram)
 
 

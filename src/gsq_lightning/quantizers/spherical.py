@@ -5,24 +5,29 @@ z is a latent vector of one group, ẑ the normalized one, c a row of the codebo
 stop-gradient. "Eq." numbers are the paper's.
 """
 
-import copy
 import warnings
 from collections.abc import Callable
 from typing import Any, Literal
 
 import torch
-from einops import rearrange
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from gsq_lightning.errors import InputError
+from gsq_lightning.errors import InputError, look_up, require, require_at_least
+from gsq_lightning.precision import keep_precision
 from gsq_lightning.quantizers.gradients import rotate_and_scale, straight_through
 from gsq_lightning.quantizers.interface import Quantizer, QuantizerOutput
-from gsq_lightning.quantizers.lookup import CodeIndex, Method
+from gsq_lightning.quantizers.lookup import CodeIndex, nearest_code
 from gsq_lightning.quantizers.regularizers import coding_rate_loss, entropy_loss
 
 Normalization = Literal["l2", "l1", "none", "clip"]
 Initialization = Literal["sphere", "uniform"]
+Gradient = Literal["straight_through", "rotation"]
+
+GRADIENTS: dict[Gradient, Callable[[Tensor, Tensor], Tensor]] = {
+    "straight_through": straight_through,
+    "rotation": rotate_and_scale,
+}
 
 MAX_CODEBOOK = 2**31  # numbers: 8 GiB; the paper's largest has 2^23
 
@@ -48,13 +53,13 @@ class GroupedSphericalQuantizer(Quantizer):
         commitment_weight: ≥ 0.
         gradient: past the choice of a code: "straight_through", or "rotation" (arXiv 2410.06424).
         entropy_weight: of the entropy loss, ≥ 0 (Table 2 tries 0.01, 0.1, 0.5).
-        coding_rate_weight: of the total coding rate loss, ≥ 0 (TCR; Table 2 tries 0.01).
+        coding_rate_weight: of the total coding rate loss, ≥ 0 (TCR; Table 2 tries 0.01). Entropy and coding rate are
+            those of the whole batch: in training over all ranks.
         per_group_codebooks: a codebook for each group instead of one for all.
         project_codes: normalize q too, so that what the decoder gets lies on the sphere; with "l2" alone. The paper's
             checkpoints have q as stored.
-        tie_break_seed: choose at random, from this seed, between codes at exactly the same distance; by default the
-            lowest index.
-        lookup_method: how to search, see `lookup/`; "auto" takes the fastest. All give the same indices.
+        channel_dim: where a latent has its channels: 1 for (B, D, …), any number of dimensions after it, or -1 for
+            (B, …, D).
 
     Attributes:
         codebook: (V, d), or (G, V, d) with `per_group_codebooks`; float32 parameter.
@@ -71,52 +76,48 @@ class GroupedSphericalQuantizer(Quantizer):
         normalization: Normalization = "l2",
         init: Initialization = "sphere",
         commitment_weight: float = 0.25,
-        gradient: Literal["straight_through", "rotation"] = "straight_through",
+        gradient: Gradient = "straight_through",
         entropy_weight: float = 0.0,
         coding_rate_weight: float = 0.0,
         per_group_codebooks: bool = False,
         project_codes: bool = False,
-        tie_break_seed: int | None = None,
-        lookup_method: Method = "auto",
+        channel_dim: Literal[1, -1] = 1,
     ) -> None:
         super().__init__(latent_channels, codebook_size, num_groups)
-        for name, size in (
-            ("latent_channels", latent_channels),
-            ("codebook_size", codebook_size),
-            ("num_groups", num_groups),
-        ):
-            if size < 1:
-                raise InputError(f"{name} is {size}; it must be at least 1")
-        if codebook_size * latent_channels > MAX_CODEBOOK:
-            raise InputError(
-                f"codebook_size {codebook_size} with {latent_channels} latent_channels is too large a codebook; it may "
-                f"hold {MAX_CODEBOOK} numbers. More groups tell as many images apart with smaller codebooks"
-            )
+        require(
+            codebook_size * latent_channels <= MAX_CODEBOOK,
+            f"codebook_size {codebook_size} with {latent_channels} latent_channels is too large a codebook; it may "
+            f"hold {MAX_CODEBOOK} numbers. More groups tell as many images apart with smaller codebooks",
+        )
         if latent_channels % num_groups:
             allowed = [g for g in range(1, latent_channels + 1) if latent_channels % g == 0]
             raise InputError(
                 f"num_groups {num_groups} does not divide latent_channels {latent_channels}; "
                 f"use one of {', '.join(map(str, allowed))}"
             )
-        for name, weight in (
-            ("commitment_weight", commitment_weight),
-            ("entropy_weight", entropy_weight),
-            ("coding_rate_weight", coding_rate_weight),
-        ):
-            if not weight >= 0:
-                raise InputError(f"{name} is {weight}; it must be at least 0")
-        if project_codes and normalization != "l2":
-            raise InputError(f'project_codes needs normalization "l2", which has a sphere; it is "{normalization}"')
+        require_at_least(
+            0,
+            commitment_weight=commitment_weight,
+            entropy_weight=entropy_weight,
+            coding_rate_weight=coding_rate_weight,
+        )
+        look_up("normalization", normalization, NORMALIZATIONS)
+        look_up("init", init, INITIALIZATIONS)
+        look_up("gradient", gradient, GRADIENTS)
+        require(channel_dim in (1, -1), f"channel_dim is {channel_dim}; it must be 1 or -1")
+        require(
+            not project_codes or normalization == "l2",
+            f'project_codes needs normalization "l2", which has a sphere; it is "{normalization}"',
+        )
         self.normalization: Normalization = normalization
         self.init: Initialization = init
         self.commitment_weight = commitment_weight
-        self.gradient = gradient
+        self.gradient: Gradient = gradient
         self.entropy_weight = entropy_weight
         self.coding_rate_weight = coding_rate_weight
         self.per_group_codebooks = per_group_codebooks
         self.project_codes = project_codes
-        self.tie_break_seed = tie_break_seed
-        self.lookup_method: Method = lookup_method
+        self.channel_dim = channel_dim
         if normalization == "l2" and self.group_channels <= 2:
             _warn_of_l2_in_few_dimensions(self.group_channels)
         elif init == "sphere" and self.group_channels == 1 and codebook_size > 2:
@@ -139,17 +140,17 @@ class GroupedSphericalQuantizer(Quantizer):
     def num_codebooks(self) -> int:
         return self._num_groups if self.per_group_codebooks else 1
 
+    @property
+    def whole_batch_terms(self) -> list[str]:
+        return ["entropy"] * (self.entropy_weight > 0) + ["coding_rate"] * (self.coding_rate_weight > 0)
+
     @torch.no_grad()
     def reset_codebook(self) -> None:
-        """Draws the codebook anew (Eq. 4)."""
-        if self.init == "sphere":
-            self.codebook.copy_(normalize(torch.randn_like(self.codebook), "l2"))
-        else:
-            bound = 1.0 if self.group_channels == 1 else 1.0 / self.codebook_size
-            self.codebook.uniform_(-bound, bound)
+        """Draws a new codebook (Eq. 4)."""
+        INITIALIZATIONS[self.init](self.codebook)
 
     def forward(self, latent: Tensor) -> QuantizerOutput:
-        """(B, D, h, w), any float type → `QuantizerOutput`; losses and lookup in float32 or better."""
+        """(B, D, …), any float type → `QuantizerOutput`; losses and lookup in float32 or better."""
         with torch.autocast(latent.device.type, enabled=False):
             vectors = self._split(latent)
             normalized = normalize(vectors, self.normalization)
@@ -164,11 +165,10 @@ class GroupedSphericalQuantizer(Quantizer):
                 terms["entropy"] = self._entropy_loss(normalized)
                 loss = loss + self.entropy_weight * terms["entropy"]
             if self.coding_rate_weight > 0:
-                terms["coding_rate"] = coding_rate_loss(normalized.flatten(0, -2))
+                terms["coding_rate"] = coding_rate_loss(normalized.flatten(0, -2), over_ranks=self.training)
                 loss = loss + self.coding_rate_weight * terms["coding_rate"]
-            passed = rotate_and_scale if self.gradient == "rotation" else straight_through
             return QuantizerOutput(
-                quantized=self._merge(passed(normalized, codes)),
+                quantized=self._merge(GRADIENTS[self.gradient](normalized, codes)),
                 indices=indices,
                 loss=loss,
                 terms={name: term.detach() for name, term in terms.items()},
@@ -178,19 +178,24 @@ class GroupedSphericalQuantizer(Quantizer):
         return self._nearest(self._split(latent))
 
     def indices_to_quantized(self, indices: Tensor) -> Tensor:
-        return self._merge(self._codes_of(indices))
+        return self._merge(self._codes_of(indices.long()))
 
     def _split(self, latent: Tensor) -> Tensor:
-        """(B, D, h, w) → (B, h, w, G, d), float32 or better."""
-        vectors = rearrange(latent, "b (g d) h w -> b h w g d", g=self.num_groups)
+        """(B, D, …) → (B, …, G, d), float32 or better."""
+        if latent.ndim < 2 or latent.shape[self.channel_dim] != self.latent_channels:
+            raise InputError(
+                f"the latent has shape {tuple(latent.shape)}; dimension {self.channel_dim} must have the "
+                f"{self.latent_channels} channels"
+            )
+        vectors = latent.movedim(self.channel_dim, -1).unflatten(-1, (self.num_groups, self.group_channels))
         return vectors.to(torch.promote_types(vectors.dtype, torch.float32))
 
     def _merge(self, codes: Tensor) -> Tensor:
-        """(B, h, w, G, d) → (B, D, h, w), contiguous: the layout decides bits in the decoder's convolutions."""
-        return rearrange(codes, "b h w g d -> b (g d) h w").contiguous()
+        """(B, …, G, d) → (B, D, …), contiguous: the layout decides bits in the decoder's convolutions."""
+        return codes.flatten(-2).movedim(-1, self.channel_dim).contiguous()
 
     def _codes_of(self, indices: Tensor) -> Tensor:
-        """(B, h, w, G) → (B, h, w, G, d)."""
+        """(B, …, G) → (B, …, G, d)."""
         if self.per_group_codebooks:
             indices = indices + torch.arange(self.num_groups, device=indices.device) * self.codebook_size
         codes = F.embedding(indices, self.codebook.flatten(0, -2))
@@ -203,72 +208,83 @@ class GroupedSphericalQuantizer(Quantizer):
     def _entropy_loss(self, normalized: Tensor) -> Tensor:
         groups = normalized.unbind(-2) if self.per_group_codebooks else [normalized]
         losses = [
-            entropy_loss(points.flatten(0, -2), normalize(codebook, self.normalization))
+            entropy_loss(points.flatten(0, -2), normalize(codebook, self.normalization), over_ranks=self.training)
             for points, codebook in zip(groups, self._codebooks(), strict=True)
         ]
         return torch.stack(losses).mean()
 
     @torch.no_grad()
     def _nearest(self, vectors: Tensor) -> Tensor:
-        """(B, h, w, G, d) → (B, h, w, G): Eq. 5, normalized and compared in float64."""
+        """(B, …, G, d) → (B, …, G): Eq. 5, normalized and compared in float64."""
         device = vectors.device if vectors.device.type in ("cpu", "cuda") else torch.device("cpu")  # has float64
         points = normalize(vectors.to(device).double(), self.normalization)
         groups = points.unbind(-2) if self.per_group_codebooks else [points]
         indices = [
-            self._index(number, codebook.to(device), group.numel() // self.group_channels).query(group.flatten(0, -2))
+            self._nearest_in(number, codebook.to(device), group.flatten(0, -2))
             for number, (group, codebook) in enumerate(zip(groups, self._codebooks(), strict=True))
         ]
         nearest = torch.stack(indices, dim=-1) if self.per_group_codebooks else indices[0]
         return nearest.view(vectors.shape[:-1]).to(vectors.device)
 
-    def _index(self, number: int, codebook: Tensor, num_points: int) -> CodeIndex:
-        """The lookup's index of a codebook; kept from call to call in evaluation, where building it would dominate."""
-        keep = not self.training and codebook.device.type == "cpu"
-        if keep and number < len(self._indexed) and torch.equal(self._indexed[number][0], codebook):
-            return self._indexed[number][1]
-        generator = None if self.tie_break_seed is None else torch.Generator().manual_seed(self.tie_break_seed)
-        index = CodeIndex(
-            normalize(codebook.double(), self.normalization),
-            self.lookup_method,
-            unit_norm=self.normalization == "l2",
-            num_points=None if keep else num_points,
-            generator=generator,
-        )
-        self._indexed[number:] = [(codebook.detach().clone(), index)] if keep else []
-        return index
+    def _nearest_in(self, number: int, codebook: Tensor, points: Tensor) -> Tensor:
+        """(n, d) normalized → (n,), of the codebook with this number.
+
+        In evaluation on the CPU the lookup's index is kept from call to call: building it would dominate.
+        """
+        unit_norm = self.normalization == "l2"
+        if self.training or codebook.device.type != "cpu" or torch.compiler.is_compiling():
+            return nearest_code(points, normalize(codebook.double(), self.normalization), unit_norm=unit_norm)
+        if not (number < len(self._indexed) and torch.equal(self._indexed[number][0], codebook)):
+            index = CodeIndex(normalize(codebook.double(), self.normalization), unit_norm=unit_norm)
+            self._indexed[number:] = [(codebook.detach().clone(), index)]
+        return self._indexed[number][1].query(points)
 
     def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> "GroupedSphericalQuantizer":
-        def keep_precision(tensor: Tensor) -> Tensor:
-            applied = fn(tensor)
-            return tensor.to(applied.device) if applied.dtype.itemsize < 4 else applied
-
-        super()._apply(keep_precision, recurse)
+        super()._apply(keep_precision(fn), recurse)
         return self
 
-    def __deepcopy__(self, memo: dict[int, Any]) -> "GroupedSphericalQuantizer":
-        self._indexed = []  # a copy's codebook will part from this one's
-        duplicate = type(self).__new__(type(self))
-        memo[id(self)] = duplicate
-        duplicate.__dict__ = copy.deepcopy(self.__dict__, memo)
-        return duplicate
-
-    def extra_repr(self) -> str:
-        return ", ".join(f"{name}={value!r}" for name, value in self.arguments.items())
+    def __getstate__(self) -> dict[str, Any]:
+        """For copies and pickle: without the lookup's index, which is larger than the codebook and made again."""
+        return {**self.__dict__, "_indexed": []}
 
 
 def normalize(vectors: Tensor, normalization: Normalization) -> Tensor:
-    """Normalizes along the last dimension (Eq. 5); a zero vector stays zero.
+    """Normalizes along the last dimension (Eq. 5); a zero vector stays zero, and its gradient is 0."""
+    return NORMALIZATIONS[normalization](vectors)
 
-    ℓ1 and ℓ2 do not depend on a vector's scale, so each is first divided by its largest magnitude: squares of
-    huge or tiny values would leave the range of floating point.
+
+def _to_unit_norm(vectors: Tensor, p: float) -> Tensor:
+    """Divides by the ℓp norm.
+
+    The result does not depend on a vector's scale, so each is first divided by its largest magnitude: squares of huge
+    or tiny values would leave the range of floating point.
     """
-    if normalization == "none":
-        return vectors
-    if normalization == "clip":
-        return vectors.clamp(-1.0, 1.0)
     largest = vectors.detach().abs().amax(dim=-1, keepdim=True)
-    scaled = vectors / largest.masked_fill(largest == 0, 1.0)
-    return F.normalize(scaled, p=2.0 if normalization == "l2" else 1.0, dim=-1)
+    zero = largest == 0
+    # ones instead of zeros, whose norm has no gradient
+    scaled = (vectors / largest.masked_fill(zero, 1.0)).masked_fill(zero, 1.0)
+    return F.normalize(scaled, p=p, dim=-1).masked_fill(zero, 0.0)
+
+
+NORMALIZATIONS: dict[Normalization, Callable[[Tensor], Tensor]] = {
+    "l2": lambda vectors: _to_unit_norm(vectors, 2.0),
+    "l1": lambda vectors: _to_unit_norm(vectors, 1.0),
+    "none": lambda vectors: vectors,
+    "clip": lambda vectors: vectors.clamp(-1.0, 1.0),
+}
+
+
+def _on_sphere(codebook: Tensor) -> None:
+    codebook.copy_(normalize(torch.randn_like(codebook), "l2"))
+
+
+def _uniform(codebook: Tensor) -> None:
+    codebook_size, dimension = codebook.shape[-2:]
+    bound = 1.0 if dimension == 1 else 1.0 / codebook_size
+    codebook.uniform_(-bound, bound)
+
+
+INITIALIZATIONS: dict[Initialization, Callable[[Tensor], None]] = {"sphere": _on_sphere, "uniform": _uniform}
 
 
 def _warn_of_l2_in_few_dimensions(dimensions: int) -> None:

@@ -27,11 +27,13 @@ while a finite code exists. A result is never out of range.
 """
 
 import importlib.util
+from collections.abc import Callable
 from typing import Literal, Protocol
 
 import torch
 from torch import Tensor
 
+from gsq_lightning.errors import InputError, look_up
 from gsq_lightning.precision import full_precision
 from gsq_lightning.quantizers.lookup.arithmetic import argsort, without_repeats
 from gsq_lightning.quantizers.lookup.brute import BruteSearch, LastResort
@@ -40,18 +42,9 @@ from gsq_lightning.quantizers.lookup.tiles import TiledSearch
 from gsq_lightning.quantizers.lookup.tree import TreeSearch
 
 Method = Literal["auto", "sorted", "circle", "kdtree", "matmul", "triton", "brute"]
-METHODS: tuple[str, ...] = ("auto", "sorted", "circle", "kdtree", "matmul", "triton", "brute")
 
 
-@torch.compiler.disable
-def nearest_code(
-    points: Tensor,
-    codes: Tensor,
-    method: Method = "auto",
-    *,
-    unit_norm: bool = False,
-    generator: torch.Generator | None = None,
-) -> Tensor:
+def nearest_code(points: Tensor, codes: Tensor, method: Method = "auto", *, unit_norm: bool = False) -> Tensor:
     """Index of the Euclidean-nearest code of each point, as a float64 search over all codes finds it.
 
     Args:
@@ -60,17 +53,27 @@ def nearest_code(
         method: see the table at the top of this file.
         unit_norm: the caller normalized both sides to ‖·‖₂ = 1. A hint for `auto` alone: the result is the
             same without it, and with it where it is wrong.
-        generator: breaks exact ties at random instead of by the lowest index; one draw per call, so that
-            points tied between the same codes get the same one.
 
     Returns:
         (n,) int64, in [0, V).
 
     Raises:
-        ValueError: V = 0, shapes or devices that do not fit, or a method that cannot do this d or device.
+        InputError: V = 0, shapes or devices that do not fit, or a method that cannot do this d or device.
     """
-    index = CodeIndex(codes, method, unit_norm=unit_norm, num_points=len(points), generator=generator)
-    return index.query(points)
+    if torch.compiler.is_compiling():
+        return _opaque_nearest_code(points, codes, method, unit_norm)
+    return CodeIndex(codes, method, unit_norm=unit_norm, num_points=len(points)).query(points)
+
+
+@torch.library.custom_op("gsq_lightning::nearest_code", mutates_args=())
+def _opaque_nearest_code(points: Tensor, codes: Tensor, method: str, unit_norm: bool) -> Tensor:
+    """One operator to the compiler, which cannot trace a search whose steps depend on the data."""
+    return CodeIndex(codes, method, unit_norm=unit_norm, num_points=len(points)).query(points)
+
+
+@_opaque_nearest_code.register_fake
+def _(points: Tensor, codes: Tensor, method: str, unit_norm: bool) -> Tensor:
+    return points.new_empty(points.shape[0], dtype=torch.int64)
 
 
 def choose_method(
@@ -91,7 +94,9 @@ def choose_method(
     return "kdtree" if dimension <= (6 if codebook_size <= 8192 else 8) else "matmul"
 
 
-class _Search(Protocol):
+class Search(Protocol):
+    """A method with its index built."""
+
     def query(self, points: Tensor) -> Tensor:
         """(n, d) float64, finite -> (n,) int64."""
 
@@ -100,7 +105,7 @@ class CodeIndex:
     """What a lookup prepares from the codes (sorted order, tree, tiles), to be reused while they stay.
 
     Args:
-        codes, method, unit_norm, generator: as for `nearest_code`; a generator is drawn from once, here.
+        codes, method, unit_norm: as for `nearest_code`.
         num_points: how many points a query will bring, for `auto`; None for many.
 
     Attributes:
@@ -110,14 +115,13 @@ class CodeIndex:
     def __init__(
         self,
         codes: Tensor,
-        method: Method = "auto",
+        method: Method | str = "auto",
         *,
         unit_norm: bool = False,
         num_points: int | None = None,
-        generator: torch.Generator | None = None,
     ) -> None:
         if codes.dim() != 2 or 0 in codes.shape or not codes.is_floating_point():
-            raise ValueError(
+            raise InputError(
                 f"codes must be a floating-point (V, d) with V, d >= 1; given {codes.dtype}, {tuple(codes.shape)}"
             )
         # Apple's GPU has no float64: such tensors are looked up on the CPU.
@@ -129,21 +133,20 @@ class CodeIndex:
         )
         with torch.no_grad(), full_precision(self._device):
             codes = codes.detach().to(self._device).double()
-            self._original = _searchable(codes, self.method, generator)
+            self._original = _rows_to_search(codes, self.method)
             self._codes = codes if self._original is None else codes[self._original]
             self._search = None if len(self._codes) == 0 else _build(self._codes, self.method)
 
-    @torch.compiler.disable
     @torch.no_grad()
     def query(self, points: Tensor) -> Tensor:
         """Index (n,) int64 of the nearest code of each point (n, d)."""
         if points.dim() != 2 or points.shape[1] != self.dimension or not points.is_floating_point():
-            raise ValueError(
+            raise InputError(
                 f"points must be a floating-point (n, {self.dimension}), as the codes; "
                 f"given {points.dtype}, {tuple(points.shape)}"
             )
         if points.device != self._codes_device:
-            raise ValueError(f"points must be on {self._codes_device}, as the codes; given {points.device}")
+            raise InputError(f"points must be on {self._codes_device}, as the codes; given {points.device}")
         if self._search is None or len(points) == 0:
             return torch.zeros(len(points), dtype=torch.int64, device=points.device)
         with full_precision(self._device):
@@ -160,46 +163,45 @@ class CodeIndex:
 def _resolve_method(
     method: str, dimension: int, codebook_size: int, num_points: int | None, device_type: str, unit_norm: bool
 ) -> str:
-    if method not in METHODS:
-        raise ValueError(f"method must be one of {', '.join(METHODS)}; given {method!r}")
+    look_up("method", method, {"auto": None, **SEARCHES})
     if method == "auto":
         return choose_method(dimension, codebook_size, num_points, device_type, unit_norm)
     wanted_dimension = {"sorted": 1, "circle": 2}.get(method, dimension)
     if dimension != wanted_dimension:
-        raise ValueError(f"method {method!r} needs d = {wanted_dimension}; given d = {dimension}")
+        raise InputError(f"method {method!r} needs d = {wanted_dimension}; given d = {dimension}")
     if method == "kdtree" and device_type != "cpu":
-        raise ValueError(f"method 'kdtree' needs CPU tensors; given {device_type}: use 'triton' or 'matmul'")
+        raise InputError(f"method 'kdtree' needs CPU tensors; given {device_type}: use 'triton' or 'matmul'")
     return method
 
 
-def _build(codes: Tensor, method: str) -> _Search:
+def _fused_search(codes: Tensor) -> Search:
+    from gsq_lightning.quantizers.lookup.triton import FusedSearch  # Triton only where it is used
+
+    return FusedSearch(codes)
+
+
+SEARCHES: dict[str, Callable[[Tensor], Search]] = {
+    "sorted": lambda codes: SortedSearch(codes, circle=False),
+    "circle": lambda codes: SortedSearch(codes, circle=True),
+    "kdtree": TreeSearch,
+    "matmul": TiledSearch,
+    "triton": _fused_search,
+    "brute": BruteSearch,
+}
+
+
+def _build(codes: Tensor, method: str) -> Search:
     if codes.abs().amax() > 1e150:  # squares leave float64
         return LastResort(codes)
-    if method == "sorted":
-        return SortedSearch(codes, circle=False)
-    if method == "circle":
-        return SortedSearch(codes, circle=True)
-    if method == "kdtree":
-        return TreeSearch(codes)
-    if method == "matmul":
-        return TiledSearch(codes)
-    if method == "triton":
-        from gsq_lightning.quantizers.lookup.triton import FusedSearch  # Triton only where it is used
-
-        return FusedSearch(codes)
-    return BruteSearch(codes)
+    return SEARCHES[method](codes)
 
 
-def _searchable(codes: Tensor, method: str, generator: torch.Generator | None) -> Tensor | None:
-    """Rows to search, in the order that decides ties; None for all of them as they stand."""
+def _rows_to_search(codes: Tensor, method: str) -> Tensor | None:
+    """Rows to search, ascending; None for all of them."""
     rows: Tensor | None = None
     finite = codes.isfinite().all(dim=1)
     if not finite.all():
         rows = finite.nonzero()[:, 0]
-    if generator is not None:
-        count = len(codes) if rows is None else len(rows)
-        shuffled = torch.randperm(count, generator=generator, device=generator.device).to(codes.device)
-        rows = shuffled if rows is None else rows[shuffled]
     if method in ("kdtree", "matmul", "triton"):
         # A collapsed codebook, thousands of equal codes, would make every point a tie to settle.
         distinct = _distinct(codes if rows is None else codes[rows])

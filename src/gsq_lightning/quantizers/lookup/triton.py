@@ -11,6 +11,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
+from gsq_lightning.errors import InputError
 from gsq_lightning.quantizers.lookup.arithmetic import FLOAT32_ROUNDING
 
 POINTS_PER_PROGRAM = {torch.float32: 64, torch.float64: 32}
@@ -70,7 +71,7 @@ class FusedSearch:
 
     def __init__(self, codes: Tensor) -> None:
         if codes.device.type != "cuda" and not triton.knobs.runtime.interpret:
-            raise ValueError(f"method 'triton' needs tensors on a CUDA device; given {codes.device.type}")
+            raise InputError(f"method 'triton' needs tensors on a CUDA device; given {codes.device.type}")
         self._columns = codes.t().contiguous()
         self._columns32 = self._columns.float()
         self._extent = torch.linalg.vector_norm(codes, dim=1).amax()
