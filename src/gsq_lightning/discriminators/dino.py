@@ -3,8 +3,7 @@ arXiv 2301.09515, section 3.2. The defaults are those of the GSQ paper's referen
 """
 
 import math
-from collections.abc import Sequence
-from contextlib import AbstractContextManager, nullcontext
+from collections.abc import Callable, Sequence
 from typing import Any, ClassVar, Literal
 
 import torch
@@ -13,8 +12,8 @@ from torch.nn import functional as F
 from torch.nn.utils import parametrizations
 
 from gsq_lightning.discriminators.augmentation import DifferentiableAugmentation
-from gsq_lightning.discriminators.interface import Discriminator, LogitPair
-from gsq_lightning.errors import InputError
+from gsq_lightning.discriminators.trunk import TrunkDiscriminator, TrunkDtype
+from gsq_lightning.errors import look_up, require
 from gsq_lightning.pretrained.backbones import (
     DINOV2_BLOCKS,
     DINOV2_CHANNELS,
@@ -23,7 +22,6 @@ from gsq_lightning.pretrained.backbones import (
     ImageNetInput,
     load_dinov2,
 )
-from gsq_lightning.pretrained.frozen import FrozenNetwork
 
 Tap = int | Literal["embedding"]
 Norm = Literal["batch", "local_batch", "none"]
@@ -32,10 +30,8 @@ LEAK = 0.2
 VIRTUAL_BATCH = 8
 
 
-class DINODiscriminator(Discriminator):
+class DINODiscriminator(TrunkDiscriminator):
     """A frozen DINOv2 ViT-S/14 with registers, and at each of several depths a head that judges every token.
-
-    Only the heads are trained, saved and seen from outside. Gradients flow through the trunk to the image.
 
     Args:
         weights: of the trunk: "pretrained", a path (see `load_dinov2`), or "random" (tests).
@@ -49,8 +45,7 @@ class DINODiscriminator(Discriminator):
         spectral_norm: whether the heads' convolutions have spectral norm 1, as in StyleGAN-T.
         prefix_tokens: whether class and register tokens are judged too, as in the reference.
         augmentation: what is done to all images before, in training.
-        trunk_dtype: what the trunk computes in on CUDA; elsewhere it computes in float32. In both cases whatever the
-            autocast state, which decides for the heads.
+        trunk_dtype: see `TrunkDiscriminator`.
 
     Raises:
         InputError: for options that make no sense; from `load`, where the weights cannot be had.
@@ -68,67 +63,33 @@ class DINODiscriminator(Discriminator):
         spectral_norm: bool = False,
         prefix_tokens: bool = True,
         augmentation: DifferentiableAugmentation | None = None,
-        trunk_dtype: Literal["bfloat16", "float32"] = "bfloat16",
+        trunk_dtype: TrunkDtype = "bfloat16",
     ) -> None:
-        super().__init__()
-        if input_size < DINOV2_PATCH_SIZE or input_size % DINOV2_PATCH_SIZE:
-            raise InputError(
-                f"input_size is {input_size}; it must be a multiple of {DINOV2_PATCH_SIZE}, such as 518 or 224"
-            )
-        if (
-            not taps
-            or len(set(taps)) != len(taps)
-            or any(t != "embedding" and t not in range(DINOV2_BLOCKS) for t in taps)
-        ):
-            raise InputError(
-                f'taps is {list(taps)}; it takes one or more of the blocks 0 to {DINOV2_BLOCKS - 1} and "embedding"'
-            )
+        require(
+            input_size >= DINOV2_PATCH_SIZE and input_size % DINOV2_PATCH_SIZE == 0,
+            f"input_size is {input_size}; it must be a multiple of {DINOV2_PATCH_SIZE}, such as 518 or 224",
+        )
+        possible = {"embedding", *range(DINOV2_BLOCKS)}
+        require(
+            0 < len(taps) == len(set(taps)) and possible.issuperset(taps),
+            f'taps is {list(taps)}; it takes one or more of the blocks 0 to {DINOV2_BLOCKS - 1} and "embedding"',
+        )
         tokens = (input_size // DINOV2_PATCH_SIZE) ** 2 + (DINOV2_PREFIX_TOKENS if prefix_tokens else 0)
-        if kernel_size < 1 or kernel_size % 2 == 0 or kernel_size // 2 > tokens:
-            raise InputError(f"kernel_size is {kernel_size}; it must be odd and at most {2 * tokens + 1}")
+        require(
+            kernel_size >= 1 and kernel_size % 2 == 1 and kernel_size // 2 <= tokens,
+            f"kernel_size is {kernel_size}; it must be odd and at most {2 * tokens + 1}",
+        )
+        super().__init__(
+            {str(tap): TokenHead(kernel_size, norm, spectral_norm) for tap in taps}, augmentation, trunk_dtype
+        )
         self.weights = weights
         self.input_size = input_size
         self.taps = tuple(taps)
         self.prefix_tokens = prefix_tokens
-        self.augmentation = augmentation
-        self.trunk_dtype: torch.dtype = getattr(torch, trunk_dtype)
-        self.heads = nn.ModuleDict({str(tap): TokenHead(kernel_size, norm, spectral_norm) for tap in taps})
-        self.trunk: FrozenNetwork | None = None
 
-    def load(self) -> None:
-        if self.trunk is None:
-            network = load_dinov2(self.weights, self.input_size)
-            self.trunk = FrozenNetwork(TappedTrunk(network, self.input_size, self.taps, self.prefix_tokens))
-
-    def forward(self, image: Tensor) -> Tensor:
-        """(B, 3, H, W) in [-1, 1] → logits (B, N) of all tokens at all taps; N = 6870 with the defaults."""
-        return self._judge(self._features(self._augmented(image)))
-
-    def forward_pair(self, image: Tensor, reconstruction: Tensor) -> LogitPair:
-        """Runs the trunk once over both, and the heads one after the other: their batch statistics do not mix."""
-        features = self._features(torch.cat([self._augmented(image), self._augmented(reconstruction)]))
-        sizes = [len(image), len(reconstruction)]
-        real, fake = zip(*(feature.split(sizes) for feature in features), strict=True)
-        return LogitPair(self._judge(real), self._judge(fake))
-
-    def within_step(self) -> AbstractContextManager[None]:
-        return nullcontext() if self.augmentation is None else self.augmentation.within_step()
-
-    def _augmented(self, image: Tensor) -> Tensor:
-        return image.float() if self.augmentation is None else self.augmentation(image)
-
-    def _features(self, image: Tensor) -> list[Tensor]:
-        """→ (B, tokens, 384) at each tap."""
-        assert self.trunk is not None, "call load() first"
-        device = image.device.type
-        reduced = device == "cuda" and self.trunk_dtype != torch.float32
-        with torch.autocast(device, dtype=self.trunk_dtype if reduced else None, enabled=reduced):
-            features = self.trunk(image)
-        # under autocast the heads cast for themselves
-        return features if torch.is_autocast_enabled(device) else [feature.float() for feature in features]
-
-    def _judge(self, features: Sequence[Tensor]) -> Tensor:
-        return torch.cat([head(x) for head, x in zip(self.heads.values(), features, strict=True)], dim=1)
+    def make_trunk(self) -> nn.Module:
+        network = load_dinov2(self.weights, self.input_size)
+        return TappedTrunk(network, self.input_size, self.taps, self.prefix_tokens)
 
 
 class TappedTrunk(nn.Module):
@@ -175,7 +136,7 @@ class TokenHead(nn.Module):
         def layer(kernel_size: int) -> nn.Sequential:
             # a bias before a batch norm would be subtracted again
             convolution = _convolution(DINOV2_CHANNELS, kernel_size, norm == "none", spectral_norm)
-            return nn.Sequential(convolution, *_norm_layers(norm), nn.LeakyReLU(LEAK))
+            return nn.Sequential(convolution, *look_up("norm", norm, NORMS)(), nn.LeakyReLU(LEAK))
 
         self.first = layer(kernel_size=1)
         self.residual = layer(kernel_size)
@@ -208,14 +169,11 @@ class LocalBatchNorm(nn.Module):
         return torch.cat([F.batch_norm(group, None, None, self.weight, self.bias, training=True) for group in groups])
 
 
-def _norm_layers(norm: Norm) -> list[nn.Module]:
-    if norm == "none":
-        return []
-    return [
-        nn.BatchNorm1d(DINOV2_CHANNELS, track_running_stats=False)
-        if norm == "batch"
-        else LocalBatchNorm(DINOV2_CHANNELS)
-    ]
+NORMS: dict[Norm, Callable[[], list[nn.Module]]] = {
+    "batch": lambda: [nn.BatchNorm1d(DINOV2_CHANNELS, track_running_stats=False)],
+    "local_batch": lambda: [LocalBatchNorm(DINOV2_CHANNELS)],
+    "none": list,
+}
 
 
 def _convolution(out_channels: int, kernel_size: int, bias: bool, spectral_norm: bool) -> nn.Module:

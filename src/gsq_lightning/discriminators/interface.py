@@ -1,5 +1,6 @@
 """The interface of discriminators."""
 
+from abc import ABC, abstractmethod
 from contextlib import AbstractContextManager, nullcontext
 from typing import ClassVar, NamedTuple
 
@@ -18,17 +19,17 @@ class LogitPair(NamedTuple):
     fake: Tensor
 
 
-class Discriminator(nn.Module):
+class Discriminator(nn.Module, ABC):
     """Image → logits that are high for real images. A subclass implements `forward`."""
 
     supports_gradient_penalty: ClassVar[bool] = True
 
-    def load(self) -> None:
-        """Gets pretrained parts ready; called once when training starts, never for validation or prediction."""
-
+    @abstractmethod
     def forward(self, image: Tensor) -> Tensor:
         """(B, 3, H, W) in [-1, 1] → logits, any shape that starts with B."""
-        raise NotImplementedError
+
+    def load(self) -> None:
+        """Gets pretrained parts ready before their first use: missing weights are known when training starts."""
 
     def forward_pair(self, image: Tensor, reconstruction: Tensor) -> LogitPair:
         """Logits of images and of reconstructions, as two calls of `forward` give them; perhaps with less work."""
@@ -37,3 +38,24 @@ class Discriminator(nn.Module):
     def within_step(self) -> AbstractContextManager[None]:
         """Surrounds all calls of one training step, for what should be drawn at random only once in it."""
         return nullcontext()
+
+
+class ModuleDiscriminator(Discriminator):
+    """Any module as a discriminator.
+
+    Args:
+        network: (B, 3, H, W) in [-1, 1] → logits, any shape that starts with B.
+    """
+
+    def __init__(self, network: nn.Module) -> None:
+        super().__init__()
+        self.network = network
+
+    def forward(self, image: Tensor) -> Tensor:
+        logits: Tensor = self.network(image)
+        return logits
+
+
+def as_discriminator(network: nn.Module) -> Discriminator:
+    """A discriminator as it is, any other module in a `ModuleDiscriminator`."""
+    return network if isinstance(network, Discriminator) else ModuleDiscriminator(network)

@@ -1,6 +1,7 @@
 """Losses: functions of images and logits. They know nothing of the networks that made them."""
 
 from gsq_lightning.losses.adversarial import AdversarialLoss, discriminator_loss, generator_loss
+from gsq_lightning.losses.efficientnet import EfficientNetLoss
 from gsq_lightning.losses.features import DINOLoss, DINOPatchLoss, FeatureLoss, ResNetLoss, VGGLoss
 from gsq_lightning.losses.perceptual import LPIPS, PerceptualLoss
 from gsq_lightning.losses.regularizers import GradientPenalty, LeCamRegularizer, adaptive_weight, gradient_penalty
@@ -11,6 +12,7 @@ __all__ = [
     "AdversarialLoss",
     "DINOLoss",
     "DINOPatchLoss",
+    "EfficientNetLoss",
     "FeatureLoss",
     "GradientPenalty",
     "LeCamRegularizer",

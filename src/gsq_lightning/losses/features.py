@@ -2,25 +2,28 @@
 images.
 """
 
+from abc import abstractmethod
 from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from gsq_lightning.errors import InputError
-from gsq_lightning.losses.perceptual import PerceptualLoss
+from gsq_lightning.errors import look_up, require
+from gsq_lightning.losses.perceptual import FrozenNetworkLoss
 from gsq_lightning.pretrained.backbones import DINOV2_PATCH_SIZE, ImageNetInput, load_dinov2, load_resnet50, load_vgg16
-from gsq_lightning.pretrained.frozen import FrozenNetwork
 
 Output = Literal["logits", "features"]
+
+# whether the classifier at the network's end is left out
+WITHOUT_CLASSIFIER: dict[Output, bool] = {"logits": False, "features": True}
 
 INPUT_SIZE = 224
 MIN_INPUT_SIZE = 32  # five halvings leave one pixel
 
 
-class FeatureLoss(PerceptualLoss):
-    """Mean squared error of the features of two images. A subclass implements `_load_features`.
+class FeatureLoss(FrozenNetworkLoss):
+    """Mean squared error of the features of two images. A subclass implements `load_features`.
 
     Args:
         weights: "pretrained", a path, or "random" (tests).
@@ -31,21 +34,19 @@ class FeatureLoss(PerceptualLoss):
         super().__init__()
         self.weights = weights
         self.input_size = input_size
-        self.network: FrozenNetwork | None = None
 
-    def load(self) -> None:
-        if self.network is None:
-            self.network = FrozenNetwork(nn.Sequential(ImageNetInput(self.input_size), self._load_features()))
+    @abstractmethod
+    def load_features(self) -> nn.Module:
+        """The network: (B, 3, input_size, input_size), normalized as ImageNet → features, (B, ...)."""
+
+    def make_network(self) -> nn.Module:
+        return nn.Sequential(ImageNetInput(self.input_size), self.load_features())
 
     def forward(self, reconstruction: Tensor, image: Tensor) -> Tensor:
-        assert self.network is not None, "call load() first"
+        network = self.network_on(image.device)
         with torch.no_grad():
-            target = self.network(image)
-        return F.mse_loss(self.network(reconstruction).float(), target.float())
-
-    def _load_features(self) -> nn.Module:
-        """The network: (B, 3, input_size, input_size), normalized as ImageNet → features, (B, ...)."""
-        raise NotImplementedError
+            target = network(image)
+        return F.mse_loss(network(reconstruction).float(), target.float())
 
 
 class DINOLoss(FeatureLoss):
@@ -58,20 +59,20 @@ class DINOLoss(FeatureLoss):
 
     def __init__(self, weights: str = "pretrained", input_size: int = INPUT_SIZE) -> None:
         super().__init__(weights, input_size)
-        if input_size < DINOV2_PATCH_SIZE or input_size % DINOV2_PATCH_SIZE:
-            raise InputError(
-                f"input_size is {input_size}; it must be a multiple of {DINOV2_PATCH_SIZE}, such as {INPUT_SIZE}"
-            )
+        require(
+            input_size >= DINOV2_PATCH_SIZE and input_size % DINOV2_PATCH_SIZE == 0,
+            f"input_size is {input_size}; it must be a multiple of {DINOV2_PATCH_SIZE}, such as {INPUT_SIZE}",
+        )
 
-    def _load_features(self) -> nn.Module:
+    def load_features(self) -> nn.Module:
         return load_dinov2(self.weights, self.input_size)
 
 
 class DINOPatchLoss(DINOLoss):
     """As `DINOLoss`, but over the tokens of all patches, which tell where something is; not in the paper's table."""
 
-    def _load_features(self) -> nn.Module:
-        return _PatchTokens(super()._load_features())
+    def load_features(self) -> nn.Module:
+        return _PatchTokens(super().load_features())
 
 
 class ResNetLoss(FeatureLoss):
@@ -87,10 +88,11 @@ class ResNetLoss(FeatureLoss):
         super().__init__(weights, input_size)
         _check_size(input_size)
         self.output: Output = output
+        self._without_classifier = look_up("output", output, WITHOUT_CLASSIFIER)
 
-    def _load_features(self) -> nn.Module:
+    def load_features(self) -> nn.Module:
         network = load_resnet50(self.weights)
-        if self.output == "features":
+        if self._without_classifier:
             network.fc = nn.Identity()
         return network
 
@@ -108,10 +110,11 @@ class VGGLoss(FeatureLoss):
         super().__init__(weights, input_size)
         _check_size(input_size)
         self.output: Output = output
+        self._without_classifier = look_up("output", output, WITHOUT_CLASSIFIER)
 
-    def _load_features(self) -> nn.Module:
+    def load_features(self) -> nn.Module:
         network = load_vgg16(self.weights)
-        if self.output == "features":
+        if self._without_classifier:
             features = network.features
             assert isinstance(features, nn.Module)
             return features
@@ -130,5 +133,7 @@ class _PatchTokens(nn.Module):
 
 
 def _check_size(input_size: int) -> None:
-    if input_size < MIN_INPUT_SIZE:
-        raise InputError(f"input_size is {input_size}; it must be at least {MIN_INPUT_SIZE}, {INPUT_SIZE} is usual")
+    require(
+        input_size >= MIN_INPUT_SIZE,
+        f"input_size is {input_size}; it must be at least {MIN_INPUT_SIZE}, {INPUT_SIZE} is usual",
+    )
