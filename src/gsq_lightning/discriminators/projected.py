@@ -11,7 +11,7 @@ from torch.nn.utils import parametrizations
 
 from gsq_lightning.discriminators.augmentation import DifferentiableAugmentation
 from gsq_lightning.discriminators.trunk import TrunkDiscriminator, TrunkDtype
-from gsq_lightning.errors import require
+from gsq_lightning.errors import require, require_at_least
 from gsq_lightning.pretrained.efficientnet import DEPTHS, EfficientNetFeatures, load_efficientnet_lite0
 
 LEAK = 0.2
@@ -46,7 +46,7 @@ class ProjectedDiscriminator(TrunkDiscriminator):
         augmentation: DifferentiableAugmentation | None = None,
         trunk_dtype: TrunkDtype = "bfloat16",
     ) -> None:
-        require(head_channels >= 1, f"head_channels is {head_channels}; it must be at least 1")
+        require_at_least(1, head_channels=head_channels)
         heads = {
             f"stride_{scale.stride}": MapHead(channels, head_channels)
             for scale, channels in zip(SCALES, HEAD_CHANNELS, strict=True)
