@@ -65,7 +65,7 @@ def validated(folder: str, rank: int, world: int) -> dict[str, float]:
     metrics.start(None)
     with torch.no_grad():
         # one image at a time: the networks' sums may depend on what else is in a batch
-        for batch in DataLoader(dataset, sampler=EpochSampler(dataset, world, rank), collate_fn=collate):
+        for batch in DataLoader(dataset, sampler=EpochSampler(len(dataset), rank, world), collate_fn=collate):
             image = pixels_to_image(batch.image)
             output = tokenizer.encode(image)
             metrics.update(image, tokenizer.decode(output.quantized), output.indices)

@@ -1,5 +1,6 @@
 """The exceptions of this library, and what is asked of those of others."""
 
+import operator
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any, TypeVar
@@ -64,6 +65,19 @@ class WeightsMissing(InputError):
         self.url = url
         self.folder = folder
         self.command = command
+
+
+def whole_number(name: str, value: Any, least: int) -> int:
+    """A whole number as Python's own int, numpy's too, as checkpoints take no others.
+
+    Raises InputError for what is none, or is below `least`.
+    """
+    try:
+        number = operator.index(value)
+    except TypeError:
+        raise InputError(f"{name} is {value!r}; it must be a whole number") from None
+    require(number >= least, f"{name} is {number}; it must be at least {least}")
+    return number
 
 
 class TrainingDiverged(RuntimeError):

@@ -7,8 +7,9 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from lightning.pytorch import Callback, LightningModule, Trainer
+from lightning.pytorch import LightningModule, Trainer, seed_everything
 from lightning.pytorch.callbacks import ModelCheckpoint
+from lightning.pytorch.core.optimizer import LightningOptimizer
 from PIL import Image
 from torchvision.transforms import v2
 
@@ -16,7 +17,7 @@ from gsq_lightning import InputError
 from gsq_lightning.data import ImageBatch, ImageDataModule, ImageNetDataModule, PhotographsDataModule
 from gsq_lightning.data.batch import per_device_batch_size
 from gsq_lightning.data.dataset import SourceImages
-from gsq_lightning.data.sampler import EpochSampler, SampleKey, sample_generator
+from gsq_lightning.data.sampler import EpochSampler, Place, SampleKey
 from gsq_lightning.data.sources import FolderSource
 from gsq_lightning.data.transforms import ResizeAndCrop
 from gsq_lightning.pixels import image_to_pixels, pixels_to_image
@@ -27,60 +28,59 @@ def keys(sampler: EpochSampler) -> list[int]:
     return [key.item for key in sampler]
 
 
+def order(seed: int, epoch: int, size: int = 50) -> list[int]:
+    return keys(EpochSampler(size, place=Place(seed, epoch)))
+
+
 @pytest.mark.parametrize("world", [1, 2, 3, 5, 12])
 def test_unpadded_shards_cover_everything_exactly_once(world: int) -> None:
-    shards = [keys(EpochSampler(range(10), world, rank)) for rank in range(world)]  # type: ignore[arg-type]
+    shards = [keys(EpochSampler(10, rank, world)) for rank in range(world)]
     assert sorted(itertools.chain(*shards)) == list(range(10))
     assert [len(shard) for shard in shards] == [len(range(rank, 10, world)) for rank in range(world)]
 
 
 @pytest.mark.parametrize("world", [1, 2, 4])
 def test_global_batches_are_the_same_for_any_number_of_devices(world: int) -> None:
-    samplers = [
-        EpochSampler(range(22), world, rank, shuffle=True, seed=5, multiple_of=8)  # type: ignore[arg-type]
-        for rank in range(world)
-    ]
+    samplers = [EpochSampler(22, rank, world, Place(seed=5), multiple_of=8) for rank in range(world)]
     share = 8 // world
     batches = [
         sorted(itertools.chain(*(keys(sampler)[start : start + share] for sampler in samplers)))
         for start in range(0, len(samplers[0]), share)
     ]
-    single = keys(EpochSampler(range(22), shuffle=True, seed=5, multiple_of=8))  # type: ignore[arg-type]
+    single = keys(EpochSampler(22, place=Place(seed=5), multiple_of=8))
     assert batches == [sorted(single[:8]), sorted(single[8:16])]
 
 
 def test_order_changes_with_epoch_and_seed_and_repeats_with_both() -> None:
-    def order(seed: int, epoch: int) -> list[int]:
-        sampler = EpochSampler(range(50), shuffle=True, seed=seed)  # type: ignore[arg-type]
-        sampler.set_epoch(epoch)
-        return keys(sampler)
-
     assert order(0, 0) == order(0, 0)
-    assert order(0, 0) != order(0, 1)
-    assert order(0, 0) != order(1, 0)
     assert sorted(order(0, 0)) == list(range(50))
+    orders = {tuple(order(seed, epoch)) for seed in range(4) for epoch in range(4)}
+    assert len(orders) == 16  # (seed 0, epoch 1) is not (seed 1, epoch 0) either
 
 
 def test_sampler_goes_on_from_any_place() -> None:
-    whole = EpochSampler(range(10), shuffle=True, seed=1, multiple_of=2)  # type: ignore[arg-type]
-    orders = []
-    for epoch in range(3):
-        whole.set_epoch(epoch)
-        orders.append(keys(whole))
-    resumed = EpochSampler(range(10), shuffle=True, seed=1, multiple_of=2)  # type: ignore[arg-type]
-    place = 10 + 6
-    resumed.follow(lambda: place)
-    assert keys(resumed) == orders[1][6:]
-    assert len(resumed) == 10
+    assert keys(EpochSampler(10, place=Place(1, epoch=1, consumed=6), multiple_of=2)) == order(1, 1, 10)[6:]
+    resumed = EpochSampler(10, place=Place(1, epoch=1, consumed=6), multiple_of=2)
+    assert len(resumed) == 10  # of the whole pass, as Lightning counts
     resumed.set_epoch(7)  # somebody who counts otherwise
-    assert keys(resumed) == orders[1][6:]
-    place = 20
-    assert keys(resumed) == orders[2]
+    assert keys(resumed) == order(1, 1, 10)[6:]
+
+
+def test_a_pass_is_the_same_again_until_something_was_trained_on() -> None:
+    place = Place(seed=1)
+    sampler = EpochSampler(10, place=place)
+    assert keys(sampler) == keys(sampler) == order(1, 0, 10)
+    place.advance(4, pass_images=10)  # and then the rest of the pass is given up
+    assert keys(sampler) == order(1, 1, 10)
+    for _ in range(5):
+        place.advance(2, pass_images=10)
+    assert (place.epoch, place.consumed, place.total) == (2, 0, 14)
+    assert keys(sampler) == order(1, 2, 10)
 
 
 def test_random_stream_depends_on_seed_epoch_and_index_alone() -> None:
     def draw(seed: int, epoch: int, index: int) -> int:
-        return int(torch.randint(2**31, (), generator=sample_generator(seed, SampleKey(epoch, index))))
+        return int(torch.randint(2**31, (), generator=SampleKey(epoch, index, seed).generator()))
 
     draws = {draw(seed, epoch, index) for seed in range(3) for epoch in range(3) for index in range(3)}
     assert len(draws) == 27
@@ -159,38 +159,56 @@ def test_resized_crops_take_rectangles_of_every_area_and_repeat_with_their_strea
     assert 60 < flipped < 140
 
 
+class Idle(LightningModule):
+    """Notes the names of the images of each training batch, and after how many of them it validates."""
+
+    def __init__(self, accumulate_batches: int = 1) -> None:
+        super().__init__()
+        self.weight = torch.nn.Parameter(torch.zeros(1))
+        self.automatic_optimization = False
+        self.accumulate_batches = accumulate_batches
+        self.seen: list[list[str]] = []
+        self.validated: list[int] = []
+
+    def training_step(self, batch: ImageBatch, batch_idx: int) -> None:
+        self.seen.append([Path(path).name for path in batch.path])
+        assert batch.image.dtype == torch.float32
+        if len(self.seen) % self.accumulate_batches == 0:
+            optimizer = self.optimizers()
+            assert isinstance(optimizer, LightningOptimizer)
+            optimizer.step()
+
+    def validation_step(self, batch: ImageBatch, batch_idx: int) -> None: ...
+
+    def on_validation_epoch_end(self) -> None:
+        self.validated.append(len(self.seen))
+
+    def configure_optimizers(self) -> torch.optim.Optimizer:
+        return torch.optim.SGD(self.parameters(), lr=0.1)
+
+
+def quiet_trainer(steps: int, folder: Path, **options: Any) -> Trainer:
+    """Keeps a checkpoint of each step."""
+    return Trainer(
+        **{
+            "max_steps": steps,
+            "max_epochs": -1,
+            "accelerator": "cpu",
+            "logger": False,
+            "callbacks": [ModelCheckpoint(folder, filename="{step}", every_n_train_steps=1, save_top_k=-1)],
+            "enable_progress_bar": False,
+            "enable_model_summary": False,
+            "limit_val_batches": 0,
+            **options,
+        }
+    )
+
+
 def run_through(data: ImageDataModule, steps: int, folder: Path, **fit_arguments: Any) -> list[list[str]]:
     """The names of the images of each training batch."""
-    seen: list[list[str]] = []
-
-    class Idle(LightningModule):
-        accumulate_batches = 1
-
-        def __init__(self) -> None:
-            super().__init__()
-            self.weight = torch.nn.Parameter(torch.zeros(1))
-
-        def training_step(self, batch: ImageBatch, batch_idx: int) -> torch.Tensor:
-            seen.append([Path(path).name for path in batch.path])
-            assert batch.image.dtype == torch.float32
-            return self.weight.sum()
-
-        def configure_optimizers(self) -> torch.optim.Optimizer:
-            return torch.optim.SGD(self.parameters(), lr=0.1)
-
-    keep: list[Callback] = [ModelCheckpoint(folder, filename="{step}", every_n_train_steps=1, save_top_k=-1)]
-    trainer = Trainer(
-        max_steps=steps,
-        max_epochs=-1,
-        accelerator="cpu",
-        logger=False,
-        callbacks=keep,
-        enable_progress_bar=False,
-        enable_model_summary=False,
-        limit_val_batches=0,
-    )
-    trainer.fit(Idle(), data, **fit_arguments)
-    return seen
+    module = Idle()
+    quiet_trainer(steps, folder).fit(module, data, **fit_arguments)
+    return module.seen
 
 
 @pytest.mark.parametrize(("stop", "num_workers"), [(1, 0), (3, 0), (4, 0), (5, 0), (8, 0), (9, 0), (3, 1), (8, 1)])
@@ -240,8 +258,101 @@ def test_a_larger_global_batch_goes_on_where_the_smaller_one_was(tmp_path: Path)
     assert not {name for batch in small for name in batch} & set(large[0])
 
 
+def epoch_of(root: Path, epoch: int, seed: int = 3) -> list[list[str]]:
+    """The batches of a whole epoch, by the sampler alone."""
+    data = ImageNetDataModule(root, 8, global_batch_size=4, num_workers=0)
+    data.setup("fit")
+    images = data.make_train_dataset()
+    assert isinstance(images, SourceImages)
+    names = [Path(images[key].path).name for key in EpochSampler(len(images), place=Place(seed, epoch))]
+    return [names[start : start + 4] for start in range(0, len(names), 4)]
+
+
+def seeded(root: Path, **arguments: Any) -> ImageNetDataModule:
+    return ImageNetDataModule(root, 8, global_batch_size=4, **{"seed": 3, "num_workers": 0, **arguments})
+
+
+def test_limited_epochs_are_equally_long_and_each_is_validated(image_root: Path, tmp_path: Path) -> None:
+    """Three of four batches: not 3, 1, 3, 1, …, with every second validation left out."""
+    data, module = seeded(image_root), Idle()
+    options = {"limit_train_batches": 3, "limit_val_batches": 1.0, "num_sanity_val_steps": 0}
+    quiet_trainer(8, tmp_path, **options).fit(module, data)
+    assert module.seen == [*epoch_of(image_root, 0)[:3], *epoch_of(image_root, 1)[:3], *epoch_of(image_root, 2)[:2]]
+    assert module.validated == [3, 6]
+    assert data.state_dict()["images_consumed"] == 32
+    for stop in (2, 3):
+        resumed = Idle()
+        trainer = quiet_trainer(8, tmp_path / "resumed", **options)
+        trainer.fit(resumed, seeded(image_root), ckpt_path=tmp_path / f"step={stop}.ckpt")
+        assert resumed.seen == module.seen[stop:]
+
+
+def test_reloading_loaders_changes_nothing(image_root: Path, tmp_path: Path) -> None:
+    data, module = seeded(image_root), Idle()
+    quiet_trainer(10, tmp_path, reload_dataloaders_every_n_epochs=1).fit(module, data)
+    assert module.seen == run_through(seeded(image_root), 10, tmp_path / "plain")
+    assert data.state_dict()["images_consumed"] == 40
+
+
+@pytest.mark.parametrize(("first", "num_workers"), [(4, 0), (2, 0), (2, 1)])
+def test_a_second_fit_goes_on_with_the_next_epoch(
+    image_root: Path, tmp_path: Path, first: int, num_workers: int
+) -> None:
+    data, module = seeded(image_root, num_workers=num_workers), Idle()
+    trainer = quiet_trainer(first, tmp_path)
+    trainer.fit(module, data)
+    trainer.fit_loop.epoch_loop.max_steps = first + 4
+    trainer.fit(module, data)
+    assert module.seen == [*epoch_of(image_root, 0)[:first], *epoch_of(image_root, 1)]
+    assert data.state_dict()["images_consumed"] == 4 * (first + 4)
+
+
+def test_the_order_is_that_of_seed_everything_unless_the_data_have_a_seed(
+    image_root: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("PL_GLOBAL_SEED", "0")  # set back after the test
+    for seed in (1, 2):
+        seed_everything(seed, verbose=False)
+        assert run_through(seeded(image_root, seed=None), 4, tmp_path / str(seed)) == epoch_of(image_root, 0, seed)
+        assert run_through(seeded(image_root), 4, tmp_path / f"own {seed}") == epoch_of(image_root, 0, 3)
+    # and without seed_everything it is what torch began with, which a resumed run knows from the checkpoint
+    monkeypatch.delenv("PL_GLOBAL_SEED")
+    torch.manual_seed(5)
+    whole = run_through(seeded(image_root, seed=None), 3, tmp_path / "whole")
+    assert whole == epoch_of(image_root, 0, 5)[:3]
+    torch.manual_seed(6)
+    checkpoint = tmp_path / "whole" / "step=1.ckpt"
+    assert run_through(seeded(image_root, seed=None), 3, tmp_path / "resumed", ckpt_path=checkpoint) == whole[1:]
+
+
+@pytest.mark.parametrize(("before", "now"), [(2, 1), (1, 2), (4, 1)])
+@pytest.mark.parametrize("stop", [1, 2, 3])  # within epochs of two steps, and at their end
+def test_a_run_resumed_with_other_accumulation_sees_each_image_of_an_epoch_once(
+    image_root: Path, tmp_path: Path, before: int, now: int, stop: int
+) -> None:
+    def run(accumulate: int, steps: int, **arguments: Any) -> tuple[list[str], Idle]:
+        module = Idle(accumulate)
+        data = ImageNetDataModule(image_root, 8, global_batch_size=8, num_workers=0, seed=3)
+        options = {"limit_val_batches": 1.0, "num_sanity_val_steps": 0}
+        quiet_trainer(steps, tmp_path / f"{accumulate}", **options).fit(module, data, **arguments)
+        return list(itertools.chain(*module.seen)), module
+
+    whole, _ = run(before, 6)
+    resumed, module = run(now, 6, ckpt_path=tmp_path / f"{before}" / f"step={stop}.ckpt")
+    assert resumed == whole[8 * stop :]
+    ends = [2 * step * now for step in (1, 2, 3)]
+    assert module.validated == [end - stop * now for end in ends if end > stop * now]  # where epochs of the data end
+
+
+def test_overfitting_sees_the_same_images_in_every_epoch(image_root: Path, tmp_path: Path) -> None:
+    module = Idle()
+    quiet_trainer(6, tmp_path, overfit_batches=2).fit(module, seeded(image_root, crop="random", flip=True))
+    assert module.seen == module.seen[:2] * 3
+    assert len(set(itertools.chain(*module.seen))) == 8
+
+
 def test_the_place_in_training_does_not_concern_validation(image_root: Path) -> None:
-    data = ImageNetDataModule(str(image_root), 8, global_batch_size=7)
+    data = ImageNetDataModule(image_root, 8, global_batch_size=7)
     data.setup("validate")
     data.load_state_dict({"images_consumed": 3, "training_images": 99, "global_batch_size": 2})
 
@@ -270,19 +381,20 @@ def test_names_with_spaces_and_other_scripts_are_found(tmp_path: Path) -> None:
 
 
 def test_missing_and_empty_folders_are_named(tmp_path: Path) -> None:
-    with pytest.raises(InputError, match=r"there is no folder .*nowhere; set data.root"):
+    with pytest.raises(InputError, match=r"there is no file or folder .*nowhere; set data.root"):
         ImageNetDataModule(str(tmp_path / "nowhere")).setup("fit")
-    with pytest.raises(InputError, match="there are no images below"):
-        ImageNetDataModule(str(tmp_path)).setup("validate")
+    for stage in ("fit", "validate"):
+        with pytest.raises(InputError, match="there are no images below"):
+            ImageNetDataModule(str(tmp_path)).setup(stage)
+    write_images(tmp_path / "val", 1)
     with pytest.raises(InputError, match="holds nothing named 'train'"):
         ImageNetDataModule(str(tmp_path)).setup("fit")
 
 
 def test_fewer_images_than_a_batch_are_refused(image_root: Path) -> None:
     data = ImageNetDataModule(str(image_root), 8, global_batch_size=17, num_workers=0)
-    data.setup("fit")
     with pytest.raises(InputError, match="16 training images, fewer than global_batch_size 17"):
-        data.train_dataloader()
+        data.setup("fit")
 
 
 @pytest.mark.parametrize(
@@ -290,7 +402,7 @@ def test_fewer_images_than_a_batch_are_refused(image_root: Path) -> None:
     [
         ({"image_size": 0}, "image_size is 0"),
         ({"val_crop_ratio": 1.5}, "val_crop_ratio is 1.5"),
-        ({"global_batch_size": -4}, "global_batch_size -4"),
+        ({"global_batch_size": -4}, "global_batch_size is -4"),
         ({"val_batch_size": 0}, "val_batch_size is 0"),
         ({"num_workers": -1}, "num_workers is -1"),
     ],

@@ -13,13 +13,12 @@ from typing import Any
 
 import pytest
 import torch
-from torch.utils.data import DataLoader
 
 from gsq_lightning import InputError
 from gsq_lightning.data import ImageNetDataModule
-from gsq_lightning.data.batch import collate
 from gsq_lightning.data.dataset import SourceImages
-from gsq_lightning.data.sampler import SampleKey
+from gsq_lightning.data.loader import Loading
+from gsq_lightning.data.sampler import Place, SampleKey
 from gsq_lightning.data.sources import ArchiveSource, FolderSource, ListSource, ParquetSource, listing, parquet
 from gsq_lightning.data.sources import archive as archive_module
 from gsq_lightning.data.sources.interface import ImageSource
@@ -402,6 +401,12 @@ def streamed(paths: list[Path], **arguments: Any) -> StreamedShards:
     return StreamedShards([str(path) for path in paths], ResizeAndCrop(8, 8), **arguments)
 
 
+def share_of_epoch(images: StreamedShards, rank: int, world: int, batch_size: int, place: Place) -> list[str]:
+    """The names that a device gets in an epoch of training."""
+    loader = images.train_loader(place, batch_size * world, Loading(rank, world, batch_size))
+    return [name for batch in loader for name in keys_of_batch(batch)]
+
+
 def keys_of(samples: Any) -> list[str]:
     return [sample.path.rpartition("/")[2] for sample in samples]
 
@@ -409,23 +414,27 @@ def keys_of(samples: Any) -> list[str]:
 @pytest.mark.parametrize("world", [1, 2, 3, 5])
 def test_streamed_validation_reads_each_shard_on_one_device(folder: Path, tmp_path: Path, world: int) -> None:
     paths = write_shards(folder, tmp_path / "shards")
-    shares = [keys_of(streamed(paths).deal(world, rank)) for rank in range(world)]
+    loaders = [streamed(paths).val_loader(Loading(rank, world)) for rank in range(world)]
+    shares = [[name for batch in loader for name in keys_of_batch(batch)] for loader in loaders]
     assert sorted(itertools.chain(*shares)) == [f"{index:04d}.png" for index in range(12)]
 
 
-def test_streamed_shards_are_dealt_to_loading_processes(folder: Path, tmp_path: Path) -> None:
+def test_streamed_shards_are_dealt_to_workers(folder: Path, tmp_path: Path) -> None:
     write_shards(folder, tmp_path / "shards")
     pattern = str(tmp_path / "shards" / "set-train-{000000..000003}.tar")
     data = ImageNetDataModule(
         train=pattern, val=pattern, source="webdataset", image_size=8, global_batch_size=3, num_workers=2
     )
     data.setup("fit")
-    for _ in range(2):  # the processes persist
+    for _ in range(2):  # the workers persist
         assert sorted(label for batch in data.val_dataloader() for label in batch.label.tolist()) == sorted(
             [0, 1, 2] * 4
         )
     loader = data.train_dataloader()
-    epochs = [[keys_of_batch(batch) for batch in loader] for _ in range(2)]
+    epochs = []
+    for _ in range(2):
+        epochs.append([keys_of_batch(batch) for batch in loader])
+        data._place.advance(12, 12)  # type: ignore[union-attr]
     for epoch in epochs:
         assert sorted(itertools.chain(*epoch)) == [f"{index:04d}.png" for index in range(12)]
     assert epochs[0] != epochs[1]
@@ -437,25 +446,23 @@ def keys_of_batch(batch: Any) -> list[str]:
 
 def test_streamed_training_shards_are_disjoint_and_shuffled_anew(folder: Path, tmp_path: Path) -> None:
     paths = write_shards(folder, tmp_path / "shards")
-    devices = [
-        streamed(paths, shuffle_buffer=4, seed=1).deal(2, rank).train(batch_size=2, batches=3, batches_before=0)
-        for rank in range(2)
-    ]
-    first, second = ([keys_of(device) for device in devices] for _ in range(2))
-    for epoch in (first, second):
-        assert sorted(itertools.chain(*epoch)) == [f"{index:04d}.png" for index in range(12)]
+
+    def epoch(number: int, consumed: int = 0) -> list[list[str]]:
+        images = (streamed(paths, shuffle_buffer=4) for _ in range(2))
+        return [share_of_epoch(image, rank, 2, 2, Place(1, number, consumed)) for rank, image in enumerate(images)]
+
+    first, second = epoch(0), epoch(1)
+    for shares in (first, second):
+        assert sorted(itertools.chain(*shares)) == [f"{index:04d}.png" for index in range(12)]
     assert first != second
-    again = streamed(paths, shuffle_buffer=4, seed=1).deal(2, 0).train(batch_size=2, batches=3, batches_before=0)
-    assert keys_of(again) == first[0]
-    resumed = streamed(paths, shuffle_buffer=4, seed=1).deal(2, 0).train(batch_size=2, batches=3, batches_before=4)
-    assert [len(keys_of(resumed)), len(keys_of(resumed))] == [4, 6]
+    assert epoch(0) == first
+    assert [len(share) for share in epoch(1, consumed=4)] == [4, 4]
 
 
-def test_too_few_shards_for_all_loading_processes_are_refused(folder: Path, tmp_path: Path) -> None:
+def test_too_few_shards_for_all_workers_are_refused(folder: Path, tmp_path: Path) -> None:
     paths = write_shards(folder, tmp_path / "shards", shards=2)
-    lonely = streamed(paths).deal(3, 2).train(batch_size=1, batches=1, batches_before=0)
     with pytest.raises(InputError, match=r"2 shards do not go round 3 device\(s\)"):
-        list(lonely)
+        share_of_epoch(streamed(paths), 2, 3, 1, Place())
 
 
 def test_a_broken_shard_is_named_or_passed_over(folder: Path, tmp_path: Path) -> None:
@@ -475,8 +482,8 @@ def test_devices_that_stream_broken_images_still_have_equal_batches(folder: Path
     paths = write_shards(folder, tmp_path / "shards")
     told = set()
     for rank in range(2):
-        share = streamed(paths, on_error="skip", seed=1).deal(2, rank).train(batch_size=2, batches=3, batches_before=0)
-        batches = list(DataLoader(share, batch_size=2, collate_fn=collate))
+        images = streamed(paths, on_error="skip", train_images=12)
+        batches = list(images.train_loader(Place(seed=1), 4, Loading(rank, 2, 2)))
         assert [len(batch.image) for batch in batches] == [2, 2, 2]
         told |= {image.path for batch in batches for image in batch.unreadable}
     assert len(told) == 2
@@ -487,9 +494,8 @@ def test_remote_shards_need_a_number_and_are_opened_by_webdataset(folder: Path, 
     commands = "::".join(f"pipe:cat {path}" for path in paths)
     arguments: dict[str, Any] = {"train": commands, "val": commands, "image_size": 8, "num_workers": 0}
     data = ImageNetDataModule(**arguments, global_batch_size=4)
-    data.setup("fit")
     with pytest.raises(InputError, match=r"set data.train_images, 1281167 for ImageNet"):
-        data.train_dataloader()
+        data.setup("fit")
     data = ImageNetDataModule(**arguments, global_batch_size=4, train_images=12)
     data.setup("fit")
     assert sorted(key for batch in data.train_dataloader() for key in keys_of_batch(batch)) == [

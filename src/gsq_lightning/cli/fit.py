@@ -375,6 +375,4 @@ def plain_message(message: str) -> str:
     """The core of a parser's message, which may quote every type that an option could have had."""
     if message.endswith("arguments are required: root"):
         return "data.root is missing: --data.root FOLDER, which holds train and val"
-    if message.rstrip().endswith("Option 'root' is not accepted"):
-        return "these data have no root; --data ImageNetDataModule before --data.root FOLDER takes images from a folder"
     return " ".join(line.strip(" -") for line in message.splitlines() if line.strip(" -"))

@@ -65,7 +65,7 @@ def leave_out_given(carried: dict[str, Any], configs: list[str], flags: list[str
     given = given_places(configs, flags)
     options = carried.get("data", {}).get("init_args", {})
     if "root" in given and given["root"] != options.get("root"):
-        given |= dict.fromkeys(("root", "train", "val", "train_images"))
+        given |= dict.fromkeys(("root", "train", "val", "train_images", "val_share"))
     for name in given:
         options.pop(name, None)
 

@@ -1,9 +1,7 @@
 """What all data modules of this library share: batch sizes, order, resuming, loaders, counting of unreadable images."""
 
-import atexit
 import logging
-import multiprocessing
-import signal
+import os
 from abc import abstractmethod
 from collections.abc import Mapping
 from typing import Any
@@ -11,117 +9,122 @@ from typing import Any
 import torch
 from lightning.pytorch import LightningDataModule
 from lightning.pytorch.utilities.rank_zero import rank_zero_info
-from torch.utils.data import DataLoader, Dataset
+from torch.utils.data import DataLoader
 
-from gsq_lightning.data.batch import (
-    ImageBatch,
-    Sample,
-    UnreadableImage,
-    collate,
-    per_device_batch_size,
-)
-from gsq_lightning.data.sampler import EpochSampler
-from gsq_lightning.data.stream import StreamedShards
-from gsq_lightning.errors import InputError
+from gsq_lightning.data.batch import ImageBatch, per_device_batch_size
+from gsq_lightning.data.dataset import ImageDataset
+from gsq_lightning.data.loader import Loading, default_workers, usable_cores
+from gsq_lightning.data.sampler import Place
+from gsq_lightning.errors import require, whole_number
 from gsq_lightning.pixels import pixels_to_image
 
 logger = logging.getLogger(__name__)
-
-ImageDataset = Dataset[Sample | UnreadableImage]
 
 
 class ImageDataModule(LightningDataModule):
     """Batches of images in an order that (seed, epoch) decides, resumed where a checkpoint left off.
 
-    A subclass makes the two datasets; they are indexed by `SampleKey`.
+    A subclass makes the data sets of both splits.
 
     Args:
         global_batch_size: images per training step over all devices, nodes and accumulated batches.
         val_batch_size: images per device and step in validation, test and prediction.
-        num_workers: loading processes per device.
-        seed: of order, crops and flips.
+        num_workers: worker processes per device that load images; by default its share of the machine's cores, at
+            most 8.
+        seed: of order, crops and flips; by default that of `seed_everything`, else torch's initial seed.
     """
 
-    def __init__(self, global_batch_size: int, val_batch_size: int, num_workers: int, seed: int) -> None:
+    def __init__(
+        self, global_batch_size: int, val_batch_size: int, num_workers: int | None = None, seed: int | None = None
+    ) -> None:
         super().__init__()
-        if val_batch_size < 1:
-            raise InputError(f"val_batch_size is {val_batch_size}; it must be at least 1")
-        if num_workers < 0:
-            raise InputError(f"num_workers is {num_workers}; it must be at least 0")
-        if seed < 0:
-            raise InputError(f"seed is {seed}; it must be at least 0")
-        per_device_batch_size(global_batch_size, 1, 1)
-        self.global_batch_size = global_batch_size
-        self.val_batch_size = val_batch_size
-        self.num_workers = num_workers
-        self.seed = seed
+        self.global_batch_size = whole_number("global_batch_size", global_batch_size, 1)
+        self.val_batch_size = whole_number("val_batch_size", val_batch_size, 1)
+        self.num_workers = None if num_workers is None else whole_number("num_workers", num_workers, 0)
+        self.seed = None if seed is None else whole_number("seed", seed, 0)
         self.unreadable: dict[str, str] = {}
         self._train: ImageDataset | None = None
         self._val: ImageDataset | None = None
-        self._training_images: int | None = None
-        self._images_before = 0  # training images that the runs before this one consumed, over all devices
-        self._batches_before = 0  # and their batches on this device
+        self._place: Place | None = None
+        self._train_batch_size = 0  # of this device
+        self._pass_images = 0  # that training uses of an epoch, over all devices
+        self._is_resumed = False  # from a checkpoint, and training has not begun
 
     @abstractmethod
     def make_train_dataset(self) -> ImageDataset: ...
 
     @abstractmethod
-    def make_val_dataset(self) -> ImageDataset: ...
+    def make_val_dataset(self) -> ImageDataset | None:
+        """None where there are no validation images at all."""
 
-    def count(self, dataset: ImageDataset) -> int:
-        """Images in a dataset."""
-        return len(dataset)  # type: ignore[arg-type]
+    @property
+    @abstractmethod
+    def settings(self) -> dict[str, Any]:
+        """What these images are and how they are prepared, as plain data for checkpoints; "class" names the class."""
 
     def setup(self, stage: str) -> None:
-        if stage == "fit" and self._train is None:
-            self._train = self.make_train_dataset()
-            self._report_size("training", self._train)
+        if stage == "fit":
+            if self._train is None:
+                self._train = self.make_train_dataset()
+                rank_zero_info(f"training: {self._train}")
+            self._check_training(self._train)
+            if self.trainer is not None and not self.trainer.enable_validation:
+                return
         if self._val is None:
             self._val = self.make_val_dataset()
-            self._report_size("validation", self._val)
+            if self._val is not None:
+                rank_zero_info(f"validation: {self._val}")
+        if self._val is None:
+            require(stage == "fit", "there are no validation images: name them with data.val")
+            rank_zero_info(
+                "there are no validation images: training goes on without validation. data.val names some, and "
+                "data.val_share holds a share of the training images out"
+            )
+            if self.trainer is not None:
+                self.trainer.limit_val_batches = 0
+
+    def _check_training(self, dataset: ImageDataset) -> None:
+        """Sizes that do not fit, at the start: before the networks of training are loaded. Raises InputError."""
+        self._train_batch_size = per_device_batch_size(self.global_batch_size, self._world_size, self._accumulated)
+        require(
+            dataset.count() >= self.global_batch_size,
+            f"there are {dataset.count()} training images, fewer than global_batch_size {self.global_batch_size}; "
+            "lower it or add images",
+        )
+        require(
+            dataset.has_random_access or not getattr(self.trainer, "overfit_batches", 0),
+            "trainer.overfit_batches needs images that can be read in any order, and shards are streamed",
+        )
+        if self.num_workers is not None and self.num_workers * self._devices > usable_cores():
+            rank_zero_info(
+                f"num_workers is {self.num_workers} for each of {self._devices} device(s), and this machine has "
+                f"{usable_cores()} CPU core(s): more workers than cores only help where the storage is slow to answer"
+            )
 
     def train_dataloader(self) -> DataLoader:
         assert self._train is not None
-        size = self._count_training_images()
-        if size < self.global_batch_size:
-            raise InputError(
-                f"there are {size} training images, fewer than global_batch_size {self.global_batch_size}; "
-                "lower it or add images"
-            )
-        self._batches_before = self._batches_processed()
-        if isinstance(self._train, StreamedShards):
-            device_batch = self._train_batch_size * self._world_size
-            epoch_size = size // self.global_batch_size * self.global_batch_size
-            self._train.deal(self._world_size, self._rank).train(
-                self._train_batch_size, epoch_size // device_batch, self._images_before // device_batch
-            )
-            return self._loader(self._train, None, self._train_batch_size)
-        sampler = self._sampler(self._train, shuffle=True, multiple_of=self.global_batch_size)
-        sampler.follow(self._images_consumed)
-        return self._loader(self._train, sampler, self._train_batch_size)
+        if self._place is None:
+            self._place = Place(self._choose_seed(None))
+        self._place.begin_pass()
+        share = self._train_batch_size * self._world_size
+        epoch_batches = self._train.count() // self.global_batch_size * (self.global_batch_size // share)
+        pass_batches = self._limited(epoch_batches)
+        self._pass_images = pass_batches * share
+        if self._is_resumed:
+            self._tell_lightning(epoch_batches, pass_batches)
+            self._is_resumed = False
+        return self._train.train_loader(self._place, self.global_batch_size, self._loading(self._train_batch_size))
 
-    def _count_training_images(self) -> int:
-        """Asked once: shards that are streamed may be away later."""
-        assert self._train is not None
-        if self._training_images is None:
-            self._training_images = self.count(self._train)
-        return self._training_images
-
-    def val_dataloader(self) -> DataLoader:
-        assert self._val is not None
-        if isinstance(self._val, StreamedShards):
-            return self._loader(self._val.deal(self._world_size, self._rank), None, self.val_batch_size)
-        sampler = self._sampler(self._val)
-        if len(sampler) == 0:
-            # fewer images than devices: a batch of none, as Lightning lets no device wait for the others without one
-            return DataLoader(NoImages(), sampler=EpochSampler(NoImages()), collate_fn=collate)
-        return self._loader(self._val, sampler, self.val_batch_size)
+    def val_dataloader(self) -> DataLoader | list[DataLoader]:
+        return [] if self._val is None else self._val.val_loader(self._loading(self.val_batch_size))
 
     test_dataloader = val_dataloader
     predict_dataloader = val_dataloader
 
     def on_after_batch_transfer(self, batch: ImageBatch, dataloader_idx: int) -> ImageBatch:
         """Pixels to [-1, 1], on the device: uint8 crosses the bus at a quarter of the cost."""
+        if self.trainer is not None and self.trainer.training and self._place is not None:
+            self._place.advance(self._train_batch_size * self._world_size, self._pass_images)
         for path, reason in batch.unreadable:
             if path not in self.unreadable:
                 self.unreadable[path] = reason
@@ -132,32 +135,75 @@ class ImageDataModule(LightningDataModule):
         if self.unreadable:
             logger.warning("%d image(s) could not be read and were skipped", len(self.unreadable))
 
+    # ------------------------------------------------------------------------------------------- the place in the data
+
     def state_dict(self) -> dict[str, Any]:
-        """The place in the data, in images, so that it holds for another number of devices too."""
+        """The place in the data, in images over all devices, so that it holds for another number of devices too."""
+        place = self._place or Place()
         return {
-            "images_consumed": self._images_consumed(),
-            "training_images": self._training_images,
-            "global_batch_size": self.global_batch_size,
+            "seed": place.seed if self._place is not None else None,
+            "epoch": place.epoch,
+            "images_consumed_in_epoch": place.consumed,
+            "images_consumed": place.total,
+            "training_images": None if self._train is None else self._train.count(),
         }
 
     def load_state_dict(self, state_dict: Mapping[str, Any]) -> None:
         """Takes up the place of a checkpoint; over another number of training images it means nothing: that is said."""
         if self._train is None:  # validation has no use for it
             return
-        before, found = state_dict.get("training_images"), self._count_training_images()
-        if before is not None and found != before:
+        before, found = state_dict["training_images"], self._train.count()
+        self._place = Place(self._choose_seed(state_dict["seed"]), total=state_dict["images_consumed"])
+        self._is_resumed = True
+        if before != found:
             logger.warning(
-                "the checkpoint was trained on %d images, and here are %d: training goes on with the first epoch of "
+                "the checkpoint was trained on %s images, and here are %d: training goes on with the first epoch of "
                 "these",
                 before,
                 found,
             )
             return
-        consumed = state_dict["images_consumed"]
-        # in the midst of a step whose batches had another size that step begins anew, as the module does
-        since_step = consumed % state_dict.get("global_batch_size", self.global_batch_size)
-        fits = since_step % (self._train_batch_size * self._world_size) == 0
-        self._images_before = consumed if fits else consumed - since_step
+        self._place.epoch, self._place.consumed = state_dict["epoch"], state_dict["images_consumed_in_epoch"]
+
+    def _choose_seed(self, resumed: int | None) -> int:
+        """Of the order of images: flags beat the checkpoint, and that beats what torch began with."""
+        if self.seed is not None:
+            return self.seed
+        everything = os.environ.get("PL_GLOBAL_SEED")  # where `seed_everything` notes it, for all processes
+        if everything is not None:
+            return int(everything)
+        if resumed is not None:
+            return resumed
+        seed = torch.initial_seed()
+        return seed if self.trainer is None else int(self.trainer.strategy.broadcast(seed))
+
+    def _limited(self, batches: int) -> int:
+        """Batches of an epoch that Lightning uses."""
+        limit = 1.0 if self.trainer is None else self.trainer.limit_train_batches
+        return min(batches, limit) if isinstance(limit, int) else int(batches * limit)
+
+    def _tell_lightning(self, epoch_batches: int, pass_batches: int) -> None:
+        """Sets how many batches of its epoch Lightning takes as done: their size may have changed since the checkpoint.
+
+        Args:
+            epoch_batches: of a whole epoch, on this device.
+            pass_batches: as many of these as training uses.
+        """
+        assert self._train is not None
+        assert self._place is not None
+        if self.trainer is None:
+            return
+        current: Any = self.trainer.fit_loop.epoch_loop.batch_progress.current
+        is_between_epochs = self._place.consumed == 0 and self._place.epoch > 0 and current.processed > 0
+        steps_left = (self._train.count() - self._place.consumed) // self.global_batch_size
+        left = steps_left * (self.global_batch_size // (self._train_batch_size * self._world_size))
+        change = (pass_batches if is_between_epochs else epoch_batches - left) - current.processed
+        current.ready += change
+        current.started += change
+        current.processed += change
+        current.completed += change
+
+    # --------------------------------------------------------------------------------------------------- this device
 
     @property
     def _world_size(self) -> int:
@@ -168,66 +214,17 @@ class ImageDataModule(LightningDataModule):
         return self.trainer.global_rank if self.trainer is not None else 0
 
     @property
-    def _train_batch_size(self) -> int:
-        module = self.trainer.lightning_module if self.trainer is not None else None
-        return per_device_batch_size(self.global_batch_size, self._world_size, getattr(module, "accumulate_batches", 1))
+    def _devices(self) -> int:
+        """Of this machine."""
+        return self.trainer.num_devices if self.trainer is not None else 1
 
-    def _report_size(self, split: str, dataset: ImageDataset) -> None:
-        found = (
-            f"{len(dataset.urls)} shards" if isinstance(dataset, StreamedShards) else f"{self.count(dataset)} images"
-        )
-        place = getattr(dataset, "root", None)
-        rank_zero_info(f"{split}: {found}" + (f" in {place}" if place else ""))
-
-    def _images_consumed(self) -> int:
-        batches = self._batches_processed() - self._batches_before
-        return self._images_before + batches * self._train_batch_size * self._world_size
-
-    def _batches_processed(self) -> int:
-        """Training batches of this device so far, those of the runs before this one included."""
+    @property
+    def _accumulated(self) -> int:
+        """Batches per optimizer step, by the module's own option or the Trainer's."""
         if self.trainer is None:
-            return 0
-        total: Any = self.trainer.fit_loop.epoch_loop.batch_progress.total
-        return int(total.processed)
+            return 1
+        return getattr(self.trainer.lightning_module, "accumulate_batches", self.trainer.accumulate_grad_batches)
 
-    def _sampler(self, dataset: ImageDataset, shuffle: bool = False, multiple_of: int = 1) -> EpochSampler:
-        return EpochSampler(dataset, self._world_size, self._rank, shuffle, self.seed, multiple_of)
-
-    def _loader(self, dataset: ImageDataset, sampler: EpochSampler | None, batch_size: int) -> DataLoader:
-        return DataLoader(
-            dataset,
-            batch_size=batch_size,
-            sampler=sampler,
-            num_workers=self.num_workers,
-            collate_fn=collate,
-            pin_memory=torch.cuda.is_available(),
-            persistent_workers=self.num_workers > 0,
-            worker_init_fn=outlive_a_signal,
-        )
-
-
-def outlive_a_signal(worker: int) -> None:
-    """Lets a loading process live on when all processes of a job are asked to stop: the last step may still need it.
-
-    The main process tells it when to end, or kills it at its own end; where that is killed, torch's workers notice.
-    """
-    for number in (signal.SIGINT, signal.SIGTERM):
-        signal.signal(number, signal.SIG_IGN)
-
-
-@atexit.register  # before multiprocessing's own, which would send SIGTERM and wait
-def kill_loading_processes() -> None:
-    """Ends what ignores SIGTERM."""
-    for child in multiprocessing.active_children():
-        if child.daemon:
-            child.kill()
-
-
-class NoImages(Dataset[ImageBatch]):
-    """Makes one batch, of none."""
-
-    def __len__(self) -> int:
-        return 1
-
-    def __getitems__(self, keys: list[Any]) -> ImageBatch:
-        return collate([])
+    def _loading(self, batch_size: int) -> Loading:
+        workers = default_workers(self._devices) if self.num_workers is None else self.num_workers
+        return Loading(self._rank, self._world_size, batch_size, workers)

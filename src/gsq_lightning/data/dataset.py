@@ -1,19 +1,21 @@
-"""A source of images as a dataset: read, decoded, transformed; what cannot be decoded is named, or replaced."""
+"""Data sets: what loads as a split, and a source of images as one: read, decoded, transformed."""
 
 import hashlib
 import math
+from abc import abstractmethod
 from collections.abc import Callable
 from dataclasses import is_dataclass
 from functools import cached_property
-from typing import Literal
+from typing import Any, Literal
 
 import torch
 from torch import Tensor
-from torch.utils.data import Dataset
+from torch.utils.data import DataLoader, Dataset
 
-from gsq_lightning.data.batch import ImageBatch, Sample, UnreadableImage, batch_of
+from gsq_lightning.data.batch import ImageBatch, Sample, UnreadableImage, batch_of, collate
 from gsq_lightning.data.decoding import UNREADABLE, ImageDecoder
-from gsq_lightning.data.sampler import SampleKey, sample_generator
+from gsq_lightning.data.loader import Loading, make_loader
+from gsq_lightning.data.sampler import EpochSampler, Place, SampleKey
 from gsq_lightning.data.sources.interface import ImageSource
 from gsq_lightning.errors import InputError
 
@@ -23,32 +25,96 @@ Transform = Callable[[Tensor, Callable[[], torch.Generator]], Tensor]
 MOST_SUBSTITUTES = 1000  # unreadable images in a row that end a run: then it is not the images
 
 
-class SourceImages(Dataset[Sample | UnreadableImage]):
-    """The images of a source, by `SampleKey`.
+class ImageDataset(Dataset[Sample | UnreadableImage]):
+    """The images of a split, and how they are loaded.
+
+    Attributes:
+        has_random_access: images can be drawn in any order, which `overfit_batches` needs.
+    """
+
+    has_random_access = True
+
+    @abstractmethod
+    def count(self) -> int:
+        """Images in an epoch of training. Raises InputError where that is not known."""
+
+    def __str__(self) -> str:
+        """How much there is, and where, for the log."""
+        return f"{self.count()} images"
+
+    @abstractmethod
+    def train_loader(self, place: Place, step_images: int, loading: Loading) -> DataLoader:
+        """Batches of this device, shuffled by the seed and epoch of `place`, from where it is.
+
+        Args:
+            place: read whenever a pass begins.
+            step_images: of an optimizer step, over all devices; a pass is cut to a multiple of it.
+            loading: the share of this device.
+        """
+
+    @abstractmethod
+    def val_loader(self, loading: Loading) -> DataLoader:
+        """Batches of this device's share: over all devices each image comes once."""
+
+
+class IndexedImages(ImageDataset):
+    """Images by number: `self[key]` is the one that a `SampleKey`, or a plain number, names."""
+
+    @abstractmethod
+    def __len__(self) -> int: ...
+
+    def count(self) -> int:
+        return len(self)
+
+    def train_loader(self, place: Place, step_images: int, loading: Loading) -> DataLoader:
+        sampler = EpochSampler(len(self), loading.rank, loading.world_size, place, step_images)
+        return make_loader(self, loading, sampler)
+
+    def val_loader(self, loading: Loading) -> DataLoader:
+        sampler = EpochSampler(len(self), loading.rank, loading.world_size)
+        if len(sampler) == 0:
+            # fewer images than devices: a batch of none, so that this device takes part in the others' validation
+            return DataLoader(NoImages(), sampler=EpochSampler(1), collate_fn=collate)
+        return make_loader(self, loading, sampler)
+
+
+class NoImages(Dataset[ImageBatch]):
+    """Makes one batch, of none."""
+
+    def __len__(self) -> int:
+        return 1
+
+    def __getitems__(self, keys: list[Any]) -> ImageBatch:
+        return collate([])
+
+
+class SourceImages(IndexedImages):
+    """The images of a source.
 
     Args:
         source: where they come from.
         transform: (3, H, W) uint8, and a function that makes the random stream of this image → (3, h, w) uint8.
-        seed: of the random streams.
         on_error: what an image that cannot be decoded does: "raise" InputError with its name, or "skip".
         substitute: what takes the place of a skipped image: with True a readable one from elsewhere in the source,
             the same for the same image, so that batches keep their size (training); with False nothing, so that no
             image counts twice (evaluation).
+        epoch_images: length of an epoch; by default each image comes once. Otherwise epochs go round the source: all
+            images come equally often, in epochs together or within one.
     """
 
     def __init__(
         self,
         source: ImageSource,
         transform: Transform,
-        seed: int = 0,
         on_error: OnError = "raise",
         substitute: bool = False,
+        epoch_images: int | None = None,
     ) -> None:
         self.source = source
         self.transform = transform
-        self.seed = seed
         self.on_error = on_error
         self.substitute = substitute
+        self.epoch_images = len(source) if epoch_images is None else epoch_images
         self._decoder = ImageDecoder()
         # steps of this width visit every image once, and leave a folder that is gone at the first
         self._stride = next(
@@ -58,13 +124,21 @@ class SourceImages(Dataset[Sample | UnreadableImage]):
         )
 
     def __len__(self) -> int:
-        return len(self.source)
+        return self.epoch_images
 
-    def __getitem__(self, key: SampleKey) -> Sample | UnreadableImage:
+    def __str__(self) -> str:
+        found = f"{len(self.source)} images in {self.source.place}"
+        return found if len(self) == len(self.source) else f"{found}, {len(self)} draws in an epoch"
+
+    def __getitem__(self, key: SampleKey | int) -> Sample | UnreadableImage:
+        key = key_of(key)
         unreadable: list[UnreadableImage] = []
-        tries = min(len(self), MOST_SUBSTITUTES) if self.substitute else 1
+        tries = min(len(self.source), MOST_SUBSTITUTES) if self.substitute else 1
+        first = key.item
+        if self.epoch_images != len(self.source):
+            first = (key.epoch * self.epoch_images + key.item) * self._stride % len(self.source)
         for attempt in range(tries):
-            item = (key.item + attempt * self._stride) % len(self)
+            item = (first + attempt * self._stride) % len(self.source)
             try:
                 pixels = self._read(item, key)
                 return Sample(pixels, int(self.source.labels[item]), self.source.name(item), tuple(unreadable))
@@ -81,7 +155,7 @@ class SourceImages(Dataset[Sample | UnreadableImage]):
             )
         return unreadable[0]
 
-    def __getitems__(self, keys: list[SampleKey]) -> ImageBatch:
+    def __getitems__(self, keys: list[SampleKey | int]) -> ImageBatch:
         """A whole batch, as a DataLoader asks for it."""
         return batch_of((self[key] for key in keys), len(keys))
 
@@ -107,8 +181,13 @@ class SourceImages(Dataset[Sample | UnreadableImage]):
 
     def _read(self, item: int, key: SampleKey) -> Tensor:
         pixels = self._decoder.decode(self.source.read(item))
-        pixels = self.transform(pixels, lambda: sample_generator(self.seed, key))
+        pixels = self.transform(pixels, key.generator)
         return pixels.clone() if self._decoder.owns(pixels) else pixels
+
+
+def key_of(key: SampleKey | int) -> SampleKey:
+    """A plain number, such as samplers of others give, names an image of the first epoch: always the same crop."""
+    return key if isinstance(key, SampleKey) else SampleKey(0, key)
 
 
 def unreadable_line(name: str, error: BaseException) -> str:

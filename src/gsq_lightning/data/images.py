@@ -1,19 +1,31 @@
 """ImageNet, and any other set of images."""
 
+import os
 from contextlib import suppress
-from pathlib import Path
+from typing import Any, get_args
 
-from gsq_lightning.data.datamodule import ImageDataModule, ImageDataset
-from gsq_lightning.data.dataset import OnError, SourceImages
-from gsq_lightning.data.sources import ArchiveSource, ImageSource
-from gsq_lightning.data.sources.locate import Shards, SourceKind, Split, find_split, is_remote, open_images
+from lightning.pytorch.core.mixins.hparams_mixin import _given_hyperparameters
+
+from gsq_lightning.data.datamodule import ImageDataModule
+from gsq_lightning.data.dataset import ImageDataset, OnError, SourceImages, Transform
+from gsq_lightning.data.holdout import hold_out
+from gsq_lightning.data.sources import ImageSource
+from gsq_lightning.data.sources.locate import (
+    Shards,
+    SourceKind,
+    find_split,
+    has_split,
+    is_on_hub,
+    is_remote,
+    open_images,
+)
 from gsq_lightning.data.stream import StreamedShards
 from gsq_lightning.data.transforms import MAX_IMAGE_SIZE, Crop, ResizeAndCrop, short_side_for
-from gsq_lightning.errors import InputError
+from gsq_lightning.errors import InputError, look_up, require, whole_number
 
 
 class ImageNetDataModule(ImageDataModule):
-    """Images of a `train` and a `val` split, with or without labels.
+    """Images of a training and a validation split, with or without labels: ImageNet's, or any others.
 
     Training: short side to `image_size`, center crop, no flip (the paper's section 4). Validation: short side to
     `image_size / val_crop_ratio`, center crop.
@@ -22,7 +34,8 @@ class ImageNetDataModule(ImageDataModule):
         root: what holds both splits, each as a folder (of class folders, or any others), a text list, a zip or
             uncompressed tar, several of these (WebDataset shards too), or Parquet files, found by the names train and
             val (or validation): a folder, or with `source` "parquet" the name of a data set on the Hugging Face Hub.
-            To validate or predict, images alone will do.
+            Where it has no splits, all images are for training, but for `val_share`; to validate or predict they are
+            the validation images.
         image_size: side of the square images, in pixels.
         global_batch_size: images per training step over all devices, nodes and accumulated batches.
         val_batch_size: images per device and step in validation, test and prediction.
@@ -30,16 +43,19 @@ class ImageNetDataModule(ImageDataModule):
             (256: resize to 292, crop 256).
         crop: in training: "center"; "random" after the resize; or "resized", a rectangle of random area and shape.
         flip: mirror left and right with probability ½ in training.
-        num_workers: loading processes per device.
+        num_workers: worker processes per device that load images; by default its share of the machine's cores, at
+            most 8.
         on_error: what an unreadable image does: "raise" stops with its name; "skip" leaves it out and counts it.
-        seed: of order, crops and flips.
-        source: what `root`, `train` and `val` are; "auto" tells by what lies there. With "webdataset" shards are read
-            from front to back; else those at hand are read in any order.
+        seed: of order, crops and flips; by default that of `seed_everything`, else torch's initial seed.
+        source: what `root`, `train` and `val` are; "auto" finds out by what lies there. With "webdataset" shards are
+            read from front to back; else those at hand are read in any order.
         train, val: where a split lies, if not in `root`: a folder, list, archive, Parquet file, or pattern of shards
             such as imagenet-train-{0000..1023}.tar, local, a URL, or a `pipe:` command.
         crop_scale: least and greatest share of the image's area that a "resized" crop takes.
         train_images: how many images remote training shards hold; 1,281,167 in ImageNet.
-        shuffle_buffer: encoded images that each loading process holds to draw from when training from streamed shards.
+        shuffle_buffer: encoded images that each worker holds to draw from when training from streamed shards.
+        val_share: share of the training images, in (0, 1), that is held out for validation where there is no
+            validation split, such as 0.02. Names decide, so that it is the same on every machine.
 
     Raises:
         InputError: where images are missing, or sizes make no sense.
@@ -47,94 +63,147 @@ class ImageNetDataModule(ImageDataModule):
 
     def __init__(
         self,
-        root: str | None = None,
+        root: str | os.PathLike[str] | None = None,
         image_size: int = 256,
         global_batch_size: int = 256,
         val_batch_size: int = 32,
         val_crop_ratio: float = 1.0,
         crop: Crop = "center",
         flip: bool = False,
-        num_workers: int = 4,
+        num_workers: int | None = None,
         on_error: OnError = "raise",
-        seed: int = 0,
+        seed: int | None = None,
         source: SourceKind = "auto",
-        train: str | None = None,
-        val: str | None = None,
+        train: str | os.PathLike[str] | None = None,
+        val: str | os.PathLike[str] | None = None,
         crop_scale: tuple[float, float] = (0.2, 1.0),
         train_images: int | None = None,
         shuffle_buffer: int = 1000,
+        val_share: float | None = None,
     ) -> None:
         super().__init__(global_batch_size, val_batch_size, num_workers, seed)
-        if not 1 <= image_size <= MAX_IMAGE_SIZE:
-            raise InputError(f"image_size is {image_size}; it must be from 1 to {MAX_IMAGE_SIZE}")
-        if not 0.0 < val_crop_ratio <= 1.0:
-            raise InputError(f"val_crop_ratio is {val_crop_ratio}; it must be above 0 and at most 1")
-        if not 0.0 < crop_scale[0] <= crop_scale[1] <= 1.0:
-            raise InputError(
-                f"crop_scale is {tuple(crop_scale)}; it must be two shares above 0 and at most 1, in order"
-            )
-        for name, place in (("root", root), ("train", train), ("val", val)):
-            if place is not None and not place.strip():
-                raise InputError(f"data.{name} is empty; it takes a folder or another source of images")
-        if train_images is not None and train_images < 1:
-            raise InputError(f"train_images is {train_images}; it must be at least 1")
-        if shuffle_buffer < 1:
-            raise InputError(f"shuffle_buffer is {shuffle_buffer}; it must be at least 1")
-        self.save_hyperparameters()
-        self.root = root
-        self.image_size = image_size
-        self.val_crop_ratio = val_crop_ratio
-        self.crop: Crop = crop
-        self.flip = flip
-        self.on_error: OnError = on_error
-        self.source: SourceKind = source
-        self.train = train
-        self.val = val
-        self.crop_scale = (crop_scale[0], crop_scale[1])
-        self.train_images = train_images
-        self.shuffle_buffer = shuffle_buffer
+        self.image_size = whole_number("image_size", image_size, 1)
+        require(image_size <= MAX_IMAGE_SIZE, f"image_size is {image_size}; it must be at most {MAX_IMAGE_SIZE}")
+        self.val_crop_ratio = float(val_crop_ratio)
+        require(0 < val_crop_ratio <= 1, f"val_crop_ratio is {val_crop_ratio}; it must be above 0 and at most 1")
+        self.crop_scale = (float(crop_scale[0]), float(crop_scale[1]))
+        require(
+            0 < crop_scale[0] <= crop_scale[1] <= 1,
+            f"crop_scale is {self.crop_scale}; it must be two shares above 0 and at most 1, in order",
+        )
+        self.root, self.train, self.val = place("root", root), place("train", train), place("val", val)
+        self.train_images = None if train_images is None else whole_number("train_images", train_images, 1)
+        self.shuffle_buffer = whole_number("shuffle_buffer", shuffle_buffer, 1)
+        self.val_share = None if val_share is None else float(val_share)
+        require(val_share is None or 0 < val_share < 1, f"val_share is {val_share}; it must be above 0 and below 1")
+        self.crop: Crop = look_up("crop", crop, {word: word for word in get_args(Crop)})
+        self.flip = bool(flip)
+        self.on_error: OnError = look_up("on_error", on_error, {word: word for word in get_args(OnError)})
+        self.source: SourceKind = look_up("source", source, {word: word for word in get_args(SourceKind)})
+        self._trains_on_all = False  # on what `root` holds, which has no splits
+        if _given_hyperparameters.get() is not None:  # until checkpoints carry `settings`
+            self.save_hyperparameters()
+
+    @property
+    def settings(self) -> dict[str, Any]:
+        # a validation that is given no place must not take the images that were trained on
+        trained = self.root if self._trains_on_all else self.train
+        return {
+            "class": type(self).__name__,
+            "root": None if self._trains_on_all else self._absolute(self.root),
+            "train": self._absolute(trained),
+            "val": self._absolute(self.val),
+            "source": self.source,
+            "val_share": self.val_share,
+            "image_size": self.image_size,
+            "val_crop_ratio": self.val_crop_ratio,
+            "val_batch_size": self.val_batch_size,
+            "on_error": self.on_error,
+        }
 
     def prepare_data(self) -> None:
         """Lists or converts the images once on each machine; all processes then find that in the cache."""
-        fits = self.trainer is not None and self.trainer.state.fn == "fit"
-        splits: tuple[Split, ...] = ("train", "val") if fits else ("val",)
         with suppress(InputError):  # which `setup` raises in all processes, so that none waits for another
-            for split in splits:
-                self._find(split)
+            if self.trainer is not None and self.trainer.state.fn == "fit":
+                self._find_train()
+            self._find_val()
 
     def make_train_dataset(self) -> ImageDataset:
         transform = ResizeAndCrop(self.image_size, self.image_size, self.crop, self.flip, self.crop_scale)
-        found = self._find("train")
+        found = self._find_train()
         if isinstance(found, Shards):
-            return StreamedShards(found, transform, self.seed, self.on_error, self.shuffle_buffer)
-        return SourceImages(found, transform, self.seed, self.on_error, substitute=True)
+            return StreamedShards(found, transform, self.on_error, self.shuffle_buffer, self.train_images)
+        return SourceImages(found, transform, self.on_error, substitute=True)
 
-    def make_val_dataset(self) -> ImageDataset:
-        transform = ResizeAndCrop(self.image_size, short_side_for(self.image_size, self.val_crop_ratio))
-        found = self._find("val")
+    def make_val_dataset(self) -> ImageDataset | None:
+        return self._evaluated(ResizeAndCrop(self.image_size, short_side_for(self.image_size, self.val_crop_ratio)))
+
+    def _evaluated(self, transform: Transform) -> ImageDataset | None:
+        found = self._find_val()
+        if found is None:
+            return None
         if isinstance(found, Shards):
-            return StreamedShards(found, transform, self.seed, self.on_error)
-        return SourceImages(found, transform, self.seed, self.on_error)
+            return StreamedShards(found, transform, self.on_error)
+        return SourceImages(found, transform, self.on_error)
 
-    def count(self, dataset: ImageDataset) -> int:
-        if not isinstance(dataset, StreamedShards):
-            return super().count(dataset)
-        if self.train_images is not None:
-            return self.train_images
-        if any(is_remote(url) for url in dataset.urls):
-            raise InputError(
-                "how many images the remote training shards hold is not known; set data.train_images, "
-                "1281167 for ImageNet"
-            )
-        return len(ArchiveSource([Path(url) for url in dataset.urls]))
+    def _find_train(self) -> ImageSource | Shards:
+        found = self._all_training_images()
+        if self.val_share is None or self._has_val_split():
+            return found
+        return hold_out(self._in_any_order(found), self.val_share)[0]
 
-    def _find(self, split: Split) -> ImageSource | Shards:
-        location = self.train if split == "train" else self.val
-        if location is not None:
-            return open_images(location, self.source, split)
+    def _find_val(self) -> ImageSource | Shards | None:
+        """None where there are training images alone, of which none are held out."""
+        if self.val is not None:
+            return open_images(self.val, self.source, "val")
+        if self.root is not None and self._has_val_split():
+            return find_split(self.root, "val", self.source)
+        if self.val_share is not None:
+            return hold_out(self._in_any_order(self._all_training_images()), self.val_share)[1]
+        if self._train is not None or self.train is not None:
+            return None
         if self.root is None:
+            raise InputError(NO_ROOT)
+        return find_split(self.root, "val", self.source)  # all images, where there are no splits
+
+    def _all_training_images(self) -> ImageSource | Shards:
+        if self.train is not None:
+            return open_images(self.train, self.source, "train")
+        if self.root is None:
+            raise InputError(NO_ROOT)
+        if has_split(self.root, "train", self.source) or has_split(self.root, "val", self.source):
+            return find_split(self.root, "train", self.source)
+        self._trains_on_all = self.val_share is None
+        return open_images(self.root, self.source, "train")
+
+    def _has_val_split(self) -> bool:
+        return self.val is not None or (self.root is not None and has_split(self.root, "val", self.source))
+
+    def _in_any_order(self, found: ImageSource | Shards) -> ImageSource:
+        if isinstance(found, Shards):
             raise InputError(
-                f"data.root is missing: --data.root FOLDER, which holds train and val; or --data.{split} with the "
-                "images of that split"
+                "data.val_share needs images that can be read in any order, and shards are streamed; name validation "
+                "shards with data.val"
             )
-        return find_split(self.root, split, self.source)
+        return found
+
+    def _absolute(self, location: str | None) -> str | None:
+        """The same place for a process in another folder."""
+        if location is None or is_remote(location) or is_on_hub(location, self.source):
+            return location
+        return "::".join(os.path.abspath(os.path.expanduser(part)) for part in location.split("::"))
+
+
+NO_ROOT = (
+    "data.root is missing: --data.root FOLDER, which holds train and val; or --data.train and --data.val with the "
+    "images of each split"
+)
+
+
+def place(name: str, location: str | os.PathLike[str] | None) -> str | None:
+    """A place of images as text. Raises InputError for one that is empty."""
+    if location is None:
+        return None
+    text = os.fspath(location)
+    require(bool(text.strip()), f"data.{name} is empty; it takes a folder or another source of images")
+    return text

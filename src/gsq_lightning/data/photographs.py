@@ -1,20 +1,22 @@
 """Photographs that scikit-image ships: real images to try things on, without a download."""
 
 import hashlib
+import os
 from functools import cached_property
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor
-from torch.utils.data import Dataset
 from torchvision.transforms.v2 import functional as F
 
 from gsq_lightning.data.batch import NO_LABEL, Sample
-from gsq_lightning.data.datamodule import ImageDataModule, ImageDataset
+from gsq_lightning.data.dataset import ImageDataset, IndexedImages, OnError, SourceImages, key_of
 from gsq_lightning.data.decoding import read_image
-from gsq_lightning.data.sampler import SampleKey, sample_generator
-from gsq_lightning.data.transforms import random_crop
-from gsq_lightning.errors import InputError
+from gsq_lightning.data.images import ImageNetDataModule
+from gsq_lightning.data.sampler import SampleKey
+from gsq_lightning.data.transforms import ResizeAndCrop, random_crop
+from gsq_lightning.errors import InputError, require, whole_number
 
 SMALLEST_SIDE = 300  # of a photograph, in pixels
 TRAIN_PHOTOGRAPHS = (
@@ -32,59 +34,105 @@ TRAIN_PHOTOGRAPHS = (
 VAL_PHOTOGRAPHS = ("chelsea.png", "coffee.png")
 
 
-class PhotographsDataModule(ImageDataModule):
-    """Random crops of photographs for training, two others cut into tiles for validation.
+class PhotographsDataModule(ImageNetDataModule):
+    """Random crops of photographs: of those that scikit-image ships, or of yours in `root`.
+
+    Photographs are first shrunk to `short_side`, so that a crop shows a thing rather than a texture. Validation takes
+    two other photographs of scikit-image, cut into tiles; of yours the center crops of the validation images.
 
     Args:
-        image_size: side of the crops and tiles, in pixels, at most 300.
+        image_size: side of the crops and tiles, in pixels.
         crops_per_epoch: length of an epoch; crops are never drawn twice the same.
-        short_side: photographs are first shrunk to this short side, in pixels, so that a crop shows a thing rather
-            than a texture; at least `image_size`.
+        short_side: what the short side of larger photographs is shrunk to, at least `image_size`; at most 300 for those
+            of scikit-image.
         global_batch_size: crops per training step over all devices and accumulated batches.
-        val_batch_size: tiles per device and step in validation, test and prediction.
+        val_batch_size: images per device and step in validation, test and prediction.
         flip: mirror left and right with probability ½ in training.
-        shuffle_colors: swap red, green and blue at random in training: few photographs have few colors.
-        num_workers: loading processes per device.
-        seed: of order, crops and flips.
+        shuffle_colors: swap red, green and blue at random in training; by default only for those of scikit-image, as
+            few photographs have few colors.
+        num_workers: worker processes per device that load images; by default its share of the machine's cores, at
+            most 8.
+        seed: of order, crops and flips; by default that of `seed_everything`, else torch's initial seed.
+        root: a folder of photographs, or another source of images, as of `ImageNetDataModule`.
+        train, val: photographs of a split, if not in `root`.
+        val_share: share of the photographs in `root`, in (0, 1), that is held out for validation where there is no
+            validation split.
+        on_error: what an unreadable image does: "raise" stops with its name; "skip" leaves it out and counts it.
     """
 
     def __init__(
         self,
         image_size: int = 64,
         crops_per_epoch: int = 6400,
-        short_side: int = 300,
+        short_side: int = SMALLEST_SIDE,
         global_batch_size: int = 32,
         val_batch_size: int = 32,
         flip: bool = True,
-        shuffle_colors: bool = True,
-        num_workers: int = 1,
-        seed: int = 0,
+        shuffle_colors: bool | None = None,
+        num_workers: int | None = None,
+        seed: int | None = None,
+        root: str | os.PathLike[str] | None = None,
+        train: str | os.PathLike[str] | None = None,
+        val: str | os.PathLike[str] | None = None,
+        val_share: float | None = None,
+        on_error: OnError = "raise",
     ) -> None:
-        super().__init__(global_batch_size, val_batch_size, num_workers, seed)
-        if not 1 <= image_size <= short_side:
-            raise InputError(f"image_size is {image_size}; it must be from 1 to short_side, {short_side}")
-        if image_size > SMALLEST_SIDE:
-            raise InputError(f"image_size is {image_size}; the photographs have crops of at most {SMALLEST_SIDE}")
-        if crops_per_epoch < 1:
-            raise InputError(f"crops_per_epoch is {crops_per_epoch}; it must be at least 1")
-        self.save_hyperparameters()
-        self.image_size = image_size
-        self.crops_per_epoch = crops_per_epoch
-        self.short_side = short_side
-        self.flip = flip
-        self.shuffle_colors = shuffle_colors
+        super().__init__(
+            root,
+            image_size,
+            global_batch_size,
+            val_batch_size,
+            crop="random",
+            flip=flip,
+            num_workers=num_workers,
+            on_error=on_error,
+            seed=seed,
+            train=train,
+            val=val,
+            val_share=val_share,
+        )
+        self.short_side = whole_number("short_side", short_side, 1)
+        require(image_size <= short_side, f"image_size is {image_size}; it must be at most short_side, {short_side}")
+        require(
+            image_size <= SMALLEST_SIDE or not self._trains_on_bundled,
+            f"image_size is {image_size}; scikit-image's photographs have crops of at most {SMALLEST_SIDE}",
+        )
+        self.crops_per_epoch = whole_number("crops_per_epoch", crops_per_epoch, 1)
+        self.shuffle_colors = self._trains_on_bundled if shuffle_colors is None else bool(shuffle_colors)
+
+    @property
+    def _trains_on_bundled(self) -> bool:
+        return self.root is None and self.train is None
+
+    @property
+    def settings(self) -> dict[str, Any]:
+        names = ("class", "root", "train", "val", "val_share", "image_size", "val_batch_size", "on_error")
+        return {name: value for name, value in super().settings.items() if name in names} | {
+            "short_side": self.short_side
+        }
 
     def make_train_dataset(self) -> ImageDataset:
-        photographs = [load_photograph(name, self.short_side) for name in TRAIN_PHOTOGRAPHS]
-        return RandomCrops(
-            photographs, self.image_size, self.crops_per_epoch, self.flip, self.shuffle_colors, self.seed
+        if self._trains_on_bundled:
+            photographs = [load_photograph(name, self.short_side) for name in TRAIN_PHOTOGRAPHS]
+            return RandomCrops(photographs, self.image_size, self.crops_per_epoch, self.flip, self.shuffle_colors)
+        transform = ResizeAndCrop(
+            self.image_size,
+            self.short_side,
+            self.crop,
+            self.flip,
+            enlarge=False,
+            shuffle_colors=self.shuffle_colors,
         )
+        found = self._in_any_order(self._find_train())
+        return SourceImages(found, transform, self.on_error, substitute=True, epoch_images=self.crops_per_epoch)
 
-    def make_val_dataset(self) -> ImageDataset:
-        return Tiles({name: load_photograph(name, self.short_side) for name in VAL_PHOTOGRAPHS}, self.image_size)
+    def make_val_dataset(self) -> ImageDataset | None:
+        if self._trains_on_bundled and self.val is None:
+            return Tiles({name: load_photograph(name, self.short_side) for name in VAL_PHOTOGRAPHS}, self.image_size)
+        return self._evaluated(ResizeAndCrop(self.image_size, self.short_side, enlarge=False))
 
 
-class RandomCrops(Dataset[Sample]):
+class RandomCrops(IndexedImages):
     """Square crops at random places of some photographs.
 
     Args:
@@ -93,32 +141,34 @@ class RandomCrops(Dataset[Sample]):
         length: crops in an epoch.
         flip: mirror left and right with probability ½.
         shuffle_colors: swap the channels at random.
-        seed: crop i of epoch e depends on (seed, e, i) alone.
     """
 
-    def __init__(
-        self, photographs: list[Tensor], size: int, length: int, flip: bool, shuffle_colors: bool, seed: int
-    ) -> None:
+    def __init__(self, photographs: list[Tensor], size: int, length: int, flip: bool, shuffle_colors: bool) -> None:
         self.photographs = photographs
         self.size = size
         self.length = length
         self.flip = flip
         self.shuffle_colors = shuffle_colors
-        self.seed = seed
 
     def __len__(self) -> int:
         return self.length
 
-    def __getitem__(self, key: SampleKey) -> Sample:
-        generator = sample_generator(self.seed, key)
+    def __str__(self) -> str:
+        return f"{len(self)} crops of {len(self.photographs)} photographs"
+
+    def __getitem__(self, key: SampleKey | int) -> Sample:
+        key = key_of(key)
+        generator = key.generator()
         which = int(torch.randint(len(self.photographs), (), generator=generator))
-        pixels = random_crop(self.photographs[which], self.size, generator, self.flip)
+        pixels = random_crop(self.photographs[which], self.size, generator)
+        if self.flip and torch.rand((), generator=generator) < 0.5:
+            pixels = pixels.flip(-1)
         if self.shuffle_colors:
             pixels = pixels[torch.randperm(3, generator=generator)]
         return Sample(pixels, NO_LABEL, f"crop {key.item} of epoch {key.epoch}")
 
 
-class Tiles(Dataset[Sample]):
+class Tiles(IndexedImages):
     """Photographs cut into squares without overlap, from the upper left; what does not fill a square is left out.
 
     Args:
@@ -138,8 +188,11 @@ class Tiles(Dataset[Sample]):
     def __len__(self) -> int:
         return len(self.tiles)
 
-    def __getitem__(self, key: SampleKey) -> Sample:
-        return self.tiles[key.item]
+    def __str__(self) -> str:
+        return f"{len(self)} tiles of photographs"
+
+    def __getitem__(self, key: SampleKey | int) -> Sample:
+        return self.tiles[key_of(key).item]
 
     @cached_property
     def fingerprint(self) -> str:

@@ -1,72 +1,96 @@
 """The order in which images are seen: the same for a seed, whatever the number of devices and workers."""
 
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
+from dataclasses import dataclass
 from typing import NamedTuple
 
 import numpy as np
 import torch
-from torch.utils.data import Dataset, DistributedSampler
+from torch.utils.data import DistributedSampler
 
 
 class SampleKey(NamedTuple):
-    """Which sample, and in which epoch: all that a dataset's random choices may depend on, besides its seed."""
+    """Which sample, in which epoch, under which seed: all that a dataset's random choices may depend on."""
 
     epoch: int
     item: int
+    seed: int = 0
+
+    def generator(self) -> torch.Generator:
+        """The random stream of this sample, the same wherever and whenever it is drawn."""
+        return generator_of(self.seed, self.epoch, self.item)
+
+
+def generator_of(seed: int, *path: int) -> torch.Generator:
+    """A random stream for each seed and path of numbers, independent of those of all others."""
+    state = np.random.SeedSequence(seed, spawn_key=path).generate_state(1, np.uint64)
+    return torch.Generator().manual_seed(int(state[0]))
+
+
+@dataclass
+class Place:
+    """How far training has come in the data, counted in images over all devices.
+
+    Attributes:
+        seed: of the order of images.
+        epoch: passes over the data before this one.
+        consumed: images of this pass that were trained on.
+        total: images that were trained on in all passes.
+        begun: training used images since this pass was begun or resumed.
+    """
+
+    seed: int = 0
+    epoch: int = 0
+    consumed: int = 0
+    total: int = 0
+    begun: bool = False
+
+    def begin_pass(self) -> None:
+        """Moves to the next epoch, unless nothing was trained on yet since the last call, or since resuming."""
+        if self.begun:
+            self.epoch, self.consumed, self.begun = self.epoch + 1, 0, False
+
+    def advance(self, images: int, pass_images: int) -> None:
+        """Counts images that training uses; a pass of which all `pass_images` are used is over."""
+        self.consumed += images
+        self.total += images
+        self.begun = True
+        if self.consumed >= pass_images:
+            self.begin_pass()
 
 
 class EpochSampler(DistributedSampler[SampleKey]):
-    """This device's share of each epoch, as `SampleKey`s.
+    """This device's share of a pass over the data, as `SampleKey`s.
 
-    Devices take turns: with R devices, device r gets positions r, r + R, r + 2R, … of the epoch's order, so that the
-    k-th batches of all devices together are the k-th run of the order, whatever R. Nothing is ever repeated to make
-    shares equal. (A DistributedSampler by type, so that Lightning leaves it in place.)
+    Devices take turns: with R devices, device r gets positions r, r + R, r + 2R, … of the order, so that the k-th
+    batches of all devices together are the k-th run of the order, whatever R. Nothing is repeated to make shares equal.
+    (A DistributedSampler by type, so that Lightning leaves it in place.)
 
     Args:
-        dataset: what is sampled; its length counts.
-        num_replicas, rank: devices, and which one this is.
-        shuffle: a new order each epoch, drawn from (seed, epoch).
-        seed: of the order.
-        multiple_of: an epoch is cut to a multiple of this many samples, over all devices.
+        size: images to draw from.
+        rank, world_size: which device this is, and of how many.
+        place: where training is: each pass has an order drawn from its seed and epoch, and begins after what it has
+            consumed. None: in order, as evaluation does.
+        multiple_of: what is left of a pass is cut to a multiple of this many images, over all devices.
     """
 
     def __init__(
-        self,
-        dataset: Dataset,
-        num_replicas: int = 1,
-        rank: int = 0,
-        shuffle: bool = False,
-        seed: int = 0,
-        multiple_of: int = 1,
+        self, size: int, rank: int = 0, world_size: int = 1, place: Place | None = None, multiple_of: int = 1
     ) -> None:
-        super().__init__(dataset, num_replicas=num_replicas, rank=rank, shuffle=shuffle, seed=seed)
-        self.epoch_size = len(dataset) // multiple_of * multiple_of  # type: ignore[arg-type]
-        self._position: Callable[[], int] | None = None
-
-    def follow(self, position: Callable[[], int]) -> None:
-        """From now on the place in the data tells epoch and sample, and nobody else's count of epochs.
-
-        Args:
-            position: how many samples were used so far, over all devices and epochs.
-        """
-        self._position = position
+        super().__init__(range(size), num_replicas=world_size, rank=rank, shuffle=place is not None)  # type: ignore[arg-type]
+        self.size = size
+        self.place = place
+        self.multiple_of = multiple_of
 
     def __iter__(self) -> Iterator[SampleKey]:
-        consumed = 0
-        if self._position is not None:
-            self.epoch, consumed = divmod(self._position(), self.epoch_size)
-        generator = torch.Generator().manual_seed(self.seed + self.epoch)
-        size = len(self.dataset)  # type: ignore[arg-type]
-        order = torch.randperm(size, generator=generator) if self.shuffle else torch.arange(size)
-        share = order[consumed : self.epoch_size][self.rank :: self.num_replicas]
-        return (SampleKey(self.epoch, index) for index in share.tolist())
+        if self.place is None:
+            return (SampleKey(0, item) for item in range(self.rank, self.size, self.num_replicas))
+        self.place.begin_pass()
+        seed, epoch, consumed = self.place.seed, self.place.epoch, self.place.consumed
+        order = torch.randperm(self.size, generator=generator_of(seed, epoch))[consumed:]
+        share = order[: len(order) // self.multiple_of * self.multiple_of][self.rank :: self.num_replicas]
+        return (SampleKey(epoch, item, seed) for item in share.tolist())
 
     def __len__(self) -> int:
-        """Samples of a whole epoch on this device, those already consumed included."""
-        return len(range(self.rank, self.epoch_size, self.num_replicas))
-
-
-def sample_generator(seed: int, key: SampleKey) -> torch.Generator:
-    """The random stream of one sample, the same wherever and whenever it is drawn."""
-    state = np.random.SeedSequence((seed, key.epoch, key.item)).generate_state(1, np.uint64)
-    return torch.Generator().manual_seed(int(state[0]))
+        """Samples of a whole pass on this device, those already consumed included."""
+        return len(range(self.rank, self.size // self.multiple_of * self.multiple_of, self.num_replicas))

@@ -3,86 +3,113 @@
 import random
 from collections.abc import Callable, Iterable, Iterator
 from hashlib import sha256
+from pathlib import Path
 from typing import Any
 
-from torch.utils.data import IterableDataset, get_worker_info
+from torch.utils.data import DataLoader, IterableDataset, get_worker_info
 
 from gsq_lightning.data.batch import NO_LABEL, Sample, UnreadableImage
-from gsq_lightning.data.dataset import OnError, Transform, unreadable_line
+from gsq_lightning.data.dataset import ImageDataset, OnError, Transform, unreadable_line
 from gsq_lightning.data.decoding import UNREADABLE, ImageDecoder
-from gsq_lightning.data.sampler import SampleKey, sample_generator
-from gsq_lightning.data.sources.archive import image_suffix, label_of_sample, warn_once
+from gsq_lightning.data.loader import Loading, make_loader
+from gsq_lightning.data.sampler import Place, SampleKey
+from gsq_lightning.data.sources.archive import ArchiveSource, image_suffix, label_of_sample, warn_once
 from gsq_lightning.data.sources.folder import is_hidden
+from gsq_lightning.data.sources.locate import is_remote
 from gsq_lightning.errors import InputError
 
 
-class StreamedShards(IterableDataset[Sample | UnreadableImage]):
-    """Images of tar shards through `webdataset`, each shard read by one loading process of one device.
+class StreamedShards(ImageDataset, IterableDataset[Sample | UnreadableImage]):
+    """Images of tar shards through `webdataset`, each shard read by one worker of one device.
 
-    Training: shards are shuffled by (seed, epoch), dealt to devices and their loading processes, and images shuffled
-    within a buffer. A device that runs out of its shards before the epoch ends goes on with a share of another round;
-    readable images take the place of those that are not. Other than with sources of random access, the order depends
-    on the number of devices and loading processes, and a run that is resumed in the middle of an epoch goes on with
-    another order: it may see some images of that epoch twice and some not at all.
+    Training: shards are shuffled by (seed, epoch), dealt to devices and their workers, and images shuffled within a
+    buffer. A device that runs out of its shards before the epoch ends goes on with a share of another round; readable
+    images take the place of those that are not. Other than with sources of random access, the order depends on the
+    number of devices and workers, and a run that is resumed in the middle of an epoch goes on with another order: it
+    may see some images of that epoch twice and some not at all.
 
     Evaluation: each shard once, in order.
 
     Args:
         urls: names, URLs or `pipe:` commands of the shards, as `webdataset` opens them.
         transform: as of `SourceImages`.
-        seed: of order, crops and flips.
         on_error: what an image or shard that cannot be read does: "raise" InputError with its name, or "skip".
-        shuffle_buffer: images that each loading process holds to draw from in training, encoded; 0 for evaluation.
+        shuffle_buffer: images that each worker holds to draw from in training, encoded; 0 for evaluation.
+        train_images: how many images the shards hold; local ones are counted where it is None.
     """
 
+    has_random_access = False
+
     def __init__(
-        self, urls: list[str], transform: Transform, seed: int = 0, on_error: OnError = "raise", shuffle_buffer: int = 0
+        self,
+        urls: list[str],
+        transform: Transform,
+        on_error: OnError = "raise",
+        shuffle_buffer: int = 0,
+        train_images: int | None = None,
     ) -> None:
         self.urls = urls
         self.transform = transform
-        self.seed = seed
         self.on_error = on_error
         self.shuffle_buffer = shuffle_buffer
-        self.rank, self.num_replicas = 0, 1
-        self._batch_size = 1
-        self._batches: int | None = None  # of an epoch, on this device
-        self._passes = 0  # of this copy of the data set: loading processes that persist count their own
-        self._first_epoch, self._batches_before = 0, 0
+        self.train_images = train_images
+        self._loading = Loading()
+        self._place: Place | None = None  # in training
+        self._batches = 0  # of a whole epoch of training, on this device
         self._decoder = ImageDecoder()
 
-    def deal(self, num_replicas: int, rank: int) -> "StreamedShards":
-        """Takes the share of one of several devices."""
-        self.num_replicas, self.rank = num_replicas, rank
-        return self
+    def count(self) -> int:
+        if self.train_images is None:
+            if any(is_remote(url) for url in self.urls):
+                raise InputError(
+                    "how many images the remote training shards hold is not known; set data.train_images, "
+                    "1281167 for ImageNet"
+                )
+            self.train_images = len(ArchiveSource([Path(url) for url in self.urls]))
+        return self.train_images
 
-    def train(self, batch_size: int, batches: int, batches_before: int) -> "StreamedShards":
-        """Makes epochs of exactly so many batches on this device, the first one after so many that are done."""
-        self._batch_size, self._batches = batch_size, batches
-        self._first_epoch, self._batches_before = divmod(batches_before, batches)
-        return self
+    def __str__(self) -> str:
+        return f"{len(self.urls)} shards"
+
+    def __len__(self) -> int:
+        """Images of a whole epoch of training on this device."""
+        if self._place is None:
+            raise TypeError("how many images the shards hold is not known before they are read")
+        return self._batches * self._loading.batch_size
+
+    def train_loader(self, place: Place, step_images: int, loading: Loading) -> DataLoader:
+        self._place, self._loading = place, loading
+        self._batches = self.count() // step_images * step_images // (loading.batch_size * loading.world_size)
+        # workers start with each pass, as they take the place along
+        return make_loader(self, loading, persistent=False)
+
+    def val_loader(self, loading: Loading) -> DataLoader:
+        self._loading = loading
+        return make_loader(self, loading)
 
     def __iter__(self) -> Iterator[Sample | UnreadableImage]:
         worker = get_worker_info()
         number, workers = (worker.id, worker.num_workers) if worker is not None else (0, 1)
-        epoch, done = self._first_epoch + self._passes, self._batches_before if self._passes == 0 else 0
-        self._passes += 1
-        if self._batches is None:
-            yield from self._samples(self._share(self.urls, number, workers), epoch)
+        if self._place is None:
+            yield from self._samples(self._share(self.urls, number, workers), SampleKey(0, 0))
             return
-        batches = self._batches - done
-        wanted = self._batch_size * (batches // workers + (number < batches % workers))
+        self._place.begin_pass()
+        seed, epoch, consumed = self._place.seed, self._place.epoch, self._place.consumed
+        batches = self._batches - consumed // (self._loading.batch_size * self._loading.world_size)
+        wanted = self._loading.batch_size * (batches // workers + (number < batches % workers))
         yielded, cycle = 0, 0
-        unreadable: list[UnreadableImage] = []  # told with the next one that is not, which takes their place
+        unreadable: list[UnreadableImage] = []  # counted with the next one that is not, which takes their place
         while yielded < wanted:
-            generator = random.Random(f"{self.seed} {epoch} {done} {cycle}")
+            generator = random.Random(f"{seed} {epoch} {consumed} {cycle}")
             urls = self._share(generator.sample(self.urls, len(self.urls)), number, workers)
             if not urls:
                 raise InputError(
-                    f"{len(self.urls)} shards do not go round {self.num_replicas} device(s) with {workers} loading "
-                    "process(es) each; lower num_workers or make more, smaller shards"
+                    f"{len(self.urls)} shards do not go round {self._loading.world_size} device(s) with {workers} "
+                    "worker(s) each; lower num_workers or make more, smaller shards"
                 )
             before = yielded
-            for sample in self._samples(urls, epoch, random.Random(f"{generator.random()} {self.rank} {number}")):
+            shuffle = random.Random(f"{generator.random()} {self._loading.rank} {number}")
+            for sample in self._samples(urls, SampleKey(epoch, 0, seed), shuffle):
                 if isinstance(sample, UnreadableImage):
                     unreadable.append(sample)
                     continue
@@ -96,12 +123,18 @@ class StreamedShards(IterableDataset[Sample | UnreadableImage]):
             cycle += 1
 
     def _share(self, urls: list[str], worker: int, workers: int) -> list[str]:
-        return urls[self.rank :: self.num_replicas][worker::workers]
+        return urls[self._loading.rank :: self._loading.world_size][worker::workers]
 
     def _samples(
-        self, urls: list[str], epoch: int, generator: random.Random | None = None
+        self, urls: list[str], key: SampleKey, generator: random.Random | None = None
     ) -> Iterator[Sample | UnreadableImage]:
-        """Decoded samples of some shards; shuffled within the buffer where there is a generator."""
+        """Decoded samples of some shards; shuffled within the buffer where there is a generator.
+
+        Args:
+            urls: the shards.
+            key: epoch and seed of all of them.
+            generator: of the order of samples.
+        """
         import webdataset
 
         broken: list[UnreadableImage] = []
@@ -123,7 +156,7 @@ class StreamedShards(IterableDataset[Sample | UnreadableImage]):
             name = f"{sample['__url__']}/{sample['__key__']}.{suffix}"
             try:
                 yield Sample(
-                    self._decode(sample[suffix], name, epoch), label_of_sample(sample.get("cls", str(NO_LABEL))), name
+                    self._decode(sample[suffix], name, key), label_of_sample(sample.get("cls", str(NO_LABEL))), name
                 )
             except UNREADABLE as error:
                 if self.on_error == "raise":
@@ -131,10 +164,9 @@ class StreamedShards(IterableDataset[Sample | UnreadableImage]):
                 yield UnreadableImage(name, str(error))
         yield from broken
 
-    def _decode(self, content: bytes, name: str, epoch: int) -> Any:
+    def _decode(self, content: bytes, name: str, key: SampleKey) -> Any:
         item = int.from_bytes(sha256(name.encode()).digest()[:7], "big")
-        pixels = self._decoder.decode(content)
-        pixels = self.transform(pixels, lambda: sample_generator(self.seed, SampleKey(epoch, item)))
+        pixels = self.transform(self._decoder.decode(content), key._replace(item=item).generator)
         return pixels.clone() if self._decoder.owns(pixels) else pixels
 
     def _on_broken_shard(self, broken: list[UnreadableImage]) -> Callable[[Exception], bool]:

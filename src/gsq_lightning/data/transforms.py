@@ -2,12 +2,14 @@
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Literal
+from typing import Literal, get_args
 
 import torch
 from torch import Tensor
 from torch.nn import functional as F
 from torchvision.transforms import v2
+
+from gsq_lightning.errors import look_up
 
 Crop = Literal["center", "random", "resized"]
 MAX_IMAGE_SIZE = 2**14  # pixels; an image of this side has 800 MB
@@ -25,6 +27,11 @@ class ResizeAndCrop:
             original and resizes that (Inception's, https://arxiv.org/abs/1409.4842).
         flip: mirror left and right with probability ½.
         crop_scale: least and greatest share of the original's area that a "resized" crop takes.
+        enlarge: whether images with a shorter side than `short_side` are enlarged to it; else only to `image_size`.
+        shuffle_colors: swap red, green and blue at random.
+
+    Raises:
+        InputError: for another word for the crop.
     """
 
     image_size: int
@@ -32,21 +39,38 @@ class ResizeAndCrop:
     crop: Crop = "center"
     flip: bool = False
     crop_scale: tuple[float, float] = (0.2, 1.0)
+    enlarge: bool = True
+    shuffle_colors: bool = False
+
+    def __post_init__(self) -> None:
+        look_up("crop", self.crop, dict.fromkeys(get_args(Crop)))
 
     def __str__(self) -> str:
         crop = f"{self.crop} crop of {self.image_size}×{self.image_size}"
-        return crop if self.crop == "resized" else f"short side to {self.short_side}, {crop}"
+        if self.crop == "resized":
+            return crop
+        return f"short side to {self.short_side}{'' if self.enlarge else ' at most'}, {crop}"
 
     def __call__(self, pixels: Tensor, stream: Callable[[], torch.Generator]) -> Tensor:
         """(3, H, W) uint8, and what makes the random stream if there is need of one → (3, image_size, image_size)."""
-        if self.crop == "center":
-            pixels = center_crop(resize(pixels, self.short_side), self.image_size)
-            return flip_by_chance(pixels, stream()) if self.flip else pixels
+        if self.crop == "center" and not self.flip and not self.shuffle_colors:
+            return center_crop(self._resized(pixels), self.image_size)
         generator = stream()
-        if self.crop == "random":
-            return random_crop(resize(pixels, self.short_side), self.image_size, generator, self.flip)
-        pixels = self._random_resized_crop(pixels, generator)
-        return flip_by_chance(pixels, generator) if self.flip else pixels
+        if self.crop == "resized":
+            pixels = self._random_resized_crop(pixels, generator)
+        elif self.crop == "random":
+            pixels = random_crop(self._resized(pixels), self.image_size, generator)
+        else:
+            pixels = center_crop(self._resized(pixels), self.image_size)
+        if self.flip and torch.rand((), generator=generator) < 0.5:
+            pixels = pixels.flip(-1)
+        return pixels[torch.randperm(3, generator=generator)] if self.shuffle_colors else pixels
+
+    def _resized(self, pixels: Tensor) -> Tensor:
+        short_side = self.short_side
+        if not self.enlarge:
+            short_side = max(min(short_side, *pixels.shape[1:]), self.image_size)
+        return resize(pixels, short_side)
 
     def _random_resized_crop(self, pixels: Tensor, generator: torch.Generator) -> Tensor:
         # torchvision draws from the global stream
@@ -83,14 +107,8 @@ def center_crop(pixels: Tensor, size: int) -> Tensor:
     return pixels[:, top : top + size, left : left + size]
 
 
-def random_crop(pixels: Tensor, size: int, generator: torch.Generator, flip: bool) -> Tensor:
-    """(3, H, W) with H, W ≥ size → (3, size, size) at a random place, perhaps mirrored."""
+def random_crop(pixels: Tensor, size: int, generator: torch.Generator) -> Tensor:
+    """(3, H, W) with H, W ≥ size → (3, size, size) at a random place."""
     top = int(torch.randint(pixels.shape[1] - size + 1, (), generator=generator))
     left = int(torch.randint(pixels.shape[2] - size + 1, (), generator=generator))
-    cropped = pixels[:, top : top + size, left : left + size]
-    return flip_by_chance(cropped, generator) if flip else cropped
-
-
-def flip_by_chance(pixels: Tensor, generator: torch.Generator) -> Tensor:
-    """Mirrored left and right with probability ½."""
-    return pixels.flip(-1) if torch.rand((), generator=generator) < 0.5 else pixels
+    return pixels[:, top : top + size, left : left + size]

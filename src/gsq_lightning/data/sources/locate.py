@@ -36,7 +36,7 @@ def find_split(root: str, split: Split, kind: SourceKind) -> ImageSource | Shard
         InputError: where there is no such split.
     """
     folder = Path(root).expanduser()
-    if kind == "parquet" and not folder.exists() and HUB_NAME.fullmatch(root):
+    if is_on_hub(root, kind):
         return ParquetSource(root, "validation" if split == "val" else split)
     if folder.is_dir():
         place = place_of_split(folder, split)
@@ -58,6 +58,17 @@ def find_split(root: str, split: Split, kind: SourceKind) -> ImageSource | Shard
     )
 
 
+def has_split(root: str, split: Split, kind: SourceKind) -> bool:
+    """Whether a root holds a split by its name. One that is no folder has none, but for a data set on the Hub."""
+    folder = Path(root).expanduser()
+    return is_on_hub(root, kind) or (folder.is_dir() and place_of_split(folder, split) is not None)
+
+
+def is_on_hub(root: str, kind: SourceKind) -> bool:
+    """Whether a root is the name of a data set on the Hugging Face Hub."""
+    return kind == "parquet" and HUB_NAME.fullmatch(root) is not None and not Path(root).expanduser().exists()
+
+
 def open_images(location: str, kind: SourceKind, split: Split) -> ImageSource | Shards:
     """The images at one place: a folder, list, archive or Parquet file, or a pattern of shards."""
     if is_remote(location) or kind == "webdataset":
@@ -71,7 +82,7 @@ def open_images(location: str, kind: SourceKind, split: Split) -> ImageSource | 
     if "{" in location or "::" in location:
         return open_place([Path(shard).expanduser() for shard in expand_shards(location)], kind, split)
     path = Path(location).expanduser()
-    if kind == "parquet" and not path.exists() and HUB_NAME.fullmatch(location):
+    if is_on_hub(location, kind):
         return ParquetSource(location, "validation" if split == "val" else split)
     return open_place([path], kind, split)
 
