@@ -11,7 +11,8 @@ from torch import Tensor, nn
 from gsq_lightning import quantizers
 from gsq_lightning.errors import InputError, require
 from gsq_lightning.networks import Decoder, Encoder, NetworkShape, Upsampling
-from gsq_lightning.pretrained.export import SavedTokenizer, Weights, check_weights, read_tokenizer, write_folder
+from gsq_lightning.pretrained.export import Weights, read_released, read_tokenizer, write_folder
+from gsq_lightning.pretrained.saved import SavedTokenizer, check_weights
 from gsq_lightning.quantizers import Quantizer, QuantizerOutput
 
 
@@ -66,6 +67,8 @@ class GSQTokenizer(nn.Module):
         norm_groups: int = 32,
     ) -> None:
         super().__init__()
+        if getattr(quantizer, "channel_dim", 1) != 1:
+            raise InputError("the quantizer's channel_dim must be 1: images have their channels there")
         self.shape = NetworkShape(
             latent_channels=quantizer.latent_channels,
             channel_multipliers=channel_multipliers,
@@ -200,8 +203,8 @@ class GSQTokenizer(nn.Module):
         """Loads a tokenizer, in eval mode on the CPU.
 
         Args:
-            source: a folder written by `save_pretrained`; a checkpoint (`.ckpt`) of training; or the name of a
-                repository on the Hugging Face Hub.
+            source: a folder written by `save_pretrained`; a checkpoint (`.ckpt`) of training; a checkpoint that GSQ's
+                authors released (`.pt`); or the name of a repository on the Hugging Face Hub that has one of these.
             revision: branch, tag or commit on the Hub.
             weights: of a checkpoint: "ema" for the averaged ones where it has them, or "raw".
             quantizer: where the tokenizer was made with one of your own class: an object of that class and shape,
@@ -210,9 +213,25 @@ class GSQTokenizer(nn.Module):
         Raises:
             InputError: where the source is none of these, or its weights do not fit its config.
         """
-        saved = read_tokenizer(source, revision, weights)
+        return cls._loaded(read_tokenizer(source, revision, weights), str(source), quantizer)
+
+    @classmethod
+    def from_released(cls, source: str | Path, revision: str | None = None) -> "GSQTokenizer":
+        """Loads a checkpoint that GSQ's authors released, in eval mode on the CPU. No code of it is run.
+
+        Args:
+            source: path of a `checkpoint.pt`, or its repository on the Hub, such as "HelmholtzAI-FZJ/GSQ-F8-D8-V64k".
+            revision: branch, tag or commit on the Hub.
+
+        Raises:
+            InputError: where the source is neither, has more or less than such a tokenizer, or names code.
+        """
+        return cls._loaded(read_released(source, revision), str(source))
+
+    @classmethod
+    def _loaded(cls, saved: SavedTokenizer, source: str, quantizer: Quantizer | None = None) -> "GSQTokenizer":
         tokenizer = cls.from_config(saved.config, quantizer)
-        check_weights(tokenizer, saved.weights, str(source))
+        check_weights(tokenizer, saved.weights, source)
         tokenizer.load_state_dict(saved.weights)
         return tokenizer.eval()
 

@@ -34,7 +34,7 @@ from gsq_lightning.losses import (
 from gsq_lightning.metrics import OriginalImages, ReconstructionMetrics
 from gsq_lightning.optim.adamw import PaperAdamW
 from gsq_lightning.optim.random_streams import seed_streams
-from gsq_lightning.pretrained.export import check_weights
+from gsq_lightning.pretrained.saved import check_weights
 from gsq_lightning.tokenizer import GSQTokenizer
 
 logger = logging.getLogger(__name__)

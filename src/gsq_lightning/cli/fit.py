@@ -34,7 +34,7 @@ from gsq_lightning.data import ImageNetDataModule
 from gsq_lightning.distributed import settle_threads
 from gsq_lightning.errors import CheckpointNotWritten, InputError, ModelNotFinite, RunStopped, TrainingDiverged, causes
 from gsq_lightning.files import disk_error, left_out_on_disk_errors
-from gsq_lightning.pretrained.export import check_weights
+from gsq_lightning.pretrained.saved import check_weights
 from gsq_lightning.pretrained.weights import recorded_files
 from gsq_lightning.runs import RunCheckpoint
 from gsq_lightning.runs.checkpoint import is_locked

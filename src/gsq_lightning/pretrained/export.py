@@ -1,36 +1,25 @@
-"""Tokenizers on disk and on the Hub: a folder with `config.json` and `model.safetensors`, or a training checkpoint.
+"""Tokenizers on disk and on the Hub: a folder with `config.json` and `model.safetensors`, or a checkpoint.
 
 Only plain data and tensors are read; nothing that a file names is imported or run.
 """
 
 import json
-import zipfile
 from pathlib import Path
-from typing import Any, Literal, NamedTuple
+from typing import Literal
 
-import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from gsq_lightning.errors import InputError, first_line, look_up
 from gsq_lightning.files import write_whole
+from gsq_lightning.pretrained.hub import reachable
+from gsq_lightning.pretrained.released import RELEASED_FILE, convert, is_released
+from gsq_lightning.pretrained.saved import SavedTokenizer, read_plain
 
 CONFIG_FILE = "config.json"
 WEIGHTS_FILE = "model.safetensors"
 
 Weights = Literal["ema", "raw"]
 AVERAGED: dict[Weights, bool] = {"ema": True, "raw": False}
-
-
-class SavedTokenizer(NamedTuple):
-    """A tokenizer as it is stored.
-
-    Attributes:
-        config: plain data, for `GSQTokenizer.from_config`.
-        weights: the state dict.
-    """
-
-    config: dict[str, Any]
-    weights: dict[str, Tensor]
 
 
 def write_folder(folder: Path, saved: SavedTokenizer) -> None:
@@ -42,60 +31,75 @@ def write_folder(folder: Path, saved: SavedTokenizer) -> None:
 
 
 def read_tokenizer(source: str | Path, revision: str | None = None, weights: Weights = "ema") -> SavedTokenizer:
-    """Reads a folder that `write_folder` wrote, a training checkpoint, or a repository of the Hugging Face Hub.
+    """Reads a folder that `write_folder` wrote, a checkpoint, or a repository of the Hugging Face Hub with either.
 
     Args:
         source: a path, or the name of a repository.
         revision: branch, tag or commit on the Hub.
-        weights: of a checkpoint: "ema" for the averaged ones where it has them, or "raw".
+        weights: of a training checkpoint: "ema" for the averaged ones where it has them, or "raw".
 
     Raises:
         InputError: where the source is none of these, or cannot be read.
     """
-    path = Path(source)
-    if path.is_file():
-        return read_checkpoint(path, weights)
-    return _read_folder(path if path.is_dir() else _download(str(source), revision))
+    path = _here(source, revision)
+    if path.is_dir() and (path / RELEASED_FILE).is_file() and not (path / CONFIG_FILE).exists():
+        path = path / RELEASED_FILE
+    return _read_folder(path) if path.is_dir() else read_checkpoint(path, weights)
+
+
+def read_released(source: str | Path, revision: str | None = None) -> SavedTokenizer:
+    """Reads a checkpoint that GSQ's authors released.
+
+    Args:
+        source: its path, that of its folder, or the name of its repository on the Hugging Face Hub.
+        revision: branch, tag or commit on the Hub.
+
+    Raises:
+        InputError: where the source is none of these, or cannot be read.
+    """
+    path = _here(source, revision)
+    path = path / RELEASED_FILE if path.is_dir() else path
+    if not path.is_file():
+        raise InputError(f"{source} holds no {RELEASED_FILE}, as GSQ's authors released them")
+    checkpoint = read_plain(path)
+    if not is_released(checkpoint):
+        raise InputError(
+            f"{path} is no checkpoint that GSQ's authors released, which hold model_state_dict and config; "
+            "from_pretrained reads those of gsq-lightning"
+        )
+    return convert(checkpoint, str(path))
 
 
 def read_checkpoint(path: Path, weights: Weights = "ema") -> SavedTokenizer:
-    """Reads the tokenizer of a training checkpoint, and no more of the file than that.
+    """Reads the tokenizer of a checkpoint of training, or of a released one, and no more of the file than that.
 
     Args:
-        path: of the checkpoint. Where it is a zip file, as all of today's are, the weights stay on disk until they are
-            used.
-        weights: "ema" for the averaged ones where the checkpoint has them, or "raw".
+        path: of the checkpoint. The weights stay on disk until they are used.
+        weights: of a training checkpoint: "ema" for the averaged ones where it has them, or "raw".
 
     Raises:
-        InputError: where the file cannot be read, or is not a checkpoint of this library.
+        InputError: where the file cannot be read, or is no checkpoint of either kind.
     """
     averaged = look_up("weights", weights, AVERAGED)
+    checkpoint = read_plain(path)
+    if is_released(checkpoint):
+        return convert(checkpoint, str(path))
     try:
-        checkpoint = torch.load(path, map_location="cpu", weights_only=True, mmap=zipfile.is_zipfile(path))
         config, state = checkpoint["tokenizer_config"], checkpoint["state_dict"]
         averaged = averaged and int(state.get("ema.n_averaged", 0)) > 0
         prefix = "ema.module." if averaged else "tokenizer."
         found = {name.removeprefix(prefix): value for name, value in state.items() if name.startswith(prefix)}
         if not all(isinstance(value, Tensor) for value in found.values()):
             raise TypeError("its weights are not tensors")
-    except Exception as error:  # whatever the unpickler makes of a damaged file
+    except (AttributeError, KeyError, RuntimeError, TypeError, ValueError) as error:
         raise InputError(f"{path} is not a readable checkpoint of gsq-lightning: {first_line(error)}") from error
     return SavedTokenizer(config, found)
 
 
-def check_weights(module: nn.Module, weights: dict[str, Tensor], source: str) -> None:
-    """Raises InputError with the first tensors of `weights` that `module` lacks, misses or has in another shape."""
-    own = module.state_dict()
-    differences = [
-        f"{name}: {tuple(weights[name].shape)} in the file, {tuple(own[name].shape)} in the model"
-        for name in own
-        if name in weights and weights[name].shape != own[name].shape
-    ]
-    differences += [f"{name}: missing in the file" for name in own if name not in weights]
-    differences += [f"{name}: unknown to the model" for name in weights if name not in own]
-    if differences:
-        shown = "; ".join(differences[:3]) + ("; …" if len(differences) > 3 else "")
-        raise InputError(f"the weights of {source} do not fit this model in {len(differences)} tensors: {shown}")
+def _here(source: str | Path, revision: str | None) -> Path:
+    """The path that is meant, fetched from the Hub where it is none on this machine."""
+    path = Path(source).expanduser()
+    return path if path.exists() else _download(str(source), revision)
 
 
 def _read_folder(folder: Path) -> SavedTokenizer:
@@ -116,11 +120,16 @@ def _read_folder(folder: Path) -> SavedTokenizer:
 
 
 def _download(repository: str, revision: str | None) -> Path:
-    from huggingface_hub import snapshot_download
+    from huggingface_hub import constants, snapshot_download
     from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalEntryNotFoundError
+    from huggingface_hub.utils import validate_repo_id
 
+    files = [CONFIG_FILE, WEIGHTS_FILE, RELEASED_FILE]
     try:
-        return Path(snapshot_download(repository, revision=revision, allow_patterns=[CONFIG_FILE, WEIGHTS_FILE]))
+        validate_repo_id(repository)
+        # asked before the Hub's own client is, which would retry for most of a minute
+        offline = constants.HF_HUB_OFFLINE or not reachable(constants.ENDPOINT)
+        return Path(snapshot_download(repository, revision=revision, allow_patterns=files, local_files_only=offline))
     except (HFValidationError, HfHubHTTPError, LocalEntryNotFoundError, OSError) as error:
         raise InputError(
             f"{repository!r} is neither a folder nor a checkpoint here, and could not be fetched from the Hugging Face "

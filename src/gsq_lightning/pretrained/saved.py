@@ -1,0 +1,112 @@
+"""A tokenizer as it is stored, and the reading of checkpoints without running what they contain."""
+
+import zipfile
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor, nn
+from torch.serialization import get_unsafe_globals_in_checkpoint, safe_globals
+
+from gsq_lightning.errors import InputError, first_line
+
+
+class SavedTokenizer(NamedTuple):
+    """A tokenizer as it is stored.
+
+    Attributes:
+        config: plain data, for `GSQTokenizer.from_config`.
+        weights: the state dict.
+    """
+
+    config: dict[str, Any]
+    weights: dict[str, Tensor]
+
+
+class OmegaConfObject:
+    """Stands in for an object of OmegaConf while a checkpoint is read: holds its state and does nothing."""
+
+    def __init__(self) -> None:
+        self.state: dict[str, Any] = {}
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        self.state = state
+
+
+def _plain_dict(*_: Any) -> dict[Any, Any]:
+    return {}
+
+
+# what pickled containers of OmegaConf 2 name, besides plain data: their classes, and types in their notes
+STAND_INS: list[Any] = [
+    (_plain_dict, "collections.defaultdict"),
+    *((OmegaConfObject, f"omegaconf.base.{name}") for name in ("ContainerMetadata", "Metadata")),
+    *((OmegaConfObject, f"omegaconf.{name.lower()}.{name}") for name in ("DictConfig", "ListConfig")),
+    *((OmegaConfObject, f"omegaconf.nodes.{name}Node") for name in ("Any", "Boolean", "Float", "Integer", "String")),
+    *((OmegaConfObject, f"typing.{name}") for name in ("Any", "Dict", "List", "Optional", "Tuple", "Union")),
+    *((OmegaConfObject, f"builtins.{name}") for name in ("bool", "dict", "float", "int", "list", "str", "tuple")),
+]
+
+
+def read_plain(path: Path) -> dict[str, Any]:
+    """Reads what `torch.save` wrote: plain data, tensors, and containers of OmegaConf, for which `plain` is meant.
+
+    Nothing that the file names is imported or run. Where it is a zip file, as all of today's are, tensors stay on disk
+    until they are used.
+
+    Raises:
+        InputError: where it cannot be read, is no dictionary, or has anything else; its names are then listed.
+    """
+    is_zip = zipfile.is_zipfile(path)
+    try:
+        with safe_globals(STAND_INS):
+            content = torch.load(path, map_location="cpu", weights_only=True, mmap=is_zip)
+            if not isinstance(content, dict):
+                raise TypeError(f"it holds no dictionary but {type(content).__name__}")
+    except Exception as error:  # whatever the unpickler makes of a damaged file
+        reason = _strangers(path) or first_line(error)
+        raise InputError(f"{path} is not a readable checkpoint of gsq-lightning: {reason}") from error
+    return content
+
+
+def plain(value: Any) -> Any:
+    """The same data with OmegaConf's containers turned into plain ones. Raises InputError for its interpolations."""
+    if isinstance(value, OmegaConfObject):
+        return plain(value.state["_content"] if "_content" in value.state else value.state.get("_val"))
+    if isinstance(value, dict):
+        return {plain(name): plain(inner) for name, inner in value.items()}
+    if isinstance(value, list | tuple):
+        return [plain(inner) for inner in value]
+    if isinstance(value, str) and "${" in value:
+        raise InputError(f"the config refers to another value by {value!r}, which is not followed")
+    return value
+
+
+def check_weights(module: nn.Module, weights: dict[str, Tensor], source: str) -> None:
+    """Raises InputError with the first tensors of `weights` that `module` lacks, misses or has in another shape."""
+    own = module.state_dict()
+    differences = [
+        f"{name}: {tuple(weights[name].shape)} in the file, {tuple(own[name].shape)} in the model"
+        for name in own
+        if name in weights and weights[name].shape != own[name].shape
+    ]
+    differences += [f"{name}: missing in the file" for name in own if name not in weights]
+    differences += [f"{name}: unknown to the model" for name in weights if name not in own]
+    if differences:
+        shown = "; ".join(differences[:3]) + ("; …" if len(differences) > 3 else "")
+        raise InputError(f"the weights of {source} do not fit this model in {len(differences)} tensors: {shown}")
+
+
+def _strangers(path: Path) -> str | None:
+    """What a checkpoint names that is not read, if that is what is wrong with it."""
+    try:
+        with safe_globals(STAND_INS):
+            names = sorted(get_unsafe_globals_in_checkpoint(path))
+    except Exception:  # a damaged file, or a format of before
+        return None
+    if not names:
+        return None
+    return (
+        f"it holds {', '.join(names[:5])}{', …' if len(names) > 5 else ''}; only plain data, tensors and containers of "
+        "OmegaConf are read, as making anything else would run code"
+    )
