@@ -17,7 +17,7 @@ from gsq_lightning.cli.recipes import is_inline
 from gsq_lightning.training import TokenizerModule
 
 CONFIGS = Path(__file__).parents[2] / "configs"
-RECIPES = ["f8.yaml", "f16.yaml", "f32.yaml", "quickstart.yaml"]
+RECIPES = ["f8.yaml", "f16.yaml", "f32.yaml", "photos.yaml", "quickstart.yaml"]
 OVERLAYS = [
     "fast.yaml",
     *sorted(str(path.relative_to(CONFIGS)) for path in CONFIGS.glob("*/*.yaml")),
