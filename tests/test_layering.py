@@ -12,7 +12,7 @@ PACKAGE = Path(__file__).parents[1] / "src" / "gsq_lightning"
 # what each part may import from this package, besides itself
 MAY_IMPORT = {
     "errors": set(),
-    "pixels": set(),
+    "pixels": {"errors"},
     "precision": set(),
     "distributed": set(),
     "files": {"errors"},
@@ -27,7 +27,7 @@ MAY_IMPORT = {
     "reports": {"errors", "files"},
     "callbacks": {"errors", "files", "reports"},
     "runs": {"errors", "files"},
-    "tokenizer": {"errors", "networks", "pretrained", "quantizers"},
+    "tokenizer": {"errors", "networks", "pixels", "pretrained", "quantizers"},
     "training": {"discriminators", "errors", "losses", "metrics", "optim", "pretrained", "tokenizer"},
     "cli": {
         "",

@@ -168,3 +168,49 @@ def test_bfloat16_tokenizer_keeps_the_round_trip(small_tokenizer: Build) -> None
     image = (torch.rand(1, 3, 8, 8) * 2 - 1).bfloat16()
     with torch.no_grad():
         assert torch.equal(tokenizer.decode_indices(tokenizer.encode_indices(image)), tokenizer(image))
+
+
+@pytest.mark.parametrize("size", [(16, 20), (17, 23), (3, 5)])
+def test_pictures_of_any_size_come_back_in_their_size(small_tokenizer: Build, size: tuple[int, int]) -> None:
+    tokenizer = small_tokenizer().eval()
+    pixels = np.random.default_rng(0).integers(0, 256, (*size, 3), dtype=np.uint8)
+    encoded = tokenizer.encode_image(pixels)
+    height, width = (-(-length // 4) * 4 for length in size)
+    repeated = np.pad(pixels, ((0, height - size[0]), (0, width - size[1]), (0, 0)), mode="edge")
+    image = torch.from_numpy(repeated).permute(2, 0, 1)[None] / 127.5 - 1
+    with torch.no_grad():
+        assert torch.equal(encoded.indices, tokenizer.encode_indices(image))
+        expected = ((tokenizer(image)[0].clamp(-1, 1) + 1) * 127.5).round().permute(1, 2, 0).numpy()
+    picture = tokenizer.decode_image(encoded)
+    assert picture.size == (size[1], size[0])
+    assert np.array_equal(np.asarray(picture), expected[: size[0], : size[1]])
+
+
+def test_tiled_pictures_are_close_to_the_whole(small_tokenizer: Build) -> None:
+    tokenizer = small_tokenizer().eval()
+    smooth = torch.linspace(0, 255, 60)[:, None] * torch.linspace(0, 1, 92)
+    pixels = smooth.round().to(torch.uint8).expand(3, -1, -1)
+    whole, tiled = tokenizer.encode_image(pixels), tokenizer.encode_image(pixels, tile=48)
+    assert tiled.indices.shape == whole.indices.shape
+    one_tile = tokenizer.encode_image(pixels, tile=96)
+    assert torch.equal(one_tile.indices, whole.indices)
+    assert np.array_equal(tokenizer.decode_image(whole, tile=96), tokenizer.decode_image(whole))
+    error = np.asarray(tokenizer.decode_image(whole, tile=48), float) - np.asarray(tokenizer.decode_image(whole), float)
+    assert 0 < np.abs(error).mean() < 64  # each tile is normalized by itself; random ones differ by 85
+    with pytest.raises(InputError, match="tile is 0"):
+        tokenizer.encode_image(pixels, tile=0)
+
+
+def test_images_in_another_range_are_noticed(small_tokenizer: Build, recwarn: pytest.WarningsRecorder) -> None:
+    tokenizer = small_tokenizer().eval()
+    image = torch.rand(1, 3, 8, 8)
+    tokenizer.encode(image * 2 - 1)
+    assert [str(warning.message) for warning in recwarn if "image" in str(warning.message)] == []
+    with pytest.raises(InputError, match=r"uint8; it must be float in \[-1, 1\]"):
+        tokenizer.encode((image * 255).to(torch.uint8))
+    with pytest.raises(InputError, match=r"values up to 25\d.*x / 127.5 - 1"):
+        tokenizer.encode(image * 255)
+    with pytest.warns(UserWarning, match=r"lie in \[0, 1\].*2 \* x - 1"):
+        tokenizer.encode(image)
+    with pytest.warns(UserWarning, match="undo a normalization"):
+        tokenizer.encode(4 * image - 2)

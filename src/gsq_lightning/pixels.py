@@ -1,7 +1,17 @@
-"""uint8 pixels ⇄ images in [-1, 1]."""
+"""uint8 pixels ⇄ images in [-1, 1], and pictures of any kind as such images."""
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor
+
+from gsq_lightning.errors import InputError, first_line
+
+if TYPE_CHECKING:
+    from PIL.Image import Image
+
+PILLOW_MODES = ("1", "L", "LA", "La", "P", "PA", "RGB", "RGBA", "RGBX", "RGBa", "CMYK", "YCbCr", "LAB", "HSV")
 
 
 def pixels_to_image(pixels: Tensor) -> Tensor:
@@ -12,3 +22,62 @@ def pixels_to_image(pixels: Tensor) -> Tensor:
 def image_to_pixels(image: Tensor) -> Tensor:
     """[-1, 1], any float type → uint8 in [0, 255], clamped and rounded."""
     return ((image.float().clamp(-1.0, 1.0) + 1.0) * 127.5).round().to(torch.uint8)
+
+
+def picture_to_image(picture: Any) -> Tensor:
+    """A picture → image (1, 3, H, W), float32 in [-1, 1].
+
+    Args:
+        picture: a path; a Pillow image of 8 bits, turned as its EXIF orientation says, its transparency dropped; a
+            uint8 array or tensor (H, W, 3) or (H, W); a uint8 tensor (3, H, W) or (1, 3, H, W); or a float tensor
+            (3, H, W) or (1, 3, H, W) in [-1, 1], taken as it is.
+
+    Raises:
+        InputError: for anything else.
+    """
+    if isinstance(picture, str | Path):
+        picture = _open(Path(picture))
+    if hasattr(picture, "getexif"):
+        picture = _pillow_pixels(picture)
+    channels_first = isinstance(picture, Tensor)  # where both ends have 3, as each kind usually has them
+    tensor = torch.as_tensor(picture)
+    if tensor.ndim == 4 and len(tensor) == 1:
+        tensor = tensor[0]
+    if tensor.ndim == 2:
+        tensor = tensor.expand(3, -1, -1)
+    elif tensor.ndim == 3 and tensor.shape[2] == 3 and not (channels_first and tensor.shape[0] == 3):
+        tensor = tensor.permute(2, 0, 1)
+    if tensor.ndim != 3 or tensor.shape[0] != 3 or not (tensor.dtype == torch.uint8 or tensor.is_floating_point()):
+        raise InputError(
+            f"the picture is {tensor.dtype} of shape {tuple(tensor.shape)}; it must be a path, a Pillow image, uint8 "
+            "of (H, W, 3), (H, W) or (3, H, W), or a float tensor (3, H, W) in [-1, 1]"
+        )
+    return (pixels_to_image(tensor) if tensor.dtype == torch.uint8 else tensor)[None]
+
+
+def image_to_picture(image: Tensor) -> "Image":
+    """Image (3, H, W) or (1, 3, H, W) in [-1, 1] → Pillow image, clamped."""
+    from PIL import Image
+
+    pixels = image_to_pixels(image.detach()).cpu().reshape(image.shape[-3:])
+    return Image.fromarray(pixels.permute(1, 2, 0).contiguous().numpy())
+
+
+def _open(path: Path) -> "Image":
+    from PIL import Image
+
+    try:
+        picture = Image.open(path)
+        picture.load()
+    except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
+        raise InputError(f"{path} cannot be read as a picture: {first_line(error)}") from error
+    return picture
+
+
+def _pillow_pixels(picture: "Image") -> Tensor:
+    import numpy as np
+    from PIL import ImageOps
+
+    if picture.mode not in PILLOW_MODES:
+        raise InputError(f"the picture has Pillow's mode {picture.mode}, whose range is not that of 8 bits; convert it")
+    return torch.from_numpy(np.array(ImageOps.exif_transpose(picture).convert("RGB")))

@@ -1,19 +1,41 @@
 """The tokenizer: image ⇄ indices. Needs torch, einops, safetensors and huggingface_hub, nothing of training."""
 
+import math
+import warnings
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict
+from fractions import Fraction
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
+from torch.nn import functional as F
 
 from gsq_lightning import quantizers
 from gsq_lightning.errors import InputError, require
 from gsq_lightning.networks import Decoder, Encoder, NetworkShape, Upsampling
+from gsq_lightning.networks.tiling import blend_tiles
+from gsq_lightning.pixels import image_to_picture, picture_to_image
 from gsq_lightning.pretrained.export import Weights, read_released, read_tokenizer, write_folder
 from gsq_lightning.pretrained.saved import SavedTokenizer, check_weights
 from gsq_lightning.quantizers import Quantizer, QuantizerOutput
+
+if TYPE_CHECKING:
+    from PIL.Image import Image
+
+
+class EncodedImage(NamedTuple):
+    """A picture of any size as indices.
+
+    Attributes:
+        indices: (1, h, w, G) int64, of the picture padded to sizes that f divides.
+        height, width: of the picture, in pixels.
+    """
+
+    indices: Tensor
+    height: int
+    width: int
 
 
 class GSQTokenizer(nn.Module):
@@ -106,6 +128,13 @@ class GSQTokenizer(nn.Module):
         """(B, 3, H, W) in [-1, 1], H and W divisible by f → the encoder's latent (B, D, H/f, W/f)."""
         if image.ndim != 4 or image.shape[1] != 3:
             raise InputError(f"the image has shape {tuple(image.shape)}; it must be (B, 3, H, W)")
+        if not image.is_floating_point():
+            raise InputError(
+                f"the image is {image.dtype}; it must be float in [-1, 1]: gsq_lightning.pixels.pixels_to_image makes "
+                "it of uint8, and encode_image takes pictures as they are"
+            )
+        if not self.training and not torch.compiler.is_compiling():
+            _check_range(image)
         self._positions(image.shape[2], image.shape[3])
         return self.encoder(image.to(self.encoder.conv_in.weight.dtype))
 
@@ -123,6 +152,10 @@ class GSQTokenizer(nn.Module):
 
     def decode_indices(self, indices: Tensor) -> Tensor:
         """(B, h, w, G), any integer type → image (B, 3, f·h, f·w), unclamped. Raises InputError outside [0, V)."""
+        return self.decode(self.quantizer.indices_to_quantized(self._checked(indices)))
+
+    def _checked(self, indices: Tensor) -> Tensor:
+        """Indices as int64. Raises InputError for those that cannot be decoded."""
         quantizer = self.quantizer
         if indices.ndim != 4 or indices.shape[-1] != quantizer.num_groups:
             raise InputError(
@@ -131,14 +164,14 @@ class GSQTokenizer(nn.Module):
         if indices.is_floating_point() or indices.is_complex() or indices.dtype == torch.bool:
             raise InputError(f"indices are {indices.dtype}; they must be of an integer type")
         indices = indices.long()
-        if indices.numel():
+        if indices.numel() and not torch.compiler.is_compiling():
             lowest, highest = (int(end) for end in indices.aminmax())
             if lowest < 0 or highest >= quantizer.codebook_size:
                 raise InputError(
                     f"indices range from {lowest} to {highest}; the codebook has {quantizer.codebook_size} codes, so 0 "
                     f"to {quantizer.codebook_size - 1} are allowed"
                 )
-        return self.decode(quantizer.indices_to_quantized(indices))
+        return indices
 
     def forward(self, image: Tensor) -> Tensor:
         """(B, 3, H, W) in [-1, 1] → reconstruction of the same shape, unclamped."""
@@ -146,6 +179,42 @@ class GSQTokenizer(nn.Module):
             return self.decode(self.encode(image).quantized)
         # bit-exact the same, without the quantizer's losses, which may cost many times the forward pass
         return self.decode(self.quantizer.indices_to_quantized(self.encode_indices(image)))
+
+    @torch.no_grad()
+    def encode_image(self, picture: Any, tile: int | None = None) -> EncodedImage:
+        """A picture of any size → its indices; `decode_image` gives a picture of that size back.
+
+        Its last row and column are repeated until f divides its height and width.
+
+        Args:
+            picture: a path, a Pillow image, a uint8 array or tensor, or a float tensor in [-1, 1], see
+                `gsq_lightning.pixels.picture_to_image`.
+            tile: height and width in pixels of the tiles, which overlap by a quarter, in which a larger picture is
+                encoded, to save memory; rounded up to a multiple of 4·f. Their latents are blended. None: whole.
+
+        Raises:
+            InputError: for what is no picture.
+        """
+        image = picture_to_image(picture).to(self.encoder.conv_in.weight.device)
+        height, width = image.shape[-2:]
+        factor = self.downsample_factor
+        padded = F.pad(image, (0, -width % factor, 0, -height % factor), mode="replicate")
+        if tile is None:
+            return EncodedImage(self.encode_indices(padded), height, width)
+        size, overlap = self._tile(tile)
+        latent = blend_tiles(self.latent, padded, size * factor, overlap * factor, Fraction(1, factor))
+        return EncodedImage(self.quantizer.latent_to_indices(latent), height, width)
+
+    @torch.no_grad()
+    def decode_image(self, encoded: EncodedImage, tile: int | None = None) -> "Image":
+        """What `encode_image` made → a Pillow image of the picture's size. `tile` as there; seams are blended."""
+        if tile is None:
+            image = self.decode_indices(encoded.indices)
+        else:
+            size, overlap = self._tile(tile)
+            quantized = self.quantizer.indices_to_quantized(self._checked(encoded.indices))
+            image = blend_tiles(self.decode, quantized, size, overlap, Fraction(self.downsample_factor))
+        return image_to_picture(image[..., : encoded.height, : encoded.width])
 
     @property
     def config(self) -> dict[str, Any]:
@@ -235,16 +304,42 @@ class GSQTokenizer(nn.Module):
         tokenizer.load_state_dict(saved.weights)
         return tokenizer.eval()
 
+    def _tile(self, pixels: int) -> tuple[int, int]:
+        """Size and overlap of tiles, in positions of the latent."""
+        require(pixels >= 1, f"tile is {pixels}; it is a size in pixels")
+        overlap = math.ceil(pixels / (4 * self.downsample_factor))
+        return 4 * overlap, overlap
+
     def _positions(self, height: int, width: int) -> int:
         """h·w of an image. Raises InputError where f does not divide its height and width."""
         factor = self.downsample_factor
-        require(
-            height >= factor and width >= factor and height % factor == 0 and width % factor == 0,
-            f"an image of {height}×{width} (height × width) does not divide by the downsampling factor {factor}; the "
-            f"nearest sizes that do are height {_nearest_multiples(height, factor)} and width "
-            f"{_nearest_multiples(width, factor)}",
-        )
+        if not (height >= factor and width >= factor and height % factor == 0 and width % factor == 0):
+            raise InputError(
+                f"an image of {height}×{width} (height × width) does not divide by the downsampling factor {factor}; "
+                f"the nearest sizes that do are height {_nearest_multiples(height, factor)} and width "
+                f"{_nearest_multiples(width, factor)}"
+            )
         return (height // factor) * (width // factor)
+
+
+def _check_range(image: Tensor) -> None:
+    """Raises InputError for an image that is clearly in [0, 255], and warns of one that seems not to be in [-1, 1]."""
+    if image.numel() == 0:
+        return
+    lowest, highest = (float(end) for end in image.detach().aminmax())
+    if 16.0 < highest < math.inf:
+        raise InputError(f"the image has values up to {highest:g}; it must be in [-1, 1]: x / 127.5 - 1 for [0, 255]")
+    if 0.0 <= lowest < highest <= 1.0:
+        warnings.warn(
+            "all values of the image lie in [0, 1], where images are in [-1, 1]: 2 * x - 1 for one in [0, 1]",
+            stacklevel=3,
+        )
+    elif lowest < -1.1 or highest > 1.1:
+        warnings.warn(
+            f"the image has values from {lowest:.3g} to {highest:.3g}, where images are in [-1, 1]; undo a "
+            "normalization by mean and standard deviation",
+            stacklevel=3,
+        )
 
 
 def _make_quantizer(described: dict[str, Any]) -> Quantizer:
