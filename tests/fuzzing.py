@@ -12,8 +12,9 @@ import yaml
 from hypothesis import strategies as st
 
 from gsq_lightning import GroupedSphericalQuantizer, GSQTokenizer, InputError
-from gsq_lightning.cli.carried import checkpoint_config, trusted
-from gsq_lightning.cli.fit import EXIT_BAD_INPUT, main
+from gsq_lightning.cli.fit import main
+from gsq_lightning.cli.messages import EXIT_BAD_INPUT
+from gsq_lightning.cli.source import parser_defaults, read_source
 
 ROOT = Path(__file__).parents[1]
 RECIPE = yaml.safe_load((ROOT / "configs" / "quickstart.yaml").read_text())
@@ -32,8 +33,8 @@ def seeds(folder: Path) -> None:
     checkpoint = {
         "tokenizer_config": tokenizer.config,
         "state_dict": {f"tokenizer.{name}": value for name, value in tokenizer.state_dict().items()},
-        "hyper_parameters": RECIPE["model"],
-        "datamodule_hyper_parameters": {"_class_path": RECIPE["data"]["class_path"], **RECIPE["data"]["init_args"]},
+        "data_settings": {"class": "PhotographsDataModule", **RECIPE["data"]["init_args"]},
+        "metrics": RECIPE["model"]["metrics"]["init_args"]["names"],
         "global_step": 3,
     }
     torch.save(checkpoint, folder / "seed.ckpt")
@@ -120,7 +121,7 @@ def read_checkpoint_file(folder: Path, content: bytes) -> Outcome:
     outcomes = []
     for read in (
         lambda: GSQTokenizer.from_pretrained(path),
-        lambda: trusted(checkpoint_config(path, "validate"), str(path), has_config=False),
+        lambda: parser_defaults(read_source(path, "ema"), with_places=True),
     ):
         try:
             read()

@@ -25,7 +25,7 @@ MAY_IMPORT = {
     "metrics": {"distributed", "errors", "files", "pixels", "precision", "pretrained"},
     "data": {"errors", "files", "pixels", "pretrained"},
     "reports": {"errors", "files"},
-    "callbacks": {"errors", "files", "reports"},
+    "callbacks": {"errors", "files", "reports", "runs"},
     "runs": {"errors", "files"},
     "tokenizer": {"errors", "networks", "pixels", "pretrained", "quantizers"},
     "training": {"discriminators", "errors", "losses", "metrics", "optim", "pretrained", "tokenizer"},

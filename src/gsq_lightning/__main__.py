@@ -28,18 +28,21 @@ def main(args: list[str] | None = None) -> None:
         _top_level_parser().parse_args(arguments or ["--help"])
         return
     if arguments[0] == "weights":
-        from gsq_lightning.cli.fit import fetch_weights
+        from gsq_lightning.cli.weights import fetch_weights
 
         fetch_weights(arguments[1:])
-        return
-    if arguments[0] in ("evaluate", "compare"):
-        from gsq_lightning.cli.compare import compare, evaluate
+    elif arguments[0] == "evaluate":
+        from gsq_lightning.cli.evaluate import evaluate
 
-        {"evaluate": evaluate, "compare": compare}[arguments[0]](arguments[1:])
-        return
-    from gsq_lightning.cli.fit import main as run
+        evaluate(arguments[1:])
+    elif arguments[0] == "compare":
+        from gsq_lightning.cli.compare import compare
 
-    run(arguments)
+        compare(arguments[1:])
+    else:
+        from gsq_lightning.cli.fit import main as run
+
+        run(arguments)
 
 
 def _top_level_parser() -> argparse.ArgumentParser:

@@ -1,7 +1,6 @@
 """Files: atomic writes, locks, the disk cache, and disks that fill up or go away."""
 
 import errno
-import fcntl
 import hashlib
 import logging
 import os
@@ -12,6 +11,11 @@ from pathlib import Path
 from typing import IO
 
 from gsq_lightning.errors import causes
+
+try:
+    import fcntl
+except ModuleNotFoundError:  # Windows: nothing is locked there, which README says
+    fcntl = None  # type: ignore[assignment]
 
 logger = logging.getLogger(__name__)
 
@@ -70,6 +74,9 @@ def write_whole(path: Path, content: bytes) -> None:
 def locked(folder: Path) -> Iterator[None]:
     """Within it, no other process is within it for the same folder, where the file system can keep it out."""
     folder.mkdir(parents=True, exist_ok=True)
+    if fcntl is None:
+        yield
+        return
     descriptor = os.open(folder, os.O_RDONLY)
     try:
         with suppress(OSError):  # some network file systems cannot
@@ -79,8 +86,50 @@ def locked(folder: Path) -> Iterator[None]:
         os.close(descriptor)
 
 
+def hold_lock(path: Path) -> IO[str] | None:
+    """Locks a file for as long as this process lives or keeps what is returned open; the lock goes however it ends.
+
+    The `filelock` package does not serve here: its locks of files are exclusive, so that two processes that only ask
+    (`is_locked`) at the same time would each take the other for one that writes; its shared ones are SQLite databases,
+    which network file systems do not lock.
+
+    Returns:
+        the open file, or None where the file system has no locks.
+
+    Raises:
+        BlockingIOError: where another process holds it.
+    """
+    file = path.open("a")
+    if fcntl is None:
+        return file
+    try:
+        fcntl.lockf(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except OSError as error:
+        file.close()
+        if error.errno in (errno.EAGAIN, errno.EACCES):
+            raise BlockingIOError(error.errno, "another process holds it", str(path)) from error
+        return None
+    return file
+
+
+def is_locked(path: Path) -> bool:
+    """Whether another process holds the lock of a file. Any number may ask at the same time; the holder must not."""
+    if fcntl is None:
+        return False
+    try:
+        with path.open() as file:
+            fcntl.lockf(file, fcntl.LOCK_SH | fcntl.LOCK_NB)
+    except FileNotFoundError:
+        return False
+    except OSError:
+        return True
+    return False
+
+
 def _sync_folder(folder: Path) -> None:
     """Waits until the disk knows the new name."""
+    if fcntl is None:  # Windows cannot open a folder
+        return
     descriptor = os.open(folder, os.O_RDONLY)
     try:
         os.fsync(descriptor)

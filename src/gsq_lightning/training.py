@@ -527,6 +527,9 @@ class TokenizerModule(LightningModule):
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Adds what is needed to rebuild the tokenizer, and to go on as if nothing had happened."""
         checkpoint["tokenizer_config"] = self.tokenizer.config
+        settings = getattr(getattr(self.trainer, "datamodule", None), "settings", None)
+        if settings is not None:
+            checkpoint["data_settings"] = settings
         checkpoint["training_state"] = {
             "batches": self._batches,
             "batches_since_step": self._batches_since_step,

@@ -40,7 +40,7 @@ def run(command: list[str], folder: Path, **environment: str) -> None:
 def weights(folder: Path, name: str) -> dict[str, torch.Tensor]:
     state = torch.load(folder / "runs" / name / "version_0" / "checkpoints" / "last.ckpt", weights_only=True)
     assert state["global_step"] == 2
-    assert state["datamodule_hyper_parameters"]["global_batch_size"] == 4
+    assert next(value for key, value in state.items() if "DataModule" in key)["global_batch_size"] == 4
     assert next(iter(value for key, value in state.items() if "DataModule" in key))["images_consumed"] == 8
     return state["state_dict"]
 

@@ -47,7 +47,7 @@ def error_of(capsys: pytest.CaptureFixture[str], *arguments: object) -> str:
 
 def test_files_of_the_same_path_are_compared(folders: tuple[Path, Path], capsys: pytest.CaptureFixture[str]) -> None:
     real, fake = folders
-    evaluate("--real", real, "--fake", fake, "--metrics", "psnr", "rfd_random", "--bits_per_image", 720)
+    evaluate("--real", real, "--fake", fake, "--metrics", "[psnr,rfd_random]", "--bits_per_image", 720)
     report = read_report(Path(f"{fake}-report") / "metrics.json")
     expected = [
         peak_signal_noise_ratio(
@@ -91,7 +91,7 @@ def test_images_of_several_sizes_go_together(folders: tuple[Path, Path]) -> None
     real, fake = folders
     for folder in folders:
         write_images(folder / "birds", 2, size=(25, 31), seed=9)
-    evaluate("--real", real, "--fake", fake, "--metrics", "psnr_set", "rfd_random", "--batch_size", 4)
+    evaluate("--real", real, "--fake", fake, "--metrics", "[psnr_set,rfd_random]", "--batch_size", 4)
     report = read_report(Path(f"{fake}-report") / "metrics.json")
     assert report.metrics["images"] == 8
     assert report.image_size == "several"
@@ -125,7 +125,7 @@ def test_differing_sizes_are_named(
     path = fake / "dogs" / "image_001.bmp"
     Image.open(path).resize((40, 40)).save(path)
     line = error_of(capsys, "--real", real, "--fake", fake, "--metrics", "psnr", f"--num_workers={num_workers}")
-    assert line.startswith(f"gsq: error: {path} has 40×40 pixels, its original 36×40; --image_size N")
+    assert line.startswith(f"gsq: error: {path} has 40×40 pixels, its original 36×40; image_size N")
 
 
 def test_a_report_that_cannot_be_written_costs_no_number(
@@ -147,7 +147,9 @@ def test_a_report_that_cannot_be_written_costs_no_number(
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        (["--metrics", "psnr", "fid"], "metrics fid cannot be computed of images; known are: psnr, "),
+        (["--metrics", "[psnr,fid]"], "metrics is ['psnr', 'fid']; it must be null or one of: psnr, "),
+        (["--metrics", "psnr", "fid"], "unrecognized arguments: fid; a list is written [a,b]"),
+        (["--metric", "psnr"], "unrecognized arguments: --metric psnr; did you mean --metrics?"),
         (["--metrics", "codebook"], "metrics codebook cannot be computed of images"),
         (["--crop_ratio", "0", "--image_size", "16"], "crop_ratio 0.0"),
         (["--device", "tpu9"], "device 'tpu9' cannot be used here"),
@@ -158,7 +160,7 @@ def test_a_report_that_cannot_be_written_costs_no_number(
         (["--compare", "nowhere"], "there is no nowhere"),
         (["--output", __file__], "it is a file; name a folder with --output"),
         (["--plot", "plot.txt"], "plot.txt is no picture; its name must end in one of: "),
-        (["--bits_per_image", "nan"], "bits_per_image is nan; it must be above 0"),
+        (["--bits_per_image", "nan"], "bits_per_image is nan; it must be a number or null"),
         (["--device", "meta"], "device 'meta' cannot be used here"),
         (["--image_size", "100000000"], "the first must be from 1 to 16384"),
         (["--fake", "nowhere"], "there is no folder nowhere"),

@@ -160,14 +160,15 @@ def test_an_exported_tokenizer_validates_like_its_checkpoint(
     main(["validate", f"--ckpt_path={tmp_path / 'exported'}", *data, names, "--data.image_size=16"])
     reports = [
         read_report(folder / "metrics.json")
-        for folder in (checkpoint.parent / "validate" / "last", tmp_path / "exported" / "validate")
+        for folder in (checkpoint.parent / "validate" / "last", tmp_path / "exported-report" / "validate")
     ]
     assert reports[0].metrics == reports[1].metrics
     assert reports[1].name == "exported"
     main(["compare", str(checkpoint), str(tmp_path / "exported")])
     assert "| exported " in capsys.readouterr().out
     line = error_of(["fit", f"--ckpt_path={tmp_path / 'exported'}", "--config=quickstart.yaml"], capsys)
-    assert "is an exported tokenizer, from which training cannot go on" in line
+    assert "is an exported tokenizer, which cannot be trained on; give a checkpoint" in line
+    assert sorted(path.name for path in (tmp_path / "exported").iterdir()) == ["config.json", "model.safetensors"]
 
 
 def test_what_to_compare_with_is_looked_for_first(trained: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -271,7 +272,7 @@ def test_flags_beat_configs_beat_the_checkpoint(
 
     alone = printed_config(["validate", checkpoint], capsys)
     assert alone["model"]["tokenizer"]["init_args"]["quantizer"]["init_args"]["codebook_size"] == 16
-    assert alone["model"]["ema_decay"] == 0.98
+    assert alone["model"]["metrics"]["init_args"]["names"] == ["psnr", "ssim", "codebook", "rfd_random"]
     assert alone["data"]["init_args"]["image_size"] == 16
 
     flags = ["--model.accumulate_batches=5", "--data.image_size=32"]
@@ -332,8 +333,14 @@ QUICKSTART = ["fit", "--config", "quickstart.yaml"]
     ("arguments", "message"),
     [
         (["fit", "--config", "f7.yaml"], "there is no config file f7.yaml, here or among the recipes f16.yaml"),
-        ([*QUICKSTART, "--model.discriminator_loss=hing"], "'vanilla', 'hinge', 'non_saturating'"),
-        ([*QUICKSTART, "--model.tokenizer.quantizer.normalization=l3"], "'l2', 'l1', 'none', 'clip'"),
+        (
+            [*QUICKSTART, "--model.discriminator_loss=hing"],
+            "model.discriminator_loss is hing; it must be one of: vanilla, ",
+        ),
+        (
+            [*QUICKSTART, "--model.tokenizer.quantizer.normalization=l3"],
+            "normalization is l3; it must be one of: l2, l1",
+        ),
         ([*QUICKSTART, "--model.nonsense=1"], "--model.nonsense"),
         ([*QUICKSTART, "--model.tokenizer.quantizer.num_groups=5"], "num_groups 5 does not divide latent_channels 32"),
         ([*QUICKSTART, "--data.image_size=60", "--data.num_workers=0"], "height 56 or 64 and width 56 or 64"),
@@ -373,7 +380,7 @@ def test_a_checkpoint_of_another_shape_ends_in_one_line(trained: Path, capsys: p
     arguments = ["validate", f"--ckpt_path={trained / 'checkpoints' / 'last.ckpt'}", "--data.root", "images"]
     arguments[-1] = str(trained.parents[2] / "images")
     line = error_of([*arguments, "--model.tokenizer.quantizer.codebook_size=32"], capsys)
-    assert "tokenizer.quantizer.codebook: (16, 4) in the file, (32, 4) in the model" in line
+    assert "quantizer.codebook: (16, 4) in the file, (32, 4) in the model" in line
 
 
 def test_a_damaged_checkpoint_ends_in_one_line(
@@ -385,18 +392,41 @@ def test_a_damaged_checkpoint_ends_in_one_line(
     assert "half.ckpt is not a readable checkpoint" in line
 
 
-def test_a_checkpoint_of_a_module_made_in_python_asks_for_its_config(
+def test_a_checkpoint_of_a_module_made_in_python_needs_no_config(
     trained: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
+    """Its data module may be anybody's."""
     checkpoint = torch.load(trained / "checkpoints" / "last.ckpt", weights_only=True)
-    checkpoint["hyper_parameters"] = {"ema_decay": 0.5}
+    for key in ("data_settings", "recipe", "metrics"):
+        del checkpoint[key]
     torch.save(checkpoint, tmp_path / "python.ckpt")
-    line = error_of(["validate", f"--ckpt_path={tmp_path / 'python.ckpt'}"], capsys)
-    assert "carries no config" in line
-    arguments = ["--config=quickstart.yaml", *TINY, *images(trained.parents[2] / "images")]
-    arguments.append(f"--trainer.default_root_dir={tmp_path}")
-    main(["validate", f"--ckpt_path={tmp_path / 'python.ckpt'}", "--trainer.logger=false", *arguments])
+    data = [f"--data.root={trained.parents[2] / 'images'}", "--data.image_size=16", "--data.num_workers=0"]
+    main(["validate", f"--ckpt_path={tmp_path / 'python.ckpt'}", *data, "--model.metrics.names=[psnr]"])
     assert "PSNR" in capsys.readouterr().out
+
+
+def test_the_weights_that_were_trained_last_may_be_asked_for(trained: Path, tmp_path: Path) -> None:
+    """Instead of their average."""
+    checkpoint = torch.load(trained / "checkpoints" / "last.ckpt", weights_only=True)
+    state = checkpoint["state_dict"]
+    for name in state:
+        if name.startswith("tokenizer."):
+            checkpoint["state_dict"][name] = torch.zeros_like(state[name])
+    torch.save(checkpoint, tmp_path / "changed.ckpt")
+    arguments = ["validate", f"--ckpt_path={tmp_path / 'changed.ckpt'}", "--model.metrics.names=[psnr]"]
+    measured = []
+    for weights in ([], ["--weights", "ema"], ["--weights=raw"]):
+        main([*arguments, *weights])
+        measured.append(read_report(tmp_path / "validate" / "changed" / "metrics.json").metrics["psnr"])
+    assert measured[0] == measured[1] != measured[2]
+
+
+@pytest.mark.parametrize("folder", ["version_0", "."])
+def test_the_folder_of_a_run_or_of_a_recipe_stands_for_its_newest_checkpoint(trained: Path, folder: str) -> None:
+    main(["validate", f"--ckpt_path={trained.parent / folder}", "--model.metrics.names=[psnr]"])
+    report = read_report(trained / "checkpoints" / "validate" / "last" / "metrics.json")
+    assert report.checkpoint == str(trained / "checkpoints" / "last.ckpt")
+    assert list(report.metrics) == ["images", "psnr", "bits_per_pixel", "bits_per_image"]
 
 
 @pytest.mark.parametrize("num_workers", [0, 1])

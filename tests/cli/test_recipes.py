@@ -8,13 +8,10 @@ from typing import Any
 import pytest
 import torch
 import yaml
-from lightning.pytorch import LightningDataModule
 from torch import nn
 
 from gsq_lightning import GSQTokenizer
-from gsq_lightning.cli.fit import GSQCommand, OneLineErrors
-from gsq_lightning.cli.recipes import is_inline
-from gsq_lightning.training import TokenizerModule
+from gsq_lightning.cli.weights import Objects
 
 CONFIGS = Path(__file__).parents[2] / "configs"
 RECIPES = ["f8.yaml", "f16.yaml", "f32.yaml", "photos.yaml", "quickstart.yaml"]
@@ -24,31 +21,14 @@ OVERLAYS = [
 ]
 
 
-class Parse(GSQCommand):
-    """The command up to its objects, without a Trainer."""
-
-    def instantiate_trainer(self, **kwargs: Any) -> Any:
-        return None
-
-
-def build(*configs: str) -> Parse:
+def build(*configs: str) -> Objects:
     """The objects of a config, without memory for their weights where the quantizer allows it."""
     arguments = [argument for config in configs for argument in ("--config", config)]
     on_cpu = configs[-1].startswith("quantizers/")  # vector-quantize-pytorch computes tables when it is made
     if on_cpu:
         arguments.append("--model.tokenizer.init_args.base_channels=32")
     with torch.device("cpu" if on_cpu else "meta"):
-        return Parse(
-            TokenizerModule,
-            LightningDataModule,
-            subclass_mode_data=True,
-            auto_configure_optimizers=False,
-            parser_class=OneLineErrors,
-            save_config_callback=None,
-            seed_everything_default=False,
-            run=False,
-            args=[*arguments, "--data.init_args.root=somewhere"] if configs[0] != "quickstart.yaml" else arguments,
-        )
+        return Objects("weights", arguments)
 
 
 def recipe_of(overlay: str) -> str:
@@ -67,7 +47,7 @@ def leaves(tree: dict[str, Any], path: tuple[str, ...] = ()) -> Iterator[tuple[t
             yield inner, value
 
 
-def value_in_effect(command: Parse, path: tuple[str, ...]) -> Any:
+def value_in_effect(command: Objects, path: tuple[str, ...]) -> Any:
     """What the built objects have at a path of the config."""
     top, *names = path
     if not names:
@@ -166,8 +146,3 @@ def test_the_paper_recipes_are_those_of_its_tables() -> None:
         assert command.model.ema_decay == 0.999
         assert command.config.trainer.max_steps == 50_000
         assert command.datamodule.global_batch_size == 512
-
-
-def test_a_config_given_inline_is_told_from_a_file_name() -> None:
-    assert is_inline('{"model": {}}')
-    assert not is_inline("f8.yaml")

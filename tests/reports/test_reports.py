@@ -13,7 +13,6 @@ from PIL import Image
 
 from gsq_lightning import InputError
 from gsq_lightning.__main__ import main
-from gsq_lightning.cli.carried import report_folder
 from gsq_lightning.reports import (
     EvaluationReport,
     comparison_lines,
@@ -21,6 +20,7 @@ from gsq_lightning.reports import (
     metrics_table,
     published_rows,
     read_report,
+    report_folder,
     report_row,
     sha256_of,
     write_report,

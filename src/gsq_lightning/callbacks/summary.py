@@ -3,13 +3,12 @@
 import sys
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 from lightning.pytorch import Callback, LightningModule, Trainer
-from lightning.pytorch.callbacks import ModelCheckpoint, TQDMProgressBar
+from lightning.pytorch.callbacks import TQDMProgressBar
 
 from gsq_lightning.callbacks.pictures import ReconstructionGrid
-from gsq_lightning.files import file_identity
 from gsq_lightning.reports import (
     EvaluationReport,
     comparison_lines,
@@ -19,6 +18,8 @@ from gsq_lightning.reports import (
     sha256_of,
     write_report,
 )
+from gsq_lightning.runs import RunCheckpoint
+from gsq_lightning.runs.layout import run_of
 
 SHOWN_LOSSES = (
     "train/loss_reconstruction",
@@ -38,65 +39,72 @@ class LossProgressBar(TQDMProgressBar):
         }
 
 
+class Evaluated(NamedTuple):
+    """What was read from where, of which the metrics are.
+
+    Attributes:
+        path: of a checkpoint, or of the folder of an export.
+        sha256: of the bytes that the weights were read from.
+        step: generator steps of its training.
+        recipe: configs that it was trained with.
+    """
+
+    path: Path
+    sha256: str | None
+    step: int | None
+    recipe: str | None
+
+
 class Report(Callback):
     """Prints the metrics of the last validation or test as a table, and writes them with all that they depend on.
 
-    `metrics.json` and a row in `metrics.md` go to the log folder: that of the run, or `validate/NAME` beside the
-    checkpoint. A validation in the midst of training writes nothing.
+    `metrics.json` and a row in `metrics.md` go to the log folder. A validation in the middle of training writes
+    nothing.
 
     Args:
         name: what the tokenizer is called in reports; by default the checkpoint's file, or the log folder.
-        recipe: configs that the tokenizer is trained with. Checkpoints carry it to later validations.
+        recipe: configs that the tokenizer is trained with. Checkpoints carry it to later validations, with the names of
+            the metrics.
         compare: reports, checkpoints or folders to print beside the result.
+        evaluated: where weights come from that the Trainer does not load itself.
 
     Attributes:
         validated_step: generator step of the last validation, or None.
-        source: exported tokenizer that is validated, which the Trainer does not know of.
 
     Raises:
         InputError: before anything is computed, where what to compare with has no report.
     """
 
-    def __init__(self, name: str | None = None, recipe: str | None = None, compare: Sequence[str] = ()) -> None:
+    def __init__(
+        self,
+        name: str | None = None,
+        recipe: str | None = None,
+        compare: Sequence[str] = (),
+        evaluated: Evaluated | None = None,
+    ) -> None:
         self.name = name
         self.recipe = recipe
         self.compare = list(compare)
         self.validated_step: int | None = None
-        self.source: Path | None = None
-        self._folder: str | None = None
+        self._evaluated = evaluated
         self._loaded_step: int | None = None
-        self._sha256: str | None = None  # of the file that was loaded
+        self._loaded_recipe: str | None = None
+        self._folder: str | None = None
         self._others: list[EvaluationReport] = []
 
     def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
-        self._folder = trainer.log_dir  # asks all processes, so that all must ask
-        self._sha256 = sha256_of(self.source) if self.source is not None else None
+        self._folder = trainer.log_dir  # a collective call
         self._others = [find_report(Path(other)) for other in self.compare]
 
     def on_save_checkpoint(self, trainer: Trainer, pl_module: LightningModule, checkpoint: dict[str, Any]) -> None:
         checkpoint["recipe"] = self.recipe
+        checkpoint["metrics"] = list(getattr(getattr(pl_module, "metrics", None), "names", []))
 
     def on_load_checkpoint(self, trainer: Trainer, pl_module: LightningModule, checkpoint: dict[str, Any]) -> None:
-        carried = checkpoint.get("recipe")
-        self.recipe = self.recipe or carried if trainer.state.fn == "fit" else carried or self.recipe
-        self._loaded_step = checkpoint.get("global_step")
-        self._hash_what_was_loaded(trainer)
-
-    def on_validation_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        self._hash_what_was_loaded(trainer)  # no hook is called for a checkpoint of weights alone
-
-    def on_test_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        self._hash_what_was_loaded(trainer)
-
-    def _hash_what_was_loaded(self, trainer: Trainer) -> None:
-        """As early as may be: a training that goes on may replace the file at any time."""
-        source = _checkpoint_of(trainer)
-        if trainer.state.fn == "fit" or source is None or self._sha256 is not None or not trainer.is_global_zero:
+        if trainer.state.fn == "fit":
+            self.recipe = self.recipe or checkpoint.get("recipe")
             return
-        self._sha256 = sha256_of(source)
-        read = getattr(trainer.strategy.checkpoint_io, "read_file", None)
-        if trainer.ckpt_path is not None and read is not None and read != file_identity(source):
-            self._sha256 = None
+        self._loaded_step, self._loaded_recipe = checkpoint.get("global_step"), checkpoint.get("recipe")
 
     def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         if trainer.sanity_checking:
@@ -139,23 +147,20 @@ class Report(Callback):
             for name, value in trainer.callback_metrics.items()
             if name.startswith(prefix)
         }
-        source = self.source or _checkpoint_of(trainer)
+        evaluated = self._evaluated or self._loaded(trainer) or _written(trainer)
         loader = trainer.test_dataloaders if prefix == "test/" else trainer.val_dataloaders
         dataset = getattr(loader, "dataset", None)
         seen = getattr(metrics, "seen", None)
-        sha256, notes = self._hash_of(source, trainer), list(getattr(metrics, "notes", []))
-        if source is not None and sha256 is None:
-            notes.append(f"{source} was replaced while it was read, so that its hash is not known")
         return EvaluationReport(
-            name=self.name or _name_of(source, self._folder),
+            name=self.name or _name_of(evaluated, self._folder),
             # logged values are float32
             metrics=logged | getattr(pl_module, "metric_values", {}),
-            notes=notes,
-            recipe=self.recipe,
+            notes=list(getattr(metrics, "notes", [])),
+            recipe=(evaluated.recipe if evaluated else None) or self.recipe,
             tokenizer=_shape_of(getattr(pl_module, "tokenizer", None)),
-            checkpoint=None if source is None else str(source),
-            checkpoint_sha256=sha256,
-            step=trainer.global_step or self._loaded_step,
+            checkpoint=None if evaluated is None else str(evaluated.path),
+            checkpoint_sha256=None if evaluated is None else evaluated.sha256,
+            step=trainer.global_step or (evaluated.step if evaluated else None),
             data=str(getattr(dataset, "root", None) or type(dataset).__name__),
             originals=None if seen is None else seen.hash_in_words,
             image_size=None if seen is None else seen.size_in_words,
@@ -165,45 +170,39 @@ class Report(Callback):
             precision=str(trainer.precision),
         )
 
-    def _hash_of(self, source: Path | None, trainer: Trainer) -> str | None:
-        """Of the file that the validated weights are from; None where it is not known."""
-        if source is None:
+    def _loaded(self, trainer: Trainer) -> Evaluated | None:
+        """The checkpoint that the Trainer loaded to validate or test it."""
+        if trainer.state.fn == "fit" or trainer.ckpt_path is None:
             return None
-        was_loaded = self.source is not None or (trainer.state.fn != "fit" and trainer.ckpt_path is not None)
-        return self._sha256 if was_loaded else sha256_of(source)  # else it was written, and by nobody else
+        sha256 = getattr(trainer.strategy.checkpoint_io, "loaded_sha256", None)
+        return Evaluated(Path(str(trainer.ckpt_path)), sha256, self._loaded_step, self._loaded_recipe)
 
     def _places(self, trainer: Trainer) -> list[tuple[str, Path | str]]:
         places: list[tuple[str, Path | str]] = []
         for callback in trainer.callbacks:  # type: ignore[attr-defined]
             if isinstance(callback, ReconstructionGrid) and callback.path is not None:
                 places.append(("pictures", callback.path))
-            if isinstance(callback, ModelCheckpoint) and callback.last_model_path:
-                places.append(("checkpoint", callback.last_model_path))
+            if isinstance(callback, RunCheckpoint) and callback.last_path is not None:
+                places.append(("checkpoint", callback.last_path))
         if self._folder is not None and trainer.loggers:
             places.append(("logs", f"{self._folder}   (tensorboard --logdir {self._folder})"))
         return places
 
 
-def _checkpoint_of(trainer: Trainer) -> Path | None:
-    """What the weights that were validated lie in, as far as the Trainer knows."""
-    if trainer.state.fn != "fit" and trainer.ckpt_path is not None:
-        return _if_there(trainer.ckpt_path)
+def _written(trainer: Trainer) -> Evaluated | None:
+    """The checkpoint that this run wrote at this step, and which nobody else writes."""
     for callback in trainer.callbacks:  # type: ignore[attr-defined]
-        if isinstance(callback, ModelCheckpoint) and callback._last_global_step_saved == trainer.global_step:
-            return _if_there(callback.last_model_path)
+        if isinstance(callback, RunCheckpoint) and callback.last_path and callback.saved_step == trainer.global_step:
+            return Evaluated(callback.last_path, sha256_of(callback.last_path), trainer.global_step, None)
     return None
 
 
-def _if_there(path: Any) -> Path | None:
-    return Path(path) if path and Path(path).exists() else None
-
-
-def _name_of(source: Path | None, folder: str | None) -> str:
+def _name_of(evaluated: Evaluated | None, folder: str | None) -> str:
     """Of a run's checkpoint its run, with the file's name where that is not `last`."""
-    if source is None:
+    if evaluated is None:
         return Path(folder or ".").resolve().name
-    source = source.resolve()
-    if source.parent.name != "checkpoints":
+    source = evaluated.path.resolve()
+    if run_of(source) is None:
         return source.stem
     run = "/".join(source.parts[-4:-2])
     return run if source.stem == "last" else f"{run} {source.stem}"

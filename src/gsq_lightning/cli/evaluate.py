@@ -1,107 +1,79 @@
-"""Metrics of reconstructions that lie in a folder, against their originals: the same yardstick for any tokenizer."""
+"""`gsq evaluate`: metrics of reconstructions that lie in a folder, the same as of `gsq validate` for any tokenizer."""
 
-import hashlib
 import math
 import os
-import unicodedata
-from itertools import groupby
+import sys
 from pathlib import Path
-from typing import NamedTuple, cast, get_args
+from typing import NoReturn, cast, get_args
 
 import torch
-from torch import Tensor
-from torch.utils.data import DataLoader, Dataset
+from jsonargparse import ArgumentParser
 from tqdm import tqdm
 
-from gsq_lightning.data.dataset import unread_line
-from gsq_lightning.data.decoding import UNREADABLE, ImageDecoder
-from gsq_lightning.data.sources import FolderSource, ImageSource
+from gsq_lightning.cli.compare import check_plot, show
+from gsq_lightning.cli.messages import fail, one_line_errors, plain_message
+from gsq_lightning.data.pairs import FolderPairs
 from gsq_lightning.data.transforms import MAX_IMAGE_SIZE, ResizeAndCrop, short_side_for
 from gsq_lightning.errors import InputError
 from gsq_lightning.metrics import MetricName, OriginalImages, ReconstructionMetrics
 from gsq_lightning.pixels import pixels_to_image
-from gsq_lightning.reports import EvaluationReport
+from gsq_lightning.reports import EvaluationReport, find_report, metrics_table, report_row, write_report
 
 DEFAULT_METRICS: tuple[MetricName, ...] = ("psnr", "psnr_set", "ssim", "rfid")
-SHOWN = 3  # names in a message
 
 
-class Pair(NamedTuple):
-    """An original and its reconstruction, (3, H, W) uint8 each."""
-
-    original: Tensor
-    reconstruction: Tensor
-
-
-class FolderPairs(Dataset[Pair]):
-    """Files of two folders that have the same path below them, without suffix.
+def evaluate(arguments: list[str]) -> None:
+    """Prints the metrics of a folder of reconstructions, and writes them beside it.
 
     Args:
-        real: folder of originals.
-        fake: folder of reconstructions.
-        transform: what is done to the originals first, or nothing.
+        arguments: without the word `evaluate`.
 
     Raises:
-        InputError: where a file has no partner; when asked for a pair, where it cannot be read or sizes differ.
+        SystemExit: with code 2 for bad input.
     """
-
-    def __init__(self, real: Path, fake: Path, transform: ResizeAndCrop | None) -> None:
-        self.real = FolderSource(real)
-        self.fake = FolderSource(fake)
-        self.transform = transform
-        self._decoder = ImageDecoder()
-        originals, reconstructions = _by_stem(self.real), _by_stem(self.fake)
-        for folder, missing in (
-            (fake, originals.keys() - reconstructions.keys()),
-            (real, reconstructions.keys() - originals.keys()),
-        ):
-            if missing:
-                names = sorted(missing)
-                shown = ", ".join(names[:SHOWN]) + (", …" if len(names) > SHOWN else "")
-                raise InputError(
-                    f"{len(names)} of {len(originals.keys() | reconstructions.keys())} images have no partner in "
-                    f"{folder}: {shown}; files belong together that have the same path, without suffix"
-                )
-        self.items = [(originals[stem], reconstructions[stem]) for stem in sorted(originals)]
-
-    def __len__(self) -> int:
-        return len(self.items)
-
-    def __getitem__(self, item: int) -> Pair:
-        original, reconstruction = self.items[item]
-        pixels = self._decode(self.real, original)
-        if self.transform is not None:
-            try:
-                pixels = self.transform(pixels, torch.Generator)
-            except ValueError as error:
-                raise InputError(f"{self.real.name(original)} cannot be used: {error}") from error
-        pair = Pair(pixels, self._decode(self.fake, reconstruction))
-        if pair.original.shape != pair.reconstruction.shape:
-            raise InputError(
-                f"{self.fake.name(reconstruction)} has {_size(pair.reconstruction)} pixels, its original "
-                f"{_size(pixels)}; --image_size N resizes and crops originals to N×N as validation does"
-            )
-        return pair
-
-    def _decode(self, source: ImageSource, item: int) -> Tensor:
+    parser = _Parser(
+        prog="gsq evaluate",
+        description="Metrics of a folder of reconstructions against a folder of originals. Files belong together that "
+        "have the same path below their folders, whatever their suffix.",
+        allow_abbrev=False,
+    )
+    added = parser.add_function_arguments(evaluate_folders, as_group=False, skip={"show_progress"})
+    parser.add_argument("--output", type=str | None, help="Folder of the report; by default FAKE-report.")
+    parser.add_argument("--compare", nargs="+", default=[], help="Reports to print beside it.")
+    parser.add_argument("--paper", action="store_true", help="Add the published figures of the GSQ paper's tables.")
+    parser.add_argument("--plot", type=str | None, help="Path of a picture of metrics over bits per pixel.")
+    given = parser.parse_args(arguments)
+    folder = Path(given.output).expanduser() if given.output else report_folder(given.fake)
+    with one_line_errors("evaluate"):
+        check_plot(given.plot)
+        if folder.exists() and not folder.is_dir():
+            raise InputError(f"the report cannot be written to {folder}: it is a file; name a folder with --output")
+        others = [report_row(find_report(Path(source))) for source in given.compare]
+        report = evaluate_folders(**{name: given[name] for name in added}, show_progress=sys.stderr.isatty())
+        print("\n".join([*metrics_table(report.metrics), *(f"  note: {note}" for note in report.notes)]), flush=True)
         try:
-            return self._decoder.decode(source.read(item)).clone()
+            print(f"\n  report  {write_report(report, folder)}")
         except OSError as error:
-            raise InputError(unread_line(source.name(item), error)) from error
-        except UNREADABLE as error:
-            raise InputError(f"{source.name(item)} cannot be read as an image: {error}") from error
+            raise InputError(f"the report cannot be written to {folder}: {error.strerror or error}") from error
+        if others or given.paper or given.plot:
+            print()
+            show([report_row(report), *others], given.paper, given.plot)
 
-    @property
-    def originals(self) -> OriginalImages:
-        """Tells the originals from others: names, sizes, times of change, and what is done to them."""
-        fingerprint = f"{self.real.fingerprint()} {self.transform!r}"
-        return OriginalImages(hashlib.sha256(fingerprint.encode()).hexdigest(), len(self))
+
+def report_folder(fake: str) -> Path:
+    """Beside the folder of reconstructions, under the name by which it is given."""
+    return Path(f"{os.path.abspath(Path(fake).expanduser())}-report")
+
+
+class _Parser(ArgumentParser):
+    def error(self, message: str, ex: Exception | None = None) -> NoReturn:
+        fail(plain_message(message, list(self.get_defaults().keys())))
 
 
 def evaluate_folders(
-    real: Path,
-    fake: Path,
-    metrics: list[str] | None = None,
+    real: str,
+    fake: str,
+    metrics: MetricName | list[MetricName] | None = None,
     image_size: int | None = None,
     crop_ratio: float = 1.0,
     bits_per_image: float | None = None,
@@ -128,7 +100,7 @@ def evaluate_folders(
         bits_per_image: of the tokens behind the reconstructions, for comparisons.
         name: what the tokenizer is called; by default the name of the folder.
         batch_size: images at a time; those of other sizes than their neighbors go alone.
-        num_workers: loading processes.
+        num_workers: DataLoader workers.
         device: "auto" takes a GPU where there is one.
         antialias, inception_weights, alexnet_weights, vgg16_weights, dinov2_weights: as in `ReconstructionMetrics`.
         show_progress: draw a bar in the terminal.
@@ -136,21 +108,20 @@ def evaluate_folders(
     Raises:
         InputError: where files have no partner or differ in size, for unknown metrics, or without weights.
     """
-    names = _checked_names(metrics)
+    names = _checked_names([metrics] if isinstance(metrics, str) else metrics)
     if bits_per_image is not None and not 0 < bits_per_image < math.inf:
         raise InputError(f"bits_per_image is {bits_per_image}; it must be above 0")
     if batch_size < 1 or num_workers < 0:
         raise InputError(f"batch_size {batch_size} must be at least 1, num_workers {num_workers} at least 0")
-    pairs = FolderPairs(real.expanduser(), fake.expanduser(), _transform(image_size, crop_ratio))
+    pairs = FolderPairs(Path(real).expanduser(), Path(fake).expanduser(), _transform(image_size, crop_ratio))
     computed = ReconstructionMetrics(
         names, inception_weights, alexnet_weights, vgg16_weights, dinov2_weights, antialias
     )
     computed.load()
     place = _device(device)
     computed.to(place)
-    computed.start(pairs.originals)
-    loader = DataLoader(pairs, batch_size, num_workers=num_workers, collate_fn=_stacked)
-    for batch in tqdm(loader, "images", disable=not show_progress, unit="batch"):
+    computed.start(OriginalImages(pairs.fingerprint, len(pairs)))
+    for batch in tqdm(pairs.loader(batch_size, num_workers), "images", disable=not show_progress, unit="batch"):
         for part in batch:
             computed.update(pixels_to_image(part.original.to(place)), pixels_to_image(part.reconstruction.to(place)))
     values = computed.compute()
@@ -165,7 +136,7 @@ def evaluate_folders(
         metrics=values,
         notes=list(computed.notes),
         checkpoint=None,
-        data=str(real),
+        data=real,
         originals=seen.hash_in_words,
         image_size=seen.size_in_words,
         preparation="as they are" if pairs.transform is None else str(pairs.transform),
@@ -175,7 +146,7 @@ def evaluate_folders(
     )
 
 
-def _checked_names(names: list[str] | None) -> tuple[MetricName, ...]:
+def _checked_names(names: list[MetricName] | None) -> tuple[MetricName, ...]:
     known = [name for name in get_args(MetricName) if name != "codebook"]
     unknown = [name for name in names or () if name not in known]
     if unknown:
@@ -202,24 +173,3 @@ def _device(name: str) -> torch.device:
         return torch.device(name)
     except (RuntimeError, AssertionError, NotImplementedError) as error:
         raise InputError(f"device {name!r} cannot be used here: {str(error).splitlines()[0]}") from error
-
-
-def _by_stem(source: FolderSource) -> dict[str, int]:
-    """Numbers of images by their path without suffix."""
-    items: dict[str, int] = {}
-    for item, path in enumerate(source.names):
-        stem = unicodedata.normalize("NFC", os.path.splitext(path)[0])  # letters and accents in one, or apart
-        if stem in items:
-            raise InputError(f"{source.place} holds both {source.names[items[stem]]} and {path}; which one is meant?")
-        items[stem] = item
-    return items
-
-
-def _stacked(batch: list[Pair]) -> list[Pair]:
-    """Neighbors of equal size in one: each tensor takes a file descriptor on its way from a loading process."""
-    groups = groupby(batch, key=lambda pair: pair.original.shape)
-    return [Pair(*(torch.stack(part) for part in zip(*members, strict=True))) for _, members in groups]
-
-
-def _size(pixels: Tensor) -> str:
-    return f"{pixels.shape[-2]}×{pixels.shape[-1]}"

@@ -4,8 +4,6 @@ import os
 from contextlib import suppress
 from typing import Any, get_args
 
-from lightning.pytorch.core.mixins.hparams_mixin import _given_hyperparameters
-
 from gsq_lightning.data.datamodule import ImageDataModule
 from gsq_lightning.data.dataset import ImageDataset, OnError, SourceImages, Transform
 from gsq_lightning.data.holdout import hold_out
@@ -101,8 +99,6 @@ class ImageNetDataModule(ImageDataModule):
         self.on_error: OnError = look_up("on_error", on_error, {word: word for word in get_args(OnError)})
         self.source: SourceKind = look_up("source", source, {word: word for word in get_args(SourceKind)})
         self._trains_on_all = False  # on what `root` holds, which has no splits
-        if _given_hyperparameters.get() is not None:  # until checkpoints carry `settings`
-            self.save_hyperparameters()
 
     @property
     def settings(self) -> dict[str, Any]:

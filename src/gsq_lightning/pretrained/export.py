@@ -5,7 +5,7 @@ Only plain data and tensors are read; nothing that a file names is imported or r
 
 import json
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 from torch import Tensor
 
@@ -80,8 +80,21 @@ def read_checkpoint(path: Path, weights: Weights = "ema") -> SavedTokenizer:
     Raises:
         InputError: where the file cannot be read, or is no checkpoint of either kind.
     """
+    return tokenizer_in(read_plain(path), path, weights)
+
+
+def tokenizer_in(checkpoint: dict[str, Any], path: Path, weights: Weights = "ema") -> SavedTokenizer:
+    """The tokenizer in the content of a training checkpoint.
+
+    Args:
+        checkpoint: what its file holds.
+        path: of the file, for messages.
+        weights: as of `read_checkpoint`.
+
+    Raises:
+        InputError: where it holds none.
+    """
     averaged = look_up("weights", weights, AVERAGED)
-    checkpoint = read_plain(path)
     if is_released(checkpoint):
         return convert(checkpoint, str(path))
     try:

@@ -2,7 +2,14 @@
 
 from gsq_lightning.reports.comparison import Row, comparison_lines, report_row, sorted_rows
 from gsq_lightning.reports.published import published_rows
-from gsq_lightning.reports.report import EvaluationReport, find_report, read_report, sha256_of, write_report
+from gsq_lightning.reports.report import (
+    EvaluationReport,
+    find_report,
+    read_report,
+    report_folder,
+    sha256_of,
+    write_report,
+)
 from gsq_lightning.reports.table import metrics_table
 
 __all__ = [
@@ -13,6 +20,7 @@ __all__ = [
     "metrics_table",
     "published_rows",
     "read_report",
+    "report_folder",
     "report_row",
     "sha256_of",
     "sorted_rows",

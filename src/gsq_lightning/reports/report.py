@@ -130,10 +130,9 @@ def find_report(source: Path) -> EvaluationReport:
         raise InputError(f"there is no {source}; give reports ({JSON_NAME}), folders with one, or checkpoints")
     if source.suffix == ".json":
         return read_report(source)
-    real = source.resolve()  # where validation writes
-    places = [place / JSON_NAME for place in (source, source / "validate", source / "test")]
-    if not source.is_dir():
-        places = [real.parent / command / real.stem / JSON_NAME for command in ("validate", "test")]
+    places = [report_folder(source, command) / JSON_NAME for command in ("validate", "test")]
+    if source.is_dir():
+        places = [source / JSON_NAME, source / "validate" / JSON_NAME, source / "test" / JSON_NAME, *places]
     found = [place for place in places if place.is_file()]
     sha256 = sha256_of(source) if weights_file(source).is_file() else None
     for place in found:
@@ -148,6 +147,19 @@ def find_report(source: Path) -> EvaluationReport:
     if not weights_file(source).is_file():
         raise InputError(f"{source} holds neither a report ({JSON_NAME}) nor an exported tokenizer")
     raise InputError(f"{source} has no report yet; gsq validate --ckpt_path {source} writes one")
+
+
+def report_folder(source: Path, command: str) -> Path:
+    """Where the validation of a checkpoint or of an exported tokenizer is written: beside it, never in an export.
+
+    Args:
+        source: the checkpoint's file, or the folder of the export.
+        command: "validate" or "test".
+    """
+    source = source.resolve()
+    if source.is_dir():
+        return source.with_name(f"{source.name}-report") / command
+    return source.parent / command / source.stem
 
 
 def weights_file(source: Path) -> Path:

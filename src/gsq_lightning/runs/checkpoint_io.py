@@ -1,32 +1,67 @@
 """How checkpoint files are written and read: whole or not at all, and without running what they hold."""
 
+import hashlib
 import logging
 import shutil
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from lightning.fabric.plugins import TorchCheckpointIO
 
-from gsq_lightning.errors import causes
-from gsq_lightning.files import PART, file_identity, whole_file
+from gsq_lightning.errors import InputError, causes, first_line
+from gsq_lightning.files import PART, whole_file
 
 logger = logging.getLogger(__name__)
 
 
+class LoadedCheckpoint(NamedTuple):
+    """What a file held when it was read.
+
+    Attributes:
+        content: tensors and plain data.
+        sha256: of the bytes that `content` was read from, in hexadecimal.
+    """
+
+    content: dict[str, Any]
+    sha256: str
+
+
+def load_checkpoint_file(path: Path) -> LoadedCheckpoint:
+    """Reads tensors and plain data; objects that a pickle would make are refused.
+
+    Hash and content are of the same bytes, even if another checkpoint takes the file's place meanwhile: an open file
+    stays what it is, as nobody writes into one that has its name already.
+
+    Raises:
+        InputError: where the file cannot be read as a checkpoint.
+    """
+    try:
+        with path.open("rb") as file:
+            sha256 = hashlib.file_digest(file, "sha256").hexdigest()
+            file.seek(0)
+            content = torch.load(file, map_location="cpu", weights_only=True)
+        if not isinstance(content, dict):
+            raise TypeError("it holds no dictionary")
+    except FileNotFoundError as error:
+        raise InputError(f"there is no checkpoint {path}") from error
+    except Exception as error:  # whatever the unpickler makes of a damaged file
+        raise InputError(f"{path} is not a readable checkpoint of gsq-lightning: {first_line(error)}") from error
+    return LoadedCheckpoint(content, sha256)
+
+
 class WholeCheckpointIO(TorchCheckpointIO):
-    """Writes beside the file that is to be replaced, waits until the disk has it, then renames: whatever happens, the
-    file is the old one or the new one. A disk that is full or gone does not end a run: the old file stays, `failure`
-    says why, and the next attempt may do better.
+    """Atomic writes of checkpoints: whatever happens, the file is the old one or the new one. A disk that is full or
+    gone does not end a run: the old file stays, `failure` says why, and the next attempt may do better.
 
     Attributes:
         failure: why the last checkpoint could not be written, or None.
-        read_file: identity of the file that was read last; () where it changed while it was read.
+        loaded_sha256: of the bytes of the checkpoint that was loaded last, or None.
     """
 
     def __init__(self) -> None:
         self.failure: str | None = None
-        self.read_file: tuple[int, ...] | None = None
+        self.loaded_sha256: str | None = None
 
     def save_checkpoint(self, checkpoint: dict[str, Any], path: str | Path, storage_options: Any = None) -> None:
         if "://" in str(path):
@@ -45,16 +80,11 @@ class WholeCheckpointIO(TorchCheckpointIO):
             self.failure = None
 
     def load_checkpoint(self, path: Any, map_location: Any = None, weights_only: bool | None = None) -> dict[str, Any]:
-        """Reads tensors and plain data; objects that a pickle would make are refused."""
-        before = file_identity(Path(path))
-        checkpoint = super().load_checkpoint(path, map_location or _as_stored, weights_only=True)
-        self.read_file = before if before == file_identity(Path(path)) else ()
-        return checkpoint
-
-
-def _as_stored(storage: Any, location: str) -> Any:
-    """Keeps tensors in the machine's memory; Lightning moves them."""
-    return storage
+        """Reads tensors, into the machine's memory, and plain data. Lightning moves them to devices."""
+        if "://" in str(path):
+            return super().load_checkpoint(path, map_location, weights_only=True)
+        content, self.loaded_sha256 = load_checkpoint_file(Path(path))
+        return content
 
 
 def remove_parts(folder: Path) -> None:

@@ -1,8 +1,6 @@
-"""Finds the run that a command should go on with."""
+"""Finds the run that a command should resume."""
 
 import logging
-import re
-from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -10,14 +8,11 @@ from typing import Any
 import torch
 import yaml
 
-from gsq_lightning.errors import InputError, first_line
+from gsq_lightning.errors import first_line
+from gsq_lightning.files import is_locked
+from gsq_lightning.runs.layout import RunFolder
 
 logger = logging.getLogger(__name__)
-
-VERSION = re.compile(r"version_(\d+)")
-CHECKPOINTS = "checkpoints"
-CONFIG = "config.yaml"
-FINISHED = ".finished"  # beside it, with the number of steps
 
 # what may change between two starts of the same run: where and how it computes, not what
 FREE_OPTIONS = {
@@ -27,74 +22,52 @@ FREE_OPTIONS = {
 
 
 @dataclass(frozen=True)
-class ResumedRun:
-    """A run to go on with.
+class Decision:
+    """Whether to resume a run.
 
     Attributes:
-        folder: of its logs.
-        version: its number among the runs of its recipe.
-        checkpoint: what to go on from.
-        step: generator steps made so far.
+        run: the one to resume, or None for a new one.
+        checkpoint: what to resume it from.
+        reason: in words.
     """
 
-    folder: Path
-    version: int
-    checkpoint: Path
-    step: int
-
-
-@dataclass(frozen=True)
-class Decision:
-    """Whether to go on with a run, and why, in words."""
-
-    run: ResumedRun | None
+    run: RunFolder | None
+    checkpoint: Path | None
     reason: str
 
 
-def decide(
-    runs: Path, config: dict[str, Any], max_steps: int, max_epochs: int | None, is_running: Callable[[Path], bool]
-) -> Decision:
-    """Looks at the newest run of a recipe.
+def decide(candidates: list[RunFolder], config: dict[str, Any], max_steps: int, max_epochs: int | None) -> Decision:
+    """Looks at the newest run that left a checkpoint.
 
     All processes of a job come to the same decision, as nothing here changes before they have met.
 
     Args:
-        runs: folder of the recipe's runs, with version_0, version_1, ….
+        candidates: runs of a recipe, the newest first.
         config: of the command that is being run.
         max_steps: generator steps at which a run is finished, or -1.
         max_epochs: epochs at which it is finished, or None or -1.
-        is_running: whether a living process writes to a folder of checkpoints.
     """
-    for version in versions(runs):
-        folder = runs / f"version_{version}"
-        if is_running(folder / CHECKPOINTS):
-            return Decision(None, f"{folder} is still running")
-        found = newest_checkpoint(folder / CHECKPOINTS)
+    for run in candidates:
+        if is_locked(run.lock):
+            return Decision(None, None, f"{run.path} is still running")
+        found = newest_readable(run)
         if found is None:
             continue  # it died before its first checkpoint
         checkpoint, state = found
         step = int(state["global_step"])
-        if is_finished(state, max_steps, max_epochs) and is_marked_finished(folder, step):
-            return Decision(None, f"{folder} is finished")
-        change = first_change(read_config(folder / CONFIG), config)
+        if is_at_end(state, max_steps, max_epochs) and is_marked_finished(run, step):
+            return Decision(None, None, f"{run.path} is finished")
+        change = first_change(read_config(run), config)
         if change is not None:
-            return Decision(None, f"{folder} was another: {change} differs")
-        return Decision(ResumedRun(folder, version, checkpoint, step), f"going on with {folder} from step {step}")
-    return Decision(None, f"there is no run to go on with in {runs}")
+            return Decision(None, None, f"{run.path} was another: {change} differs")
+        return Decision(run, checkpoint, f"resuming {run.path} from step {step}")
+    return Decision(None, None, "there is no run to resume")
 
 
-def versions(runs: Path) -> list[int]:
-    """Numbers of the runs in a folder, the newest first."""
-    if not runs.is_dir():
-        return []
-    matches = (VERSION.fullmatch(path.name) for path in runs.iterdir())
-    return sorted((int(match[1]) for match in matches if match), reverse=True)
-
-
-def newest_checkpoint(folder: Path) -> tuple[Path, dict[str, Any]] | None:
-    """The checkpoint with the most steps that can be read, and its content. Says so where one cannot."""
+def newest_readable(run: RunFolder) -> tuple[Path, dict[str, Any]] | None:
+    """The checkpoint with the most steps that can be read, and its content. Logs a warning for one that cannot."""
     found: list[tuple[int, float, Path, dict[str, Any]]] = []
-    for path in folder.glob("*.ckpt") if folder.is_dir() else ():
+    for path in run.checkpoints.glob("*.ckpt") if run.checkpoints.is_dir() else ():
         try:
             state = torch.load(path, map_location="cpu", weights_only=True, mmap=True)
             found.append((int(state["global_step"]), path.stat().st_mtime, path, state))
@@ -106,16 +79,7 @@ def newest_checkpoint(folder: Path) -> tuple[Path, dict[str, Any]] | None:
     return path, state
 
 
-def newest_of_all_runs(runs: Path) -> Path:
-    """The newest checkpoint of the newest run that has one. Raises InputError where there is none."""
-    for version in versions(runs):
-        found = newest_checkpoint(runs / f"version_{version}" / CHECKPOINTS)
-        if found is not None:
-            return found[0]
-    raise InputError(f"there is no checkpoint below {runs}; give the path of one with --ckpt_path")
-
-
-def is_finished(state: dict[str, Any], max_steps: int, max_epochs: int | None) -> bool:
+def is_at_end(state: dict[str, Any], max_steps: int, max_epochs: int | None) -> bool:
     """Whether a checkpoint stands at the end of its training."""
     if 0 < max_steps <= int(state["global_step"]):
         return True
@@ -123,23 +87,23 @@ def is_finished(state: dict[str, Any], max_steps: int, max_epochs: int | None) -
     return max_epochs is not None and 0 < max_epochs <= epochs
 
 
-def mark_finished(folder: Path, step: int) -> None:
+def mark_finished(run: RunFolder, step: int) -> None:
     """Notes that a run has come to its end, its last validation and report included. Raises OSError."""
-    (folder / FINISHED).write_text(f"{step}\n")
+    run.finished.write_text(f"{step}\n")
 
 
-def is_marked_finished(folder: Path, step: int) -> bool:
+def is_marked_finished(run: RunFolder, step: int) -> bool:
     """Whether nothing of a run that stands at its last step is missing."""
     try:
-        return (folder / FINISHED).read_text() == f"{step}\n"
+        return run.finished.read_text() == f"{step}\n"
     except (OSError, UnicodeDecodeError):
         return False
 
 
-def read_config(path: Path) -> dict[str, Any] | None:
+def read_config(run: RunFolder) -> dict[str, Any] | None:
     """The config of a run, or None where it left none."""
     try:
-        config = yaml.safe_load(path.read_text("utf-8"))
+        config = yaml.safe_load(run.config.read_text("utf-8"))
     except (OSError, UnicodeDecodeError, yaml.YAMLError):
         return None
     return config if isinstance(config, dict) else None
@@ -148,7 +112,7 @@ def read_config(path: Path) -> dict[str, Any] | None:
 def first_change(before: dict[str, Any] | None, now: dict[str, Any]) -> str | None:
     """The first option in which two configs describe different trainings, or None."""
     if before is None:
-        return CONFIG
+        return "config.yaml"
     if before.get("seed_everything") != now.get("seed_everything"):
         return "seed_everything"
     for section, free in FREE_OPTIONS.items():

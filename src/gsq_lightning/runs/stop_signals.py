@@ -1,18 +1,22 @@
 """Signals that ask a run to stop, noted until it is at a place where it can be resumed."""
 
+import logging
 import os
 import signal
+import subprocess
 import threading
 from types import FrameType
 from typing import Any
 
 from gsq_lightning.errors import RunStopped
 
+logger = logging.getLogger(__name__)
+
 SIGNALS = (signal.SIGTERM, signal.SIGINT)
 
 
 class StopSignals:
-    """Takes SIGTERM and SIGINT, and what a cluster sends before it requeues a job, for the time of a training.
+    """Takes SIGTERM and SIGINT, and what a cluster sends before it preempts a job, for the time of a training.
 
     The second SIGINT is obeyed at once.
 
@@ -23,7 +27,6 @@ class StopSignals:
     def __init__(self) -> None:
         self.received: signal.Signals | None = None
         self._before: dict[signal.Signals, Any] = {}
-        self._requeue: Any = None
 
     def take_at_once(self) -> None:
         """Installs handlers that raise RunStopped where they are: for what has no state to keep."""
@@ -33,12 +36,9 @@ class StopSignals:
         """Installs handlers that note what comes.
 
         Args:
-            requeue_signal: what the cluster sends; what handled it before is called by `requeue`.
+            requeue_signal: what the cluster sends before it preempts a job that may be requeued.
         """
-        if requeue_signal is None:
-            self._install(SIGNALS, self._note)
-        elif self._install((*SIGNALS, requeue_signal), self._note):
-            self._requeue = self._before[requeue_signal]
+        self._install(SIGNALS if requeue_signal is None else (*SIGNALS, requeue_signal), self._note)
 
     def give_back(self) -> None:
         """Installs what handled the signals before."""
@@ -47,17 +47,23 @@ class StopSignals:
         self._before = {}
 
     def requeue(self) -> None:
-        """Does what the cluster's plugin does upon its signal, if that is what came."""
-        if self.received is not None and self.received not in SIGNALS and callable(self._requeue):
-            self._requeue(self.received, None)
+        """Asks SLURM to start the job again, if its signal is what came. Lightning's own handler does that as well, but
+        leaves a checkpoint of its own behind, which later restarts would prefer to a newer `last.ckpt`."""
+        if self.received is None or self.received in SIGNALS:
+            return
+        array, task = os.environ.get("SLURM_ARRAY_JOB_ID"), os.environ.get("SLURM_ARRAY_TASK_ID")
+        job = f"{array}_{task}" if array else os.environ.get("SLURM_JOB_ID", "")
+        try:
+            subprocess.run(["scontrol", "requeue", job], check=True)
+        except (OSError, subprocess.CalledProcessError) as error:
+            logger.error("the job %s could not be requeued: %s; start it again by hand", job, error)
 
-    def _install(self, numbers: tuple[signal.Signals, ...], handler: Any) -> bool:
-        """Whether it was done: not outside the main thread, which alone may, and not twice."""
+    def _install(self, numbers: tuple[signal.Signals, ...], handler: Any) -> None:
+        """Not outside the main thread, which alone may, and not twice."""
         if threading.current_thread() is not threading.main_thread() or self._before:
-            return False
+            return
         self.received = None
         self._before = {number: signal.signal(number, handler) for number in numbers}
-        return True
 
     def _stop(self, number: int, frame: FrameType | None) -> None:
         name = signal.Signals(number).name

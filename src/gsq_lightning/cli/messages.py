@@ -1,0 +1,158 @@
+"""What the command says and how it exits: the one place that knows options and exit codes. Imports no torch."""
+
+import re
+import signal
+import sys
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from difflib import get_close_matches
+from typing import Any, NoReturn
+
+from gsq_lightning.errors import (
+    CheckpointNotWritten,
+    InputError,
+    ModelNotFinite,
+    RunStopped,
+    TrainingDiverged,
+    WeightsMissing,
+    causes,
+)
+from gsq_lightning.files import disk_error
+
+EXIT_BAD_INPUT = 2
+EXIT_FAILED = 1
+EXIT_SIGNAL = 128  # and the number of the signal, as shells have it
+
+# options that take the path of a network's weights, by the key of the network
+WEIGHTS_OPTIONS = {
+    "alexnet": ("model.perceptual_loss.weights", "model.metrics.alexnet_weights"),
+    "dinov2": ("model.discriminator.weights", "model.perceptual_loss.weights", "model.metrics.dinov2_weights"),
+    "efficientnet_lite0": ("model.perceptual_loss.weights",),
+    "inception": ("model.metrics.inception_weights",),
+    "resnet50": ("model.perceptual_loss.weights",),
+    "vgg16": ("model.perceptual_loss.weights", "model.metrics.vgg16_weights"),
+}
+# how types are called, by the names that Python has for them
+KINDS = {
+    "int": "a whole number",
+    "float": "a number",
+    "bool": "true or false",
+    "str": "a word or text",
+    "collections.abc.Sequence": "a list, such as [a,b]",
+    "list": "a list, such as [a,b]",
+    "NoneType": "null",
+}
+OUT_OF_MEMORY = (
+    "The last checkpoint is whole. Fewer images at a time need less memory: raise model.accumulate_batches, "
+    "which leaves data.global_batch_size as it is, or lower data.val_batch_size where it happened in validation"
+)
+
+
+def fail(message: str, code: int = EXIT_BAD_INPUT) -> NoReturn:
+    """Ends the process with one line."""
+    # an error of a worker arrives with that process's traceback before it
+    line = " ".join(message.rsplit("InputError: ", 1)[-1].split())
+    print(f"gsq: error: {line}", file=sys.stderr)
+    raise SystemExit(code)
+
+
+@contextmanager
+def one_line_errors(command: str) -> Iterator[None]:
+    """Within it, what a user can do something about ends the process with one line and an exit code."""
+    try:
+        yield
+    except (CheckpointNotWritten, ModelNotFinite, TrainingDiverged) as error:
+        fail(str(error), EXIT_FAILED)
+    except RunStopped as stop:
+        # rank 0 says so; an exit code of another rank would count as its death
+        if stop.agreed and _rank() > 0:
+            raise SystemExit(0) from stop
+        fail(str(stop), EXIT_SIGNAL + (stop.signal or signal.SIGTERM))
+    except KeyboardInterrupt:
+        fail("interrupted", EXIT_SIGNAL + signal.SIGINT)
+    except Exception as error:
+        known = input_error(error)
+        if known is not None:
+            fail(text_of(known, command))
+        if is_out_of_memory(error):
+            fail(f"{str(error).splitlines()[0]} {OUT_OF_MEMORY}", EXIT_FAILED)
+        found = disk_error(error) if isinstance(error, OSError) else None
+        if found is None:
+            raise
+        place = f"{found.filename}: " if found.filename else ""
+        text = f"{place}{found.strerror or found}; checkpoints and other files written before are whole"
+        fail(text, EXIT_FAILED)
+
+
+def input_error(error: BaseException) -> BaseException | None:
+    """What the user can mend, within an error and those that led to it: jsonargparse wraps what constructors raise."""
+    kinds = (InputError, *_lightning_errors())
+    return next((one for one in causes(error) if isinstance(one, kinds)), None)
+
+
+def text_of(error: BaseException, command: str) -> str:
+    """The line for an error: what the library says, and which option of this command helps."""
+    if not isinstance(error, WeightsMissing):
+        return str(error)
+    options = WEIGHTS_OPTIONS.get(error.network, ())
+    if command == "evaluate":
+        options = tuple(name.removeprefix("model.metrics.") for name in options if name.startswith("model.metrics."))
+    paths = " or ".join(f"--{name}" for name in options)
+    return f"{error}; or give the path of that file with {paths}" if paths else str(error)
+
+
+def plain_message(message: str, options: Sequence[str] = ()) -> str:
+    """What a parser has to say, in one line and the words of its user.
+
+    Args:
+        message: of jsonargparse, which quotes every type that an option could have had.
+        options: names of all options, for suggestions.
+    """
+    lines = [line.strip(" -") for line in message.splitlines() if line.strip(" -")]
+    text = " ".join(lines)
+    if text.endswith("arguments are required: root"):
+        return "data.root is missing: --data.root FOLDER, which holds train and val"
+    if text.endswith("Option 'root' is not accepted"):
+        return "these data have no root; --data ImageNetDataModule before --data.root FOLDER takes images from a folder"
+    if found := re.match(r"unrecognized arguments: (.*)", text):
+        return text + hint(found[1].split()[0].partition("=")[0], options)
+    if found := re.match(r'Parser key "([^"]+)"', text):
+        value = re.split(r"(?:Got|Given) value: ", text)[-1]
+        types = re.search(r"Subtypes: (.*?) Errors:", text) or re.search(r"Expected an? (.*?)\. Got value", text)
+        kinds = expected_kinds(types[1]) if types else []
+        if kinds:
+            return f"{found[1]} is {value}; it must be {' or '.join(kinds)}"
+    return text
+
+
+def hint(word: str, known: Sequence[str]) -> str:
+    """What was meant by an option that there is none of."""
+    if not word.startswith("-"):
+        return "; a list is written [a,b]"
+    near = get_close_matches(word.lstrip("-"), known, n=1, cutoff=0.7)
+    return f"; did you mean --{near[0]}?" if near else ""
+
+
+def expected_kinds(text: str) -> list[str]:
+    """The types that a parser's message names, in words; none where it names others than these."""
+    words = {word: None for found in re.findall(r"Literal\[([^\]]*)\]", text) for word in re.findall(r"'(\w+)'", found)}
+    kinds = {word: None for name, word in KINDS.items() if f"<class '{name}'>" in text}
+    return [*kinds, *([f"one of: {', '.join(words)}"] if words else [])]
+
+
+def is_out_of_memory(error: BaseException) -> bool:
+    """Whether a device's or the machine's memory did not suffice."""
+    return type(error).__name__ == "OutOfMemoryError" or (
+        isinstance(error, RuntimeError) and "DefaultCPUAllocator: can't allocate memory" in str(error)
+    )
+
+
+def _lightning_errors() -> tuple[Any, ...]:
+    """Lightning's word for bad input, where Lightning is imported."""
+    module = sys.modules.get("lightning.pytorch.utilities.exceptions")
+    return () if module is None else (module.MisconfigurationException,)
+
+
+def _rank() -> int:
+    module = sys.modules.get("lightning.pytorch.utilities.rank_zero")
+    return 0 if module is None else getattr(module.rank_zero_only, "rank", None) or 0
