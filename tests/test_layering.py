@@ -46,7 +46,7 @@ MAY_IMPORT = {
         "training",
     },
     "__main__": {"cli"},
-    "__init__": {"errors", "quantizers", "tokenizer", "training"},
+    "__init__": {"data", "errors", "quantizers", "tokenizer", "training"},
 }
 
 

@@ -9,6 +9,7 @@ from importlib.metadata import version
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from gsq_lightning.data import ImageDataModule, ImageNetDataModule, PhotographsDataModule
     from gsq_lightning.errors import InputError
     from gsq_lightning.quantizers import GroupedSphericalQuantizer, Quantizer, QuantizerOutput
     from gsq_lightning.tokenizer import GSQTokenizer
@@ -19,7 +20,10 @@ __version__ = version("gsq-lightning")
 _HOMES = {
     "GSQTokenizer": "gsq_lightning.tokenizer",
     "GroupedSphericalQuantizer": "gsq_lightning.quantizers",
+    "ImageDataModule": "gsq_lightning.data",
+    "ImageNetDataModule": "gsq_lightning.data",
     "InputError": "gsq_lightning.errors",
+    "PhotographsDataModule": "gsq_lightning.data",
     "Quantizer": "gsq_lightning.quantizers",
     "QuantizerOutput": "gsq_lightning.quantizers",
     "TokenizerModule": "gsq_lightning.training",
@@ -28,7 +32,10 @@ _HOMES = {
 __all__ = [
     "GSQTokenizer",
     "GroupedSphericalQuantizer",
+    "ImageDataModule",
+    "ImageNetDataModule",
     "InputError",
+    "PhotographsDataModule",
     "Quantizer",
     "QuantizerOutput",
     "TokenizerModule",
@@ -39,3 +46,7 @@ def __getattr__(name: str) -> Any:
     if name in _HOMES:
         return getattr(import_module(_HOMES[name]), name)
     raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+
+
+def __dir__() -> list[str]:
+    return sorted({*globals(), *_HOMES})

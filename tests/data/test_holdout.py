@@ -201,3 +201,10 @@ def test_a_trainer_of_another_module_divides_the_batch_by_its_own_accumulation(i
     )
     trainer.fit(module, ImageNetDataModule(image_root, 8, global_batch_size=8, num_workers=0))
     assert [len(batch) for batch in module.seen] == [2] * 8
+
+
+def test_data_modules_are_found_from_the_package() -> None:
+    import gsq_lightning
+
+    assert {"ImageNetDataModule", "PhotographsDataModule"} <= set(dir(gsq_lightning))
+    assert gsq_lightning.PhotographsDataModule is PhotographsDataModule
