@@ -111,25 +111,6 @@ def test_every_value_of_a_config_reaches_its_object(names: tuple[str | None, ...
     assert checked > 0
 
 
-def test_every_overlay_stands_in_the_index_with_its_command() -> None:
-    index = (CONFIGS / "README.md").read_text()
-    for overlay in OVERLAYS:
-        row = next((line for line in index.splitlines() if f"`{overlay}`" in line), None)
-        assert row, f"{overlay} is not in configs/README.md"
-        assert f"`{recipe_of(overlay)}`" in row
-    named = set(re.findall(r"`((?:ablations|quantizers)/[^`]+\.yaml|fast\.yaml)`", index))
-    assert named == set(OVERLAYS)
-
-
-def test_every_overlay_opens_with_its_table_and_marks_figures_as_the_papers() -> None:
-    for overlay in OVERLAYS:
-        if overlay == "fast.yaml":
-            continue  # no row of the paper
-        comment = (CONFIGS / overlay).read_text().split("\nmodel:")[0].split("\ndata:")[0]
-        assert re.search(r"(Table|Fig\.) \d", comment), overlay
-        assert "paper's" in comment, overlay
-
-
 def test_the_paper_recipes_are_those_of_its_tables() -> None:
     expected = {
         "f8.yaml": (8, 8, 8192, 1, "l2"),
