@@ -6,6 +6,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import asdict
 from fractions import Fraction
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 import torch
@@ -17,7 +18,8 @@ from gsq_lightning.errors import InputError, require
 from gsq_lightning.networks import Decoder, Encoder, NetworkShape, Upsampling
 from gsq_lightning.networks.tiling import blend_tiles
 from gsq_lightning.pixels import image_to_picture, picture_to_image
-from gsq_lightning.pretrained.export import Weights, read_released, read_tokenizer, write_folder
+from gsq_lightning.pretrained.card import CARD_FILE, model_card, read_metrics
+from gsq_lightning.pretrained.export import Weights, push_folder, read_released, read_tokenizer, write_folder
 from gsq_lightning.pretrained.saved import SavedTokenizer, check_weights
 from gsq_lightning.quantizers import Quantizer, QuantizerOutput
 
@@ -260,6 +262,39 @@ class GSQTokenizer(nn.Module):
     def save_pretrained(self, folder: str | Path) -> None:
         """Writes `config.json` and `model.safetensors` into `folder`, which is made where it is missing."""
         write_folder(Path(folder), SavedTokenizer(self.config, self.state_dict()))
+
+    def model_card(self, name: str, report: str | Path | None = None, license: str | None = None) -> str:
+        """Markdown for the Hub.
+
+        Args:
+            name: of the repository.
+            report: path of a `metrics.json` of validation, whose metrics and protocol are shown.
+            license: of the weights, as the Hub spells it; "unknown" where none is given.
+
+        Raises:
+            InputError: where the report cannot be read.
+        """
+        metrics = None if report is None else read_metrics(Path(report))
+        return model_card(SavedTokenizer(self.config, self.state_dict()), name, metrics, license)
+
+    def push_to_hub(
+        self, repository: str, report: str | Path | None = None, license: str | None = None, private: bool = False
+    ) -> str:
+        """Uploads config, weights and a model card to the Hugging Face Hub, as who is logged in there; the address.
+
+        Args:
+            repository: "owner/name", made where it is missing.
+            report, license: as for `model_card`.
+            private: whether a new repository is.
+
+        Raises:
+            InputError: where the report cannot be read, or the Hub does not take it.
+        """
+        card = self.model_card(repository, report, license)
+        with TemporaryDirectory() as folder:
+            self.save_pretrained(folder)
+            Path(folder, CARD_FILE).write_text(card, "utf-8")
+            return push_folder(repository, Path(folder), private)
 
     @classmethod
     def from_pretrained(

@@ -1,4 +1,7 @@
 import json
+import shutil
+import subprocess
+import sys
 from collections.abc import Callable
 from pathlib import Path
 
@@ -91,3 +94,68 @@ def test_a_file_that_is_no_checkpoint_is_refused(tmp_path: Path) -> None:
     (tmp_path / "broken.ckpt").write_bytes(b"PK\x03\x04 not a zip")
     with pytest.raises(InputError, match="not a readable checkpoint"):
         GSQTokenizer.from_pretrained(tmp_path / "broken.ckpt")
+
+
+BLOCKED = """
+import sys
+for name in ("lightning", "torchmetrics", "lpips", "timm", "torchvision", "tensorboard", "vector_quantize_pytorch"):
+    sys.modules[name] = None
+import torch
+from gsq_lightning import GSQTokenizer
+tokenizer = GSQTokenizer.from_pretrained(sys.argv[1])
+with torch.no_grad():
+    indices = tokenizer.encode_indices(torch.zeros(1, 3, 8, 8))
+    assert torch.equal(tokenizer.decode_indices(indices), tokenizer(torch.zeros(1, 3, 8, 8)))
+print("torch._dynamo" in sys.modules)
+"""
+
+
+def test_using_an_export_needs_nothing_of_training(small_tokenizer: Build, tmp_path: Path) -> None:
+    """Nor torch's compiler, whose import takes as long as torch's own."""
+    small_tokenizer().save_pretrained(tmp_path)
+    command = [sys.executable, "-c", BLOCKED, str(tmp_path)]
+    result = subprocess.run(command, capture_output=True, text=True, check=False)
+    assert result.stdout.strip() == "False", result.stderr
+
+
+REPORT = {
+    "name": "run",
+    "metrics": {"rfid": 0.4881234, "psnr": "inf", "images": 50000.0},
+    "notes": ["Inception's images were resized without antialiasing"],
+    "data": "/home/somebody/imagenet/val",
+    "image_size": "256×256",
+    "extractors": {"rfid": "Inception v3 of torch-fidelity"},
+}
+
+
+def test_pushed_to_the_hub_with_a_card(small_tokenizer: Build, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    class Hub:
+        def create_repo(self, repository: str, private: bool, exist_ok: bool) -> str:
+            assert (private, exist_ok) == (True, True)
+            return f"https://hub/{repository}"
+
+        def upload_folder(self, repo_id: str, folder_path: Path, commit_message: str) -> None:
+            shutil.copytree(folder_path, tmp_path / repo_id)
+
+    monkeypatch.setattr("huggingface_hub.HfApi", Hub)
+    (tmp_path / "metrics.json").write_text(json.dumps(REPORT))
+    tokenizer = small_tokenizer().eval()
+    address = tokenizer.push_to_hub("me/f4", tmp_path / "metrics.json", license="apache-2.0", private=True)
+    assert address == "https://hub/me/f4"
+    image = torch.rand(1, 3, 8, 8) * 2 - 1
+    with torch.no_grad():
+        assert torch.equal(GSQTokenizer.from_pretrained(tmp_path / "me/f4")(image), tokenizer(image))
+    card = (tmp_path / "me/f4/README.md").read_text("utf-8")
+    assert card.startswith("---\nlicense: apache-2.0\n")
+    for line in (
+        'tokenizer = GSQTokenizer.from_pretrained("me/f4")',
+        "| rfid | 0.488123 |",
+        "| psnr | inf |",
+        "- images: val",
+        "- networks: Inception v3 of torch-fidelity",
+        "- Inception's images were resized without antialiasing",
+    ):
+        assert line in card.splitlines()
+    assert "somebody" not in card
+    with pytest.raises(InputError, match=r"missing\.json cannot be read as a report"):
+        tokenizer.push_to_hub("me/f4", tmp_path / "missing.json")

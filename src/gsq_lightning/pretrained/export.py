@@ -30,6 +30,26 @@ def write_folder(folder: Path, saved: SavedTokenizer) -> None:
     write_whole(folder / CONFIG_FILE, (json.dumps(saved.config, indent=2) + "\n").encode())
 
 
+def push_folder(repository: str, folder: Path, private: bool) -> str:
+    """Uploads a folder to a repository of the Hugging Face Hub, which is made where it is missing; its address.
+
+    Raises:
+        InputError: where the Hub does not take it.
+    """
+    from huggingface_hub import HfApi
+    from huggingface_hub.errors import HfHubHTTPError, HFValidationError
+
+    try:
+        api = HfApi()
+        address = api.create_repo(repository, private=private, exist_ok=True)
+        api.upload_folder(repo_id=repository, folder_path=folder, commit_message="Tokenizer of gsq-lightning")
+    except (HFValidationError, HfHubHTTPError, OSError) as error:
+        raise InputError(
+            f"{repository!r} could not be written to on the Hugging Face Hub: {first_line(error)}"
+        ) from error
+    return str(address)
+
+
 def read_tokenizer(source: str | Path, revision: str | None = None, weights: Weights = "ema") -> SavedTokenizer:
     """Reads a folder that `write_folder` wrote, a checkpoint, or a repository of the Hugging Face Hub with either.
 
