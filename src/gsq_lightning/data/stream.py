@@ -1,22 +1,24 @@
 """WebDataset shards read from front to back: from object stores, pipes, and disks that are slow at finding places."""
 
 import random
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Iterable, Iterator
 from hashlib import sha256
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 from torch.utils.data import DataLoader, IterableDataset, get_worker_info
 
-from gsq_lightning.data.batch import NO_LABEL, Sample, UnreadableImage
+from gsq_lightning.data.batch import Sample, UnreadableImage
 from gsq_lightning.data.dataset import ImageDataset, OnError, Transform, unreadable_line
 from gsq_lightning.data.decoding import UNREADABLE, ImageDecoder
 from gsq_lightning.data.loader import Loading, make_loader
 from gsq_lightning.data.sampler import Place, SampleKey
-from gsq_lightning.data.sources.archive import ArchiveSource, image_suffix, label_of_sample, warn_once
-from gsq_lightning.data.sources.folder import is_hidden
+from gsq_lightning.data.sources.archive import ArchiveSource
 from gsq_lightning.data.sources.locate import is_remote
+from gsq_lightning.data.sources.shards import BrokenShard, ShardImage, read_shard
 from gsq_lightning.errors import InputError
+
+Image = TypeVar("Image")
 
 
 class StreamedShards(ImageDataset, IterableDataset[Sample | UnreadableImage]):
@@ -135,60 +137,49 @@ class StreamedShards(ImageDataset, IterableDataset[Sample | UnreadableImage]):
             key: epoch and seed of all of them.
             generator: of the order of samples.
         """
-        import webdataset
-
-        broken: list[UnreadableImage] = []
-        handler = self._on_broken_shard(broken)
-        # webdataset's tarfile_samples, but the case of names is kept
-        opened = webdataset.tariterators.url_opener(({"url": url} for url in urls), handler=handler)
-        files = webdataset.tariterators.tar_file_expander(opened, handler=handler, select_files=not_hidden)
-        encoded: Iterable[dict[str, Any]] = webdataset.tariterators.group_by_keys(files, lcase=False, handler=handler)
+        encoded = self._encoded(urls)
         if generator is not None and self.shuffle_buffer > 0:
-            initial = self.shuffle_buffer // 2
-            encoded = webdataset.filters._shuffle(iter(encoded), self.shuffle_buffer, initial, generator)
-        for sample in encoded:
-            while broken:
-                yield broken.pop()
-            suffix = image_suffix(sample)
-            if suffix is None:
-                warn_once("samples of shards without a file such as NAME.jpg are passed over")
+            encoded = shuffled(encoded, self.shuffle_buffer, generator)
+        for image in encoded:
+            if isinstance(image, UnreadableImage):
+                yield image
                 continue
-            name = f"{sample['__url__']}/{sample['__key__']}.{suffix}"
             try:
-                yield Sample(
-                    self._decode(sample[suffix], name, key), label_of_sample(sample.get("cls", str(NO_LABEL))), name
-                )
+                yield Sample(self._decode(image.content, image.name, key), image.label, image.name)
             except UNREADABLE as error:
                 if self.on_error == "raise":
-                    raise InputError(unreadable_line(name, error)) from error
-                yield UnreadableImage(name, str(error))
-        yield from broken
+                    raise InputError(unreadable_line(image.name, error)) from error
+                yield UnreadableImage(image.name, str(error))
+
+    def _encoded(self, urls: list[str]) -> Iterator[ShardImage | UnreadableImage]:
+        """The images of some shards, and the shards that are broken."""
+        for url in urls:
+            try:
+                yield from read_shard(url)
+            except BrokenShard as error:
+                if self.on_error == "raise":
+                    raise InputError(
+                        f"the shard {url} cannot be read: {error}. Repair it, or set on_error to skip to go on without "
+                        "what it still holds"
+                    ) from error
+                yield UnreadableImage(url, str(error))
 
     def _decode(self, content: bytes, name: str, key: SampleKey) -> Any:
         item = int.from_bytes(sha256(name.encode()).digest()[:7], "big")
         pixels = self.transform(self._decoder.decode(content), key._replace(item=item).generator)
         return pixels.clone() if self._decoder.owns(pixels) else pixels
 
-    def _on_broken_shard(self, broken: list[UnreadableImage]) -> Callable[[Exception], bool]:
-        named: set[str] = set()
 
-        def handle(error: Exception) -> bool:
-            reason = str(error.args[0]) if error.args else type(error).__name__
-            # webdataset adds what it was reading to the error; one broken shard may raise several
-            said = " ".join(map(str, error.args))
-            url = next((url for url in self.urls if url in said), f"{self.urls[0]} or one that follows")
-            if self.on_error == "raise":
-                raise InputError(
-                    f"the shard {url} cannot be read: {reason}. Repair it, or set on_error to skip to go on without "
-                    "what it still holds"
-                ) from error
-            if url not in named:
-                named.add(url)
-                broken.append(UnreadableImage(url, reason))
-            return True
-
-        return handle
-
-
-def not_hidden(name: str) -> bool:
-    return not is_hidden(name)
+def shuffled(images: Iterable[Image], size: int, generator: random.Random) -> Iterator[Image]:
+    """The same in another order: each is drawn from those that wait, half as many at first so that it starts soon."""
+    waiting: list[Image] = []
+    drawn = 0
+    for image in images:
+        waiting.append(image)
+        if len(waiting) > min(size, size // 2 + drawn):
+            place = generator.randrange(len(waiting))
+            waiting[place], waiting[-1] = waiting[-1], waiting[place]
+            yield waiting.pop()
+            drawn += 1
+    generator.shuffle(waiting)
+    yield from waiting

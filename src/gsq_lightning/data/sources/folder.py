@@ -1,23 +1,38 @@
-"""Folders of images: with class folders, flat, nested, or named in a text list."""
+"""Folders of images: with class folders, flat, or nested."""
 
 import os
+from collections import Counter
 from pathlib import Path
 
 import numpy as np
 
-from gsq_lightning.data.batch import NO_LABEL
-from gsq_lightning.data.decoding import image_suffixes
+from gsq_lightning.data.sources.classes import (
+    ANNOTATED,
+    annotation_folders,
+    classes_of_annotations,
+    classes_of_folders,
+    read_annotations,
+)
 from gsq_lightning.data.sources.interface import ImageSource, fingerprint_of
 from gsq_lightning.data.sources.listing import Listing, PackedNames, Witness, cached_listing
+from gsq_lightning.data.sources.names import (
+    is_hidden,
+    is_image_name,
+    left_out_in_words,
+    suffix_left_out,
+    suffixes_in_words,
+)
 from gsq_lightning.errors import InputError
 
-NO_PLACES = np.empty((0, 4), dtype=np.int64)
+NO_PLACES = np.empty((0, 5), dtype=np.int64)
 
 
 class FolderSource(ImageSource):
-    """All images below a folder, in the order of their names; what is hidden (`.name`, `__MACOSX`) is none of them.
+    """All images below a folder, in the order of their names.
 
-    Where it has subfolders, each is a class, numbered in the order of their names; images beside them have no label.
+    What systems keep for themselves is none of them (`.name`, `__MACOSX`, `@eaDir`, `lost+found`, …), nor are masks and
+    the like, beside a folder of images. The subfolders are classes, numbered in the order of their names, at the first
+    level where there are several; images beside them have no label. A `val_annotations.txt` goes before folders.
 
     Args:
         root: the folder.
@@ -35,8 +50,10 @@ class FolderSource(ImageSource):
         except OSError as error:
             raise InputError(f"the folder {root} cannot be listed: {error}") from error
         self.names, self.labels = self._listing.names, self._listing.labels
+        self.class_names = self._listing.class_names
+        self.notes = self._listing.notes
         if not len(self):
-            raise InputError(f"there are no images below {root}; names must end in one of: {suffixes_in_words()}")
+            raise InputError(no_images(f"below {root}", self._listing))
 
     def name(self, item: int) -> str:
         return os.path.join(self._folder, self.names[item])
@@ -51,58 +68,16 @@ class FolderSource(ImageSource):
             raise ValueError("the file is gone") from error
 
     def fingerprint(self) -> str:
-        """Also tells whether a file was rewritten in place: asks for the times and size of each."""
+        """Also changes when a file was rewritten in place: asks for the times and size of each."""
         return fingerprint_of(self._listing, Witness.of(self.name(item) for item in range(len(self))).stamps.tobytes())
-
-
-class ListSource(FolderSource):
-    """The images that a text file names, in its order: one on each line, perhaps a tab or space and its label after it.
-
-    Args:
-        path: the text file, UTF-8; names are relative to its folder, or absolute. A name that contains spaces needs a
-            tab before its label.
-
-    Raises:
-        InputError: where there is no such file, or it names nothing.
-    """
-
-    def __init__(self, path: Path) -> None:
-        try:
-            lines = path.read_text("utf-8-sig").splitlines()
-            entries = [name_and_label(line) for line in lines if line.strip()]
-        except (OSError, ValueError) as error:
-            raise InputError(f"{path} cannot be read as a list of images: {error}") from error
-        if not entries:
-            raise InputError(f"{path} names no images; it needs one name on each line")
-        self.place, self._folder = str(path), str(path.parent)
-        self._listing = Listing(
-            PackedNames.pack(name for name, _ in entries),
-            np.array([label for _, label in entries], dtype=np.int64),
-            Witness.of([str(path.resolve())]),
-            NO_PLACES,
-        )
-        self.names, self.labels = self._listing.names, self._listing.labels
-
-
-def name_and_label(line: str) -> tuple[str, int]:
-    """A line of a list → name and label: what follows the last space or tab counts as a label where it is a number."""
-    separator = "\t" if "\t" in line else " "
-    name, _, label = line.strip().rpartition(separator)
-    return (name.strip(), label_of_text(label)) if name and label.strip().isdecimal() else (line.strip(), NO_LABEL)
-
-
-def label_of_text(text: str | bytes) -> int:
-    """A class in digits. Raises ValueError for what is none, or is beyond int64."""
-    label = int(text)
-    if abs(label) >= 2**63:
-        raise ValueError(f"{label} is no class: it is beyond int64")
-    return label
 
 
 def list_folder(root: Path) -> Listing:
     """Finds all images below a folder, given without links; follows those within, but enters no folder twice."""
     names: list[str] = []
     folders: list[str] = []
+    left_out: Counter[str] = Counter()
+    annotations: dict[str, str] = {}
     entered: set[tuple[int, int]] = set()
     pending = [""]
     while pending:
@@ -115,33 +90,54 @@ def list_folder(root: Path) -> Listing:
         folders.append(place)
         with os.scandir(place) as entries:
             for entry in entries:
+                name = os.path.join(folder, entry.name)
                 if is_hidden(entry.name):
                     continue
                 if entry.is_dir():
-                    pending.append(os.path.join(folder, entry.name))
+                    pending.append(name)
                 elif is_image_name(entry.name):
-                    names.append(os.path.join(folder, entry.name))
-    names.sort()
-    return Listing(PackedNames.pack(names), class_labels(names), Witness.of(sorted(folders)), NO_PLACES)
+                    names.append(name)
+                elif entry.name == ANNOTATED:
+                    annotations |= read_annotations(Path(entry.path).read_text("utf-8", "replace"), folder)
+                elif (suffix := suffix_left_out(entry.name)) is not None:
+                    left_out[suffix] += 1
+    return listing_of(sorted(names), annotations, left_out, Witness.of(sorted(folders)))
 
 
-def class_labels(names: list[str]) -> np.ndarray:
-    """(N,) int64: the number of the first folder in each name, in the order of the folders' names."""
-    folders = [name.partition(os.sep)[0] if os.sep in name else None for name in names]
-    number = {folder: label for label, folder in enumerate(sorted({folder for folder in folders if folder}))}
-    return np.array([NO_LABEL if folder is None else number[folder] for folder in folders], dtype=np.int64)
+def listing_of(names: list[str], annotations: dict[str, str], left_out: Counter[str], witness: Witness) -> Listing:
+    """The images of a folder with their classes, without those of annotations."""
+    annotated = annotation_folders({os.path.dirname(name) for name in names})
+    kept = [name for name in names if os.path.dirname(name) not in annotated]
+    classes = classes_of_annotations(kept, annotations)
+    if classes.names is None:
+        folders = [os.path.dirname(name) for name in kept]
+        classes = classes_of_folders(folders, (os.path.splitext(os.path.basename(name))[0] for name in kept))
+    return Listing(
+        PackedNames.pack(kept),
+        classes.labels,
+        witness,
+        NO_PLACES,
+        classes.names,
+        dict(left_out),
+        notes_on(left_out, len(names) - len(kept), annotated),
+    )
 
 
-def is_image_name(name: str) -> bool:
-    """Whether a path, within a folder or an archive, is by its suffix that of an image, and nothing on it is hidden."""
-    return os.path.splitext(name)[1].lower() in image_suffixes() and not is_hidden(name)
+def notes_on(left_out: Counter[str], annotations: int, folders: set[str]) -> list[str]:
+    """What is to be said of files that are not read.
+
+    Args:
+        left_out: how many of which suffix.
+        annotations: how many images are masks and the like.
+        folders: those that they lie in.
+    """
+    notes = [left_out_in_words(left_out)] if left_out else []
+    if annotations:
+        notes.append(f"{annotations} images in {min(folders)} are left out: annotations beside a folder of images")
+    return notes
 
 
-def is_hidden(name: str) -> bool:
-    """Whether a part of a path is what systems and programs keep for themselves: `.name`, or macOS's `__MACOSX`."""
-    parts = name.split("/")
-    return any(part == "__MACOSX" or (part.startswith(".") and part not in (".", "..")) for part in parts)
-
-
-def suffixes_in_words() -> str:
-    return " ".join(sorted(image_suffixes()))
+def no_images(where: str, listing: Listing) -> str:
+    """What is said of a source without images."""
+    left_out = f" ({left_out_in_words(listing.left_out)})" if listing.left_out else ""
+    return f"there are no images {where}{left_out}; names must end in one of: {suffixes_in_words()}"

@@ -1,11 +1,17 @@
 """What every source of images offers: so many images, each one's bytes, name and label."""
 
 import hashlib
+import os
 from abc import ABC, abstractmethod
+from collections.abc import Sequence
 
 import numpy as np
 
+from gsq_lightning.data.batch import NO_LABEL
+from gsq_lightning.data.sources.classes import same_name
 from gsq_lightning.data.sources.listing import Listing, PackedNames
+
+SHOWN = 3  # classes in a note
 
 
 class ImageSource(ABC):
@@ -15,11 +21,16 @@ class ImageSource(ABC):
         place: what it is, for messages: a folder, an archive, the name of a data set.
         names: of the images within it.
         labels: (N,) int64, NO_LABEL where an image has none.
+        class_names: of the classes, in the order of the labels; None where labels are numbers that the data itself
+            gives, or there are none.
+        notes: what should be said of it once, such as how many files are left out.
     """
 
     place: str
     names: PackedNames
     labels: np.ndarray
+    class_names: list[str] | None = None
+    notes: Sequence[str] = ()
 
     def __len__(self) -> int:
         return len(self.names)
@@ -35,6 +46,38 @@ class ImageSource(ABC):
     @abstractmethod
     def fingerprint(self) -> str:
         """Equal as long as names and contents are the same, to what the file system tells without reading them."""
+
+    def number_by(self, class_names: Sequence[str]) -> None:
+        """Takes the numbers of given classes, such as those of the training split. Others become NO_LABEL: a note.
+
+        Labels that are numbers already stay. Where this source found no classes, as where all images lie in one folder,
+        an image is of the class that one of its folders is named after.
+        """
+        number = {same_name(name): label for label, name in enumerate(class_names)}
+        own = self.class_names
+        if own is not None:
+            table = np.array([number.get(same_name(name), NO_LABEL) for name in own] + [NO_LABEL], dtype=np.int64)
+            unknown = [name for name, label in zip(own, table, strict=False) if label == NO_LABEL]
+            if unknown:
+                lost = int(np.isin(self.labels, [own.index(name) for name in unknown]).sum())
+                more = ", …" if len(unknown) > SHOWN else ""
+                self.notes = [
+                    *self.notes,
+                    f"{lost} of {len(self)} images are of {len(unknown)} classes that training does not have "
+                    f"({', '.join(unknown[:SHOWN])}{more}): they have no label",
+                ]
+            self.labels = table[self.labels]
+        elif not (self.labels != NO_LABEL).any():
+            folders = (os.path.dirname(name).split(os.sep) for name in self.names)
+            found = (
+                next((number[part] for part in map(same_name, path) if part in number), NO_LABEL) for path in folders
+            )
+            self.labels = np.fromiter(found, dtype=np.int64, count=len(self))
+            if not (self.labels != NO_LABEL).any():
+                return
+        else:
+            return
+        self.class_names = list(class_names)
 
 
 def fingerprint_of(listing: Listing, *details: bytes) -> str:

@@ -2,11 +2,12 @@
 
 import hashlib
 import io
+import json
 import logging
 import os
 import time
 from collections.abc import Callable, Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from stat import S_ISDIR
 from typing import overload
 
@@ -17,7 +18,8 @@ from gsq_lightning.files import cache_folder, read_cached, write_cached
 logger = logging.getLogger(__name__)
 
 CACHED_FROM = 10_000  # images; listing fewer takes no time worth a file
-VERSION = 3  # of the cached files
+VERSION = 4  # of the cached files
+WORDS = ("class_names", "left_out", "notes", "texts")
 SETTLED_NS = 2_000_000_000  # what changed more recently may change again without a new time stamp
 
 
@@ -92,13 +94,22 @@ class Listing:
         names: of the images, within their source.
         labels: (N,) int64, NO_LABEL where there is none.
         witness: what must not have changed for the listing to hold.
-        places: within archives: (N, 4) int64, number of the archive, first byte, bytes, compression; else (0, 4).
+        places: within archives: (N, 5) int64, number of the archive, first byte, bytes there, compression, bytes of
+            the file; else (0, 5).
+        class_names: in the order of the labels; None where labels are numbers of their own, or there are none.
+        left_out: how many files of which suffix are no images.
+        notes: further facts that should be said of the images.
+        texts: within archives: names of text files that may divide the images into splits.
     """
 
     names: PackedNames
     labels: np.ndarray
     witness: Witness
     places: np.ndarray
+    class_names: list[str] | None = None
+    left_out: dict[str, int] = field(default_factory=dict)
+    notes: list[str] = field(default_factory=list)
+    texts: list[str] = field(default_factory=list)
 
     def to_bytes(self) -> bytes:
         buffer = io.BytesIO()
@@ -111,6 +122,7 @@ class Listing:
             path_ends=self.witness.paths.ends,
             stamps=self.witness.stamps,
             places=self.places,
+            words=np.frombuffer(json.dumps({name: getattr(self, name) for name in WORDS}).encode(), dtype=np.uint8),
         )
         return buffer.getvalue()
 
@@ -119,7 +131,8 @@ class Listing:
         with np.load(io.BytesIO(content), allow_pickle=False) as arrays:
             names = PackedNames(arrays["names"], arrays["name_ends"])
             witness = Witness(PackedNames(arrays["paths"], arrays["path_ends"]), arrays["stamps"])
-            return cls(names, arrays["labels"], witness, arrays["places"])
+            words = json.loads(arrays["words"].tobytes())
+            return cls(names, arrays["labels"], witness, arrays["places"], **words)
 
 
 def stamp(path: str) -> tuple[int, int, int]:

@@ -1,21 +1,37 @@
-"""Which source a `root` is: told by a word, or by what lies there."""
+"""Which source of images a place is: by a word, or by what lies there."""
 
 import re
+from collections.abc import Sequence
+from itertools import groupby
 from pathlib import Path
 from typing import Literal
 
-from gsq_lightning.data.sources.archive import ARCHIVE_SUFFIXES, ArchiveSource
-from gsq_lightning.data.sources.folder import FolderSource, ListSource, is_hidden, is_image_name
+from gsq_lightning.data.sources.archive import ArchiveSource
+from gsq_lightning.data.sources.folder import FolderSource
 from gsq_lightning.data.sources.interface import ImageSource
+from gsq_lightning.data.sources.names import is_image_name
 from gsq_lightning.data.sources.parquet import ParquetSource
+from gsq_lightning.data.sources.several import SeveralSources
+from gsq_lightning.data.sources.splits import (
+    LIST_SUFFIXES,
+    FolderTree,
+    NameTree,
+    Part,
+    PartKind,
+    Split,
+    choose_parts,
+    kind_of_file,
+    levels_of,
+    name_it,
+    refuse_undivided,
+)
+from gsq_lightning.data.sources.text_list import ListSource
 from gsq_lightning.errors import InputError
 
 SourceKind = Literal["auto", "folder", "list", "archive", "parquet", "webdataset"]
-Split = Literal["train", "val"]
 
-SPLIT_NAMES: dict[Split, tuple[str, ...]] = {"train": ("train",), "val": ("val", "validation", "valid")}
-LIST_SUFFIXES = frozenset({".txt", ".lst", ".tsv"})
 MAX_SHARDS = 1_000_000
+NUMBERS = re.compile(r"(\d+)\.\.(\d+)(?:\.\.(\d+))?")
 HUB_NAME = re.compile(r"[\w.-]+/[\w.-]+")
 
 
@@ -23,45 +39,65 @@ class Shards(list[str]):
     """Names of shards that are to be streamed."""
 
 
-def find_split(root: str, split: Split, kind: SourceKind) -> ImageSource | Shards:
-    """The images of one split.
+def find_split(root: str, split: Split, kind: SourceKind, image_column: str | None = None) -> ImageSource | Shards:
+    """The images of one split of a data set.
 
     Args:
-        root: a folder that holds, by name, a folder, text list, archives or Parquet files for each split; the name of
-            a data set on the Hugging Face Hub (`kind` "parquet"); or for "val" also what has no splits.
+        root: a folder or an archive that holds, by name, a folder, text list, archives or Parquet files for each
+            split, at any depth; the name of a data set on the Hugging Face Hub (`kind` "parquet"); or for "val" also
+            images without splits.
         split: which.
         kind: what the source is, or "auto".
+        image_column: which of several columns of images in Parquet files.
 
     Raises:
-        InputError: where there is no such split.
+        InputError: where there is no such split, or it is not clear which part of the data set it is.
     """
-    folder = Path(root).expanduser()
+    path = Path(root).expanduser()
     if is_on_hub(root, kind):
-        return ParquetSource(root, "validation" if split == "val" else split)
-    if folder.is_dir():
-        place = place_of_split(folder, split)
-        if place is not None:
-            return open_place(place, kind, split)
-        if split == "val" and place_of_split(folder, "train") is None:
-            return open_place([folder], kind, split)
-        names = " or ".join(repr(name) for name in SPLIT_NAMES[split])
-        raise InputError(
-            f"{root} holds nothing named {names}: neither a folder, nor a .txt list, nor .zip, .tar or .parquet files; "
-            f"data.root must hold a train and a val split, or name them with data.train and data.val"
-        )
+        return ParquetSource(root, "validation" if split == "val" else split, None, image_column)
+    if path.exists():
+        return open_place([path], kind, split, True, image_column)
+    if not is_remote(root) and "{" not in root and "::" not in root:
+        raise InputError(f"there is no file or folder {root}; set data.root to what holds the images of both splits")
     if split == "val":
-        return open_images(root, kind, split)
-    if not folder.exists() and not is_remote(root) and "{" not in root:
-        raise InputError(f"there is no folder {root}; set data.root to the folder that holds train and val")
-    raise InputError(
-        f"{root} says nothing of splits; name the training images with data.train, the others with data.val"
-    )
+        return open_images(root, kind, split, image_column)
+    refuse_undivided(split, root)
+    raise AssertionError
 
 
 def has_split(root: str, split: Split, kind: SourceKind) -> bool:
-    """Whether a root holds a split by its name. One that is no folder has none, but for a data set on the Hub."""
-    folder = Path(root).expanduser()
-    return is_on_hub(root, kind) or (folder.is_dir() and place_of_split(folder, split) is not None)
+    """Whether a data set holds a split by its name, or is one of the Hub. Raises InputError where that is not clear."""
+    return is_on_hub(root, kind) or split in splits_of(root, kind)
+
+
+def splits_of(root: str, kind: SourceKind) -> set[str]:
+    """The splits that a data set holds by their names: "train", "val", "test". None where it is no folder or archive.
+
+    Raises:
+        InputError: where there are several data sets, or lists that divide one pool of images.
+    """
+    path = Path(root).expanduser()
+    if is_remote(root) or not path.exists():
+        return set()
+    if path.is_dir():
+        tree = FolderTree(path)
+        levels = levels_of(tree, "")
+        if not levels and kind != "webdataset":
+            within = shards_within(path)
+            if within and kind_of(within[0]) == "archive":
+                levels = levels_of(names_in(within), "")
+        if not levels:
+            choose_parts(tree, "val", root, True)  # which refuses what only lists divide
+    elif kind_of_file(path.name) == "archive" and kind != "webdataset":
+        levels = levels_of(names_in([path]), "")
+    else:
+        return set()
+    return {split for level in levels for split in level.parts}
+
+
+def names_in(archives: Sequence[Path]) -> NameTree:
+    return NameTree(ArchiveSource(archives).names)
 
 
 def is_on_hub(root: str, kind: SourceKind) -> bool:
@@ -69,113 +105,163 @@ def is_on_hub(root: str, kind: SourceKind) -> bool:
     return kind == "parquet" and HUB_NAME.fullmatch(root) is not None and not Path(root).expanduser().exists()
 
 
-def open_images(location: str, kind: SourceKind, split: Split) -> ImageSource | Shards:
-    """The images at one place: a folder, list, archive or Parquet file, or a pattern of shards."""
-    if is_remote(location) or kind == "webdataset":
+def open_images(location: str, kind: SourceKind, split: Split, image_column: str | None = None) -> ImageSource | Shards:
+    """The images at one place or several: folders, lists, archives or Parquet files.
+
+    Args:
+        location: a path; a pattern, shards-{000..123}.tar; or several of them with `::` between. With `kind`
+            "webdataset" also URLs and `pipe:` commands.
+        kind: what it is, or "auto".
+        split: which, where one of them holds several.
+        image_column: which of several columns of images in Parquet files.
+
+    Raises:
+        InputError: where something is not there, or is no source of images.
+    """
+    if is_on_hub(location, kind):
+        return ParquetSource(location, "validation" if split == "val" else split, None, image_column)
+    if is_remote(location):
         if kind not in ("auto", "webdataset"):
             raise InputError(f"{location} is remote, and only webdataset shards can be; data.source is {kind}")
-        path = Path(location).expanduser()
-        if not path.is_dir():
-            return Shards(expand_shards(location))
-        shards = sorted(path.glob("[!.]*.tar"))
-        return Shards(map(str, shards)) if shards else FolderSource(path)
-    if "{" in location or "::" in location:
-        return open_place([Path(shard).expanduser() for shard in expand_shards(location)], kind, split)
-    path = Path(location).expanduser()
-    if is_on_hub(location, kind):
-        return ParquetSource(location, "validation" if split == "val" else split)
-    return open_place([path], kind, split)
+        return Shards(expand(location))
+    exists = Path(location).expanduser().exists()
+    return open_place(
+        [Path(place).expanduser() for place in ([location] if exists else expand(location))],
+        kind,
+        split,
+        False,
+        image_column,
+    )
 
 
 def is_remote(location: str) -> bool:
     return location.startswith("pipe:") or "://" in location
 
 
-def place_of_split(folder: Path, split: Split) -> list[Path] | None:
-    """What a folder holds for a split: a folder or list or archive of its name, else all shards named after it.
+def open_place(
+    paths: list[Path], kind: SourceKind, split: Split, is_root: bool, image_column: str | None = None
+) -> ImageSource | Shards:
+    """A source from folders and files.
 
-    A name that ends with the split's goes before those where more follows: beside ILSVRC2012_img_train.tar may lie
-    ILSVRC2012_img_train_t3.tar, which holds some of its images again.
+    Args:
+        paths: of them.
+        kind: what they are, or "auto".
+        split: which, where one of them holds several.
+        is_root: they are a data set that holds splits; else the images of one.
+        image_column: which of several columns of images in Parquet files.
     """
-    for name in SPLIT_NAMES[split]:
-        for candidate in (name, *(name + suffix for suffix in sorted(LIST_SUFFIXES | ARCHIVE_SUFFIXES))):
-            if (folder / candidate).exists():
-                return [folder / candidate]
-    for parent in (folder, folder / "data"):
-        for name in SPLIT_NAMES[split]:
-            named = re.compile(rf"(.*[-_.])?{name}([-_.].*)?\.(parquet|tar|zip)")
-            shards = sorted(path for path in parent.glob("[!.]*") if named.fullmatch(path.name))
-            whole = [path for path in shards if path.stem.endswith(name)]
-            if shards:
-                return whole or shards
-    return None
-
-
-def open_place(paths: list[Path], kind: SourceKind, split: Split) -> ImageSource | Shards:
-    """A source from one folder or file, or from several files of one kind."""
     missing = next((path for path in paths if not path.exists()), None)
     if missing is not None:
-        raise InputError(f"there is no file or folder {missing}; set data.root to the folder that holds train and val")
-    if kind in ("auto", "archive", "parquet", "webdataset") and len(paths) == 1 and paths[0].is_dir():
-        paths = shards_within(paths[0]) or paths
-    found = kind_of(paths)
-    if kind == "webdataset" and found == "archive":
-        return Shards(str(path) for path in paths)
-    if kind not in ("auto", found):
-        raise InputError(f"data.source is {kind}, but {paths[0]} is a source of the kind {found}")
-    if found == "folder":
-        return FolderSource(paths[0])
-    if found == "list":
-        return ListSource(paths[0])
-    if found == "parquet":
-        return ParquetSource(str(paths[0].parent), split, paths)
-    return ArchiveSource(paths)
+        raise InputError(
+            f"there is no file or folder {missing}; set data.root to what holds the images, or {name_it(split)}"
+        )
+    found: list[tuple[PartKind, Path, bool]] = []  # what it is, where, and whether it may still hold splits
+    for path in paths:
+        found += parts_at(path, kind, split, is_root)
+    sources: list[ImageSource] = []
+    shards: Shards = Shards()
+    for (part_kind, holds_splits), group in groupby(found, key=lambda part: (part[0], part[2])):
+        places = [path for _, path, _ in group]
+        if kind not in ("auto", part_kind) and not (kind == "webdataset" and part_kind in ("archive", "folder")):
+            raise InputError(f"data.source is {kind}, but {places[0]} is a source of the kind {part_kind}")
+        if kind == "webdataset" and part_kind == "archive":
+            shards += map(str, places)
+        elif part_kind == "archive":
+            sources.append(ArchiveSource(places, split, holds_splits))
+        elif part_kind == "parquet":
+            sources.append(ParquetSource(str(places[0].parent), split, places, image_column))
+        else:
+            sources += [FolderSource(path) if part_kind == "folder" else ListSource(path) for path in places]
+    if shards:
+        if sources:
+            raise InputError(f"{shards[0]} is streamed and {sources[0].place} is not; {name_it(split)} in one way")
+        return shards
+    return sources[0] if len(sources) == 1 else SeveralSources(sources)
+
+
+def parts_at(path: Path, kind: SourceKind, split: Split, is_root: bool) -> list[tuple[PartKind, Path, bool]]:
+    """What is read of a folder or file: its kind, place, and whether it is still the root of a data set."""
+    if not path.is_dir():
+        alone = kind_of(path)
+        if is_root and alone in ("list", "parquet"):
+            refuse_undivided(split, str(path))
+        return [(alone, path, is_root)]
+    first: PartKind = "folder" if kind in ("auto", "webdataset") else kind  # type: ignore[assignment]
+    parts = choose_parts(FolderTree(path), split, str(path), is_root, first)
+    undivided = parts == [Part("", "folder")]
+    found: list[tuple[PartKind, Path, bool]] = []
+    for part in parts:
+        place = path / part.path
+        shards = shards_within(place) if part.kind == "folder" and kind != "folder" else []
+        found += [(kind_of(shard), shard, undivided and is_root) for shard in shards] or [(part.kind, place, False)]
+    if is_root and undivided and found[0][0] != "archive":
+        refuse_undivided(split, str(path))
+    return found
 
 
 def shards_within(folder: Path) -> list[Path]:
-    """The archives or Parquet files of a folder with no images and no folders beside them, but for hidden ones."""
-    entries = sorted(entry for entry in folder.iterdir() if not is_hidden(entry.name))
-    if any(entry.is_dir() or is_image_name(entry.name) for entry in entries):
+    """The archives or Parquet files of a folder, or of the single one in it, where there are no images beside them.
+
+    Archives go first: beside them Parquet files may hold what is known of their images, as img2dataset leaves them.
+    """
+    entries = FolderTree(folder).entries("")
+    if any(is_image_name(name) for name in entries.files):
         return []
-    for suffixes in (frozenset({".parquet"}), ARCHIVE_SUFFIXES):
-        shards = [entry for entry in entries if entry.suffix.lower() in suffixes]
-        if shards:
+    for kind in ("archive", "parquet"):
+        shards = [folder / name for name in entries.files if kind_of_file(name) == kind]
+        if shards and not any(FolderTree(folder).holds_images(name) for name in entries.folders):
             return shards
-    return []
+    return shards_within(folder / entries.folders[0]) if len(entries.folders) == 1 else []
 
 
-def kind_of(paths: list[Path]) -> SourceKind:
-    """What some files are, by their names."""
-    if paths[0].is_dir():
+def kind_of(path: Path) -> PartKind:
+    """What a folder or file is, by its name."""
+    if path.is_dir():
         return "folder"
-    suffixes = {path.suffix.lower() for path in paths}
-    if suffixes <= ARCHIVE_SUFFIXES:
-        return "archive"
-    if suffixes == {".parquet"}:
-        return "parquet"
-    if len(paths) == 1 and suffixes <= LIST_SUFFIXES:
-        return "list"
-    raise InputError(
-        f"{paths[0]} is no source of images; it may be a folder, a text list ({' '.join(sorted(LIST_SUFFIXES))}), "
-        "a .zip, an uncompressed .tar or a .parquet file"
-    )
+    kind = kind_of_file(path.name)
+    if kind is None:
+        raise InputError(
+            f"{path} is no source of images; it may be a folder, a text list ({' '.join(sorted(LIST_SUFFIXES))}), "
+            "a .zip, an uncompressed .tar or a .parquet file"
+        )
+    return kind
 
 
-def expand_shards(pattern: str) -> list[str]:
-    """`imagenet-{000000..001023}.tar`, or several such patterns with `::` between them → the names of all shards."""
-    try:
-        from webdataset.shardlists import expand_urls
-    except ModuleNotFoundError as error:
-        raise InputError("shards are read with webdataset: pip install 'gsq-lightning[webdataset]'") from error
-    if number_of_shards(pattern) > MAX_SHARDS:
-        raise InputError(f"{pattern} stands for more than {MAX_SHARDS} shards")
-    return list(expand_urls(pattern))
+def expand(pattern: str) -> list[str]:
+    """`imagenet-{000000..001023}.tar`, `part-{a,b}`, or several such patterns with `::` between them → all names."""
+    if number_of_names(pattern) > MAX_SHARDS:
+        raise InputError(f"{pattern} stands for more than {MAX_SHARDS} places")
+    return [name for part in pattern.split("::") for name in expand_braces(part)]
 
 
-def number_of_shards(pattern: str) -> int:
+def expand_braces(text: str) -> list[str]:
+    match = re.search(r"\{([^{}]*)\}", text)
+    if match is None:
+        return [text]
+    pieces = [words_of_piece(piece) for piece in match[1].split(",")]
+    if len(pieces) == len(pieces[0]) == 1:
+        raise InputError(f"{text} has {match[0]}, which is neither numbers, {{0..9}}, nor words, {{a,b}}")
+    around = text[: match.start()], text[match.end() :]
+    return [name for piece in pieces for word in piece for name in expand_braces(word.join(around))]
+
+
+def words_of_piece(piece: str) -> Sequence[str]:
+    """`08..10` → 08, 09, 10; `a..c` → a, b, c; a word is itself."""
+    if re.fullmatch(r"[a-zA-Z]\.\.[a-zA-Z]", piece):
+        return [chr(code) for code in range(ord(piece[0]), ord(piece[-1]) + 1)]
+    numbers = re.fullmatch(NUMBERS, piece)
+    if numbers is None:
+        return [piece]
+    first, last, step = int(numbers[1]), int(numbers[2]), int(numbers[3] or 1) or 1
+    counted = range(first, last + 1, step) if first <= last else range(first, last - 1, -step)
+    width = len(numbers[1]) if numbers[1].startswith("0") else 0
+    return [f"{number:0{width}}" for number in counted]
+
+
+def number_of_names(pattern: str) -> int:
     """How many names a pattern stands for, at most."""
     number = 1
     for group in re.findall(r"\{([^{}]*)\}", pattern):
-        numbers = re.fullmatch(r"(\d+)\.\.(\d+)(\.\.\d+)?", group)
-        number *= abs(int(numbers[2]) - int(numbers[1])) + 1 if numbers else group.count(",") + 1
+        ranges = (re.fullmatch(NUMBERS, piece) for piece in group.split(","))
+        number *= sum(abs(int(found[2]) - int(found[1])) + 1 if found else 1 for found in ranges)
     return number

@@ -1,6 +1,5 @@
 """Parquet files of images as the Hugging Face Hub ships ImageNet-1k, read through `datasets`."""
 
-import logging
 from collections.abc import Iterator
 from contextlib import contextmanager, nullcontext
 from pathlib import Path
@@ -14,8 +13,7 @@ from gsq_lightning.data.sources.listing import PackedNames
 from gsq_lightning.errors import InputError, first_line
 from gsq_lightning.pretrained.hub import reachable
 
-logger = logging.getLogger(__name__)
-
+IMAGE_COLUMNS = ("image", "img", "jpg", "jpeg", "png", "webp")  # of bytes without a declared type
 LABEL_COLUMNS = ("label", "labels", "cls", "class")
 
 
@@ -29,15 +27,19 @@ class ParquetSource(ImageSource):
         place: the data set's name on the Hub, or the folder of the files, for messages.
         split: such as "train" or "validation".
         files: the Parquet files; none for a data set on the Hub.
+        image_column: which of several columns of images.
 
     Raises:
-        InputError: where `datasets` is not installed, the data cannot be had, or has no column of images.
+        InputError: where `datasets` is not installed, the data cannot be had, or it is not clear which column of images
+            is meant.
     """
 
-    def __init__(self, place: str, split: str, files: list[Path] | None = None) -> None:
+    def __init__(
+        self, place: str, split: str, files: list[Path] | None = None, image_column: str | None = None
+    ) -> None:
         self.place = f"{place} ({split})"
         dataset = load_split(place, split, files)
-        image_column = find_image_column(dataset, self.place)
+        image_column = find_image_column(dataset, self.place, image_column)
         table = dataset.data.table
         chunks = table.column(image_column).chunks
         is_struct = bool(chunks) and pyarrow_is_struct(chunks[0])
@@ -48,6 +50,8 @@ class ParquetSource(ImageSource):
         self.labels = np.full(len(dataset), NO_LABEL, dtype=np.int64)
         if label_column is not None:
             self._take_labels(table.column(label_column), label_column)
+            names = getattr(dataset.features[label_column], "names", None)  # of a datasets.ClassLabel
+            self.class_names = list(names) if names else None
         self._fingerprint = str(dataset._fingerprint)
         if not len(self):
             raise InputError(f"there are no images in {self.place}")
@@ -58,7 +62,7 @@ class ParquetSource(ImageSource):
         try:
             self.labels = column.cast(pyarrow.int64()).fill_null(NO_LABEL).to_numpy()
         except (pyarrow.ArrowInvalid, pyarrow.ArrowNotImplementedError):
-            logger.warning("the column %s of %s holds no numbers of classes: labels are left out", name, self.place)
+            self.notes = [f"the column {name} holds no numbers of classes: labels are left out"]
 
     def read(self, item: int) -> bytes:
         chunk = int(np.searchsorted(self._ends, item, side="right"))
@@ -107,20 +111,28 @@ def hub_offline() -> Iterator[None]:
             setting.HF_HUB_OFFLINE = value
 
 
-def find_image_column(dataset: Any, place: str) -> str:
-    """The first column of images: by its declared type, else one of bytes named as images are."""
-    import datasets
+def find_image_column(dataset: Any, place: str, wanted: str | None = None) -> str:
+    """The column of images: by its declared type, else of bytes and named as images are.
 
-    for name, feature in dataset.features.items():
-        if isinstance(feature, datasets.Image):
-            return str(name)
-    for name in ("image", "img", "jpg", "jpeg", "png"):
-        feature = dataset.features.get(name)
-        if isinstance(feature, dict) and "bytes" in feature:
-            return name
-        if getattr(feature, "dtype", None) in ("binary", "large_binary"):
-            return name
-    raise InputError(f"{place} has no column of images; its columns are {', '.join(dataset.column_names)}")
+    Raises InputError where there is none, not the one that is wanted, or several.
+    """
+    features = dataset.features
+    declared = [name for name, feature in features.items() if type(feature).__name__ == "Image"]
+    found = declared or [name for name in IMAGE_COLUMNS if name in features and holds_bytes(features[name])]
+    if wanted is not None:
+        if wanted not in features or not (wanted in declared or holds_bytes(features[wanted])):
+            raise InputError(f"{place} has no column of images named {wanted}; its columns are {', '.join(features)}")
+        return wanted
+    if not found:
+        raise InputError(f"{place} has no column of images; its columns are {', '.join(features)}")
+    if len(found) > 1:
+        raise InputError(f"{place} has several columns of images: {', '.join(found)}; say which with image_column")
+    return found[0]
+
+
+def holds_bytes(feature: Any) -> bool:
+    in_struct = isinstance(feature, dict) and "bytes" in feature
+    return in_struct or getattr(feature, "dtype", None) in ("binary", "large_binary")
 
 
 def image_names(chunks: list[Any], is_struct: bool) -> PackedNames:

@@ -1,0 +1,362 @@
+"""Which part of a data set is a split: by the names of its folders and files, a level or more down, never several."""
+
+import os
+import re
+from abc import ABC, abstractmethod
+from collections import defaultdict
+from collections.abc import Iterable, Iterator
+from pathlib import Path
+from typing import Literal, NamedTuple
+
+from gsq_lightning.data.sources.names import (
+    ANNOTATION_WORDS,
+    annotations_among,
+    is_hidden,
+    is_image_name,
+    words_of,
+)
+from gsq_lightning.errors import InputError
+
+Split = Literal["train", "val"]
+PartKind = Literal["folder", "list", "archive", "parquet"]
+
+ARCHIVE_SUFFIXES = frozenset({".tar", ".zip"})
+LIST_SUFFIXES = frozenset({".txt", ".lst", ".tsv"})
+KIND_OF_SUFFIX: dict[str, PartKind] = {
+    **dict.fromkeys(LIST_SUFFIXES, "list"),
+    **dict.fromkeys(ARCHIVE_SUFFIXES, "archive"),
+    ".parquet": "parquet",
+}
+SPLIT_OF_WORD = {
+    **dict.fromkeys(("train", "training"), "train"),
+    **dict.fromkeys(("val", "valid", "validation", "dev", "eval", "evaluation"), "val"),
+    **dict.fromkeys(("test", "testing"), "test"),
+}
+COMPOUND = re.compile(r"(train|training|val|valid|validation|test|testing)(?:set|data|images?|imgs?|val)")
+DIVIDING_WORDS = frozenset({"partition", "partitions", "split", "splits"})
+MOST_SIBLINGS = 32  # folders that are looked into for splits: where these have none, they are classes
+SHOWN = 6  # names in a message
+
+
+class Part(NamedTuple):
+    """A folder or file of a data set, by its path within it; "" is all of it."""
+
+    path: str
+    kind: PartKind
+
+
+class Entries(NamedTuple):
+    """What lies in a folder, by name, in order; nothing hidden."""
+
+    folders: list[str]
+    files: list[str]
+
+
+class Level(NamedTuple):
+    """A folder whose parts are splits.
+
+    Attributes:
+        folder: its path within the data set.
+        parts: by split: "train", "val" or "test".
+    """
+
+    folder: str
+    parts: dict[str, list[Part]]
+
+
+class Tree(ABC):
+    """Folders and files of a data set, in a file system or an archive."""
+
+    @abstractmethod
+    def entries(self, folder: str) -> Entries: ...
+
+    @abstractmethod
+    def holds_images(self, folder: str) -> bool:
+        """Whether there is an image below it, or an archive or Parquet file of such."""
+
+    def is_list(self, path: str) -> bool:
+        """Whether a text file names images."""
+        return False
+
+
+class FolderTree(Tree):
+    """Of a folder; what lies deep within is looked at when somebody asks.
+
+    Raises:
+        InputError: from all methods, where a folder cannot be listed.
+    """
+
+    def __init__(self, root: Path) -> None:
+        self.root = root
+
+    def entries(self, folder: str) -> Entries:
+        folders: list[str] = []
+        files: list[str] = []
+        for name, is_folder in self._scan(folder):
+            (folders if is_folder else files).append(name)
+        return Entries(sorted(folders), sorted(files))
+
+    def holds_images(self, folder: str) -> bool:
+        below: list[str] = []
+        for name, is_folder in self._scan(folder):
+            if is_folder:
+                below.append(os.path.join(folder, name))
+            elif is_image_name(name) or kind_of_file(name) in ("archive", "parquet"):
+                return True
+        return any(self.holds_images(child) for child in below if not self._leads_up(child))
+
+    def _scan(self, folder: str) -> Iterator[tuple[str, bool]]:
+        """The names in a folder, and which are folders."""
+        try:
+            with os.scandir(self.root / folder) as entries:
+                yield from ((entry.name, entry.is_dir()) for entry in entries if not is_hidden(entry.name))
+        except OSError as error:
+            raise InputError(f"the folder {self.root / folder} cannot be listed: {error}") from error
+
+    def is_list(self, path: str) -> bool:
+        with open(self.root / path, encoding="utf-8", errors="replace") as file:
+            first = file.readline().strip()
+        names = (first, first.rpartition("\t")[0], first.rpartition(" ")[0])
+        return any(name and (self.root / path).parent.joinpath(name).is_file() for name in names)
+
+    def _leads_up(self, folder: str) -> bool:
+        """Whether a folder is a link to one that it lies in."""
+        path = self.root / folder
+        return path.is_symlink() and path.parent.resolve().is_relative_to(path.resolve())
+
+
+class NameTree(Tree):
+    """Of the names of an archive.
+
+    Args:
+        images: of all images, with folders.
+        texts: of text files that may divide them into splits.
+    """
+
+    def __init__(self, images: Iterable[str], texts: Iterable[str] = ()) -> None:
+        self._folders: defaultdict[str, set[str]] = defaultdict(set)
+        self._texts: defaultdict[str, list[str]] = defaultdict(list)
+        self._with_images = {os.path.dirname(name) for name in images}
+        for text in texts:
+            folder, name = os.path.split(text)
+            self._texts[folder].append(name)
+        for folder in [*self._with_images, *self._texts]:
+            while folder:
+                parent, name = os.path.split(folder)
+                self._folders[parent].add(name)
+                folder = parent
+        for folder in list(self._with_images):
+            while folder:
+                folder = os.path.dirname(folder)
+                self._with_images.add(folder)
+
+    def entries(self, folder: str) -> Entries:
+        return Entries(sorted(self._folders[folder]), sorted(self._texts[folder]))
+
+    def holds_images(self, folder: str) -> bool:
+        return folder in self._with_images
+
+
+def kind_of_file(name: str) -> PartKind | None:
+    """What a file may be besides an image, by its suffix."""
+    return KIND_OF_SUFFIX.get(os.path.splitext(name)[1].lower())
+
+
+def splits_in(name: str) -> set[str]:
+    """The splits that a name speaks of: `train2017`, `DIV2K_valid_HR`, `cars_Test`, `imagenet-train-0001`, …"""
+    found = set()
+    for word in words_of(name):
+        compound = COMPOUND.fullmatch(word)
+        split = SPLIT_OF_WORD.get(compound[1] if compound else word)
+        if split is not None:
+            found.add(split)
+    return found
+
+
+def split_of(name: str) -> str | None:
+    """The split whose images something of this name holds, if it says so: not its masks, nor two splits."""
+    splits = splits_in(name)
+    return None if len(splits) != 1 or ANNOTATION_WORDS & set(words_of(name)) else splits.pop()
+
+
+def is_exact(part: Part) -> bool:
+    """Whether nothing else is in the name: `Train`, `val.zip`."""
+    name = os.path.basename(part.path)
+    return (name if part.kind == "folder" else os.path.splitext(name)[0]).lower() in SPLIT_OF_WORD
+
+
+def choose_parts(tree: Tree, split: Split, place: str, is_root: bool, first: PartKind = "folder") -> list[Part]:
+    """The parts of a data set that hold a split; `[Part("", "folder")]` where it is not divided.
+
+    Args:
+        tree: the data set.
+        split: which.
+        place: of the data set, for messages.
+        is_root: it shall hold the splits, so that one of its parts may be the only one of its split. Else it shall be
+            the split: only where it holds several of them one is chosen.
+        first: kind that is taken where there are several.
+
+    Raises:
+        InputError: where the split is not there and others are, or it is not clear which part it is.
+    """
+    levels = levels_of(tree, "")
+    if not is_root:
+        levels = [level for level in levels if len(level.parts) > 1]
+    if len(levels) > 1:
+        names = [part.path for level in levels for parts in level.parts.values() for part in parts]
+        raise InputError(f"{place} holds splits in several places: {shown(names)}; {name_it(split)}")
+    if not levels:
+        if is_root:
+            _refuse_lists_of_splits(tree, split, place)
+        return [Part("", "folder")]
+    parts = levels[0].parts
+    if split not in parts:
+        if is_root and set(parts) == {"test"} and split == "val":  # images alone
+            return _whole(parts["test"], "val", place, first)
+        names = [part.path for found in parts.values() for part in found]
+        raise InputError(
+            f"{place} holds {shown(names)}, and nothing named {split}"
+            f"{' or validation' if split == 'val' else ''}; {name_it(split)}"
+        )
+    chosen = _whole(parts[split], split, place, first)
+    if len(chosen) == 1 and chosen[0].kind == "folder":  # which may hold splits again
+        folder = chosen[0].path
+        below = choose_parts(Below(tree, folder), split, os.path.join(place, folder), False, first)
+        return [Part(os.path.join(folder, part.path) if part.path else folder, part.kind) for part in below]
+    return chosen
+
+
+class Below(Tree):
+    """A folder of a tree as one of its own."""
+
+    def __init__(self, tree: Tree, folder: str) -> None:
+        self.tree, self.folder = tree, folder
+
+    def entries(self, folder: str) -> Entries:
+        return self.tree.entries(os.path.join(self.folder, folder) if folder else self.folder)
+
+    def holds_images(self, folder: str) -> bool:
+        return self.tree.holds_images(os.path.join(self.folder, folder) if folder else self.folder)
+
+    def is_list(self, path: str) -> bool:
+        return self.tree.is_list(os.path.join(self.folder, path))
+
+
+def levels_of(tree: Tree, folder: str) -> list[Level]:
+    """All folders whose parts are splits, none within another."""
+    entries = tree.entries(folder)
+    parts = split_parts(tree, folder, entries)
+    if parts:
+        return [Level(folder, parts)]
+    siblings = set(entries.folders) - annotations_among(entries.folders)
+    below = (os.path.join(folder, name) for name in sorted(siblings)[:MOST_SIBLINGS])
+    return [level for child in below if tree.holds_images(child) for level in levels_of(tree, child)]
+
+
+def split_parts(tree: Tree, folder: str, entries: Entries) -> dict[str, list[Part]]:
+    """The parts of a folder by split; none where they are no splits but, say, classes of which one is a `train`."""
+    parts: defaultdict[str, list[Part]] = defaultdict(list)
+    others = 0
+    is_any_exact = False
+    if not any(splits_in(name) for name in [*entries.folders, *entries.files]):
+        return {}
+    candidates = [Part(os.path.join(folder, name), "folder") for name in entries.folders]
+    for name in entries.files:
+        kind = kind_of_file(name)
+        if kind is not None:
+            candidates.append(Part(os.path.join(folder, name), kind))
+    for part in candidates:
+        stem = os.path.basename(part.path)
+        split = split_of(stem if part.kind == "folder" else os.path.splitext(stem)[0])
+        if part.kind == "list" and (split is None or not (is_exact(part) or tree.is_list(part.path))):
+            continue
+        if part.kind == "folder" and not tree.holds_images(part.path):
+            continue
+        if split is None:
+            others += 1
+        else:
+            parts[split].append(part)
+            is_any_exact |= is_exact(part)
+    return dict(parts) if is_any_exact or sum(map(len, parts.values())) >= max(others, 1) else {}
+
+
+def _whole(parts: list[Part], split: Split, place: str, first: PartKind) -> list[Part]:
+    """Of the parts of one split those that are read: one, or the pieces that it was cut into.
+
+    Raises InputError where several could be meant.
+    """
+    exact = [part for part in parts if is_exact(part)]
+    kinds: list[PartKind] = [first, *(kind for kind in ("folder", "list", "archive", "parquet") if kind != first)]
+    for group in (exact, parts):
+        for kind in kinds:
+            found = [part for part in group if part.kind == kind]
+            if len(found) > 1 and not are_pieces([os.path.basename(part.path) for part in found]):
+                # beside ILSVRC2012_img_train.tar may lie ILSVRC2012_img_train_t3.tar, which holds some of it again
+                ends = [part for part in found if splits_in(words_of(Path(part.path).stem)[-1])]
+                found = ends if len(ends) == 1 else found
+                if len(found) > 1:
+                    names = shown([part.path for part in found])
+                    raise InputError(f"{place} holds several parts of the split {split}: {names}; {name_it(split)}")
+            if found:
+                return found
+    raise AssertionError("a split without parts")
+
+
+def are_pieces(names: list[str]) -> bool:
+    """Whether names are those of one thing in pieces: `train-00000-of-00002`, `train.X1`; not `train2014`, `train2017`.
+
+    They are equal up to a number that counts: from 0 or 1 without a gap, or with leading zeros.
+    """
+    number = re.compile(r"(.*?(?:train|val|test|dev)\D*)(\d+)|(\D*)(\d+)", re.IGNORECASE)
+    matches = [match for match in map(number.match, names) if match is not None]
+    if len(matches) < len(names) or len({match[1] or match[3] for match in matches}) > 1:
+        return False
+    texts = [match[2] or match[4] for match in matches]
+    counts = sorted(map(int, texts))
+    padded = any(text.startswith("0") and len(text) > 1 for text in texts)
+    return len(set(counts)) == len(counts) and (
+        padded or counts in (list(range(len(counts))), list(range(1, len(counts) + 1)))
+    )
+
+
+def _refuse_lists_of_splits(tree: Tree, split: Split, place: str) -> None:
+    """Raises InputError for one pool of images that text files divide, as Food-101's: all splits would be read."""
+    lists: list[str] = []
+    pending = [""]
+    while pending:
+        folder = pending.pop()
+        entries = tree.entries(folder)
+        lists += [os.path.join(folder, name) for name in entries.files if is_dividing_text(name)]
+        if folder.count(os.sep) >= 2:
+            continue
+        annotations = annotations_among(entries.folders)
+        for name in entries.folders:
+            child = os.path.join(folder, name)
+            if len(entries.folders) == 1 or name in annotations or not tree.holds_images(child):
+                pending.append(child)
+    splits = set().union(*(splits_in(os.path.basename(name)) for name in lists))
+    if len(splits) > 1 or any(DIVIDING_WORDS & set(words_of(os.path.basename(name))) for name in lists):
+        raise InputError(
+            f"{place} holds one pool of images, and its splits are in text files: {shown(sorted(lists))}; write a list "
+            f"of the images of each split (one path on a line), or take the whole pool, and {name_it(split)}"
+        )
+
+
+def refuse_undivided(split: Split, place: str) -> None:
+    """Raises InputError where images without splits are to be trained on; for validation they will do."""
+    if split == "train":
+        raise InputError(f"{place} holds nothing named train, and no other splits: {name_it(split)}")
+
+
+def is_dividing_text(name: str) -> bool:
+    """Whether a text file may say which images belong to which split."""
+    is_text = os.path.splitext(name)[1].lower() in LIST_SUFFIXES | {".csv", ".json"}
+    return is_text and bool(splits_in(name) or DIVIDING_WORDS & set(words_of(name)))
+
+
+def name_it(split: Split) -> str:
+    return f"name the {'training' if split == 'train' else 'validation'} images with data.{split}"
+
+
+def shown(names: list[str]) -> str:
+    return ", ".join(names[:SHOWN]) + (f" and {len(names) - SHOWN} more" if len(names) > SHOWN else "")
