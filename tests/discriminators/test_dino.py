@@ -95,6 +95,51 @@ def test_head_is_the_papers() -> None:
     np.testing.assert_allclose(head(tokens)[0].detach(), (x @ last[0][0] + last[1])[:, 0], rtol=1e-4, atol=1e-5)
 
 
+def reference_logits(discriminator: DINODiscriminator, image: Tensor) -> Tensor:
+    """The whole discriminator as the GSQ paper's reference is described: area resize in [0, 1], ImageNet's mean and
+    deviation, tokens before block 0 and after blocks 2 and 11 with their prefix, and per tap
+    k1 → batch norm → LeakyReLU(0.2), (k9 around a ring → batch norm → LeakyReLU, + input)/√2, k1 to one logit.
+    """
+    transformer = transformer_of(discriminator)
+    resized = F.adaptive_avg_pool2d((image + 1) / 2, SIZE)  # area interpolation
+    mean, std = torch.tensor([[0.485, 0.456, 0.406], [0.229, 0.224, 0.225]]).view(2, 3, 1, 1)
+    tokens = transformer._pos_embed(transformer.patch_embed((resized - mean) / std))
+    taps = [tokens]
+    for number, block in enumerate(transformer.blocks):
+        tokens = block(tokens)
+        if number in (2, 11):
+            taps.append(tokens)
+
+    def normalized_and_leaky(x: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
+        centered = x - x.mean(dim=(0, 1))
+        x = centered / (centered.square().mean(dim=(0, 1)) + 1e-5).sqrt() * weight + bias
+        return torch.where(x > 0, x, 0.2 * x)
+
+    logits = []
+    for head, x in zip(discriminator.heads.values(), taps, strict=True):
+        first, weight1, bias1, ring, weight2, bias2, last, bias = head.parameters()
+        x = normalized_and_leaky(x @ first[:, :, 0].T, weight1, bias1)
+        around = sum(torch.roll(x, 4 - tap, dims=1) @ ring[:, :, tap].T for tap in range(9))
+        x = (normalized_and_leaky(around, weight2, bias2) + x) / 2**0.5
+        logits.append((x @ last[0, :, 0]) + bias)
+    return torch.cat(logits, dim=1)
+
+
+def test_logits_and_gradients_are_those_of_the_reference_from_its_description() -> None:
+    discriminator = loaded(taps=["embedding", 2, 11])
+    image = (torch.rand(3, 3, 3 * SIZE // 2, 2 * SIZE) * 2 - 1).requires_grad_()
+    weights = [image, *discriminator.heads.parameters()]
+    for head in discriminator.heads.values():  # norms that do something
+        for norm in (module for module in head.modules() if isinstance(module, nn.BatchNorm1d)):
+            nn.init.normal_(norm.weight, 1.0, 0.2)
+            nn.init.normal_(norm.bias, 0.0, 0.2)
+    got, expected = discriminator(image), reference_logits(discriminator, image)
+    torch.testing.assert_close(got, expected, rtol=1e-4, atol=1e-4)
+    pull = torch.randn_like(got)
+    for a, b in zip(*(torch.autograd.grad((pull * x).sum(), weights) for x in (got, expected)), strict=True):
+        torch.testing.assert_close(a, b, rtol=1e-3, atol=1e-4 * float(b.abs().max()))
+
+
 def test_head_normalizes_before_each_activation() -> None:
     head = TokenHead(kernel_size=9, norm="batch", spectral_norm=False)
     seen: list[Tensor] = []

@@ -1,6 +1,8 @@
 """Losses that spread latents over a codebook (GSQ, arXiv 2412.02632, Table 2; off by default, as in the paper).
 
-The paper names them without their formulas; these are the ones of the works they are known from.
+The paper names them without their formulas; these are the ones of the works they are known from. The paper's reference
+has others: its entropy loss has 45 times the gradient of ours, in another direction; its coding rate loss pulls latents
+the same way, 2.4 times as hard, and the codebook too.
 """
 
 import torch
