@@ -26,7 +26,7 @@ MAY_IMPORT = {
     "data": {"errors", "files", "pixels", "pretrained"},
     "reports": {"errors", "files"},
     "callbacks": {"errors", "files", "reports", "runs"},
-    "runs": {"errors", "files"},
+    "runs": {"errors", "files", "pretrained"},
     "tokenizer": {"errors", "networks", "pixels", "pretrained", "quantizers"},
     "training": {"discriminators", "errors", "losses", "metrics", "optim", "pretrained", "tokenizer"},
     "cli": {

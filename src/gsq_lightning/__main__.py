@@ -11,6 +11,8 @@ SUBCOMMANDS = {
     "predict": "turn images into token shards: gsq predict --ckpt_path last.ckpt --data.root /data/imagenet",
     "evaluate": "metrics of images made elsewhere: gsq evaluate --real originals --fake reconstructions",
     "compare": "reports beside each other: gsq compare a.ckpt b.ckpt --paper --plot rd.png",
+    "export": "a checkpoint's tokenizer as a folder for from_pretrained: gsq export last.ckpt my-tokenizer",
+    "convert": "the same for a checkpoint of GSQ's authors: gsq convert checkpoint.pt my-tokenizer",
     "weights": "fetch all pretrained weights that a recipe needs: gsq weights --config f8.yaml",
 }
 
@@ -35,6 +37,10 @@ def main(args: list[str] | None = None) -> None:
         from gsq_lightning.cli.evaluate import evaluate
 
         evaluate(arguments[1:])
+    elif arguments[0] in ("export", "convert"):
+        from gsq_lightning.cli import export
+
+        (export.export if arguments[0] == "export" else export.convert)(arguments[1:])
     elif arguments[0] == "compare":
         from gsq_lightning.cli.compare import compare
 

@@ -2,7 +2,7 @@
 
 import zipfile
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, BinaryIO, NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -48,19 +48,22 @@ STAND_INS: list[Any] = [
 ]
 
 
-def read_plain(path: Path) -> dict[str, Any]:
+def read_plain(path: Path, file: BinaryIO | None = None) -> dict[str, Any]:
     """Reads what `torch.save` wrote: plain data, tensors, and containers of OmegaConf, for which `plain` is meant.
 
-    Nothing that the file names is imported or run. Where it is a zip file, as all of today's are, tensors stay on disk
-    until they are used.
+    Nothing that the file names is imported or run.
+
+    Args:
+        path: of the file. Where it is a zip file, as all of today's are, tensors stay on disk until they are used.
+        file: the same, opened; tensors are then read into memory.
 
     Raises:
         InputError: where it cannot be read, is no dictionary, or has anything else; its names are then listed.
     """
-    is_zip = zipfile.is_zipfile(path)
     try:
         with safe_globals(STAND_INS):
-            content = torch.load(path, map_location="cpu", weights_only=True, mmap=is_zip)
+            mmap = file is None and zipfile.is_zipfile(path)
+            content = torch.load(file or path, map_location="cpu", weights_only=True, mmap=mmap)
             if not isinstance(content, dict):
                 raise TypeError(f"it holds no dictionary but {type(content).__name__}")
     except Exception as error:  # whatever the unpickler makes of a damaged file

@@ -9,8 +9,9 @@ from typing import Any, NamedTuple
 import torch
 from lightning.fabric.plugins import TorchCheckpointIO
 
-from gsq_lightning.errors import InputError, causes, first_line
+from gsq_lightning.errors import InputError, causes
 from gsq_lightning.files import PART, whole_file
+from gsq_lightning.pretrained.saved import read_plain
 
 logger = logging.getLogger(__name__)
 
@@ -40,13 +41,11 @@ def load_checkpoint_file(path: Path) -> LoadedCheckpoint:
         with path.open("rb") as file:
             sha256 = hashlib.file_digest(file, "sha256").hexdigest()
             file.seek(0)
-            content = torch.load(file, map_location="cpu", weights_only=True)
-        if not isinstance(content, dict):
-            raise TypeError("it holds no dictionary")
+            content = read_plain(path, file)
     except FileNotFoundError as error:
         raise InputError(f"there is no checkpoint {path}") from error
-    except Exception as error:  # whatever the unpickler makes of a damaged file
-        raise InputError(f"{path} is not a readable checkpoint of gsq-lightning: {first_line(error)}") from error
+    except OSError as error:
+        raise InputError(f"{path} cannot be read: {error.strerror or error}") from error
     return LoadedCheckpoint(content, sha256)
 
 

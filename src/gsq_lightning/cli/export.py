@@ -1,0 +1,81 @@
+"""`gsq export` and `gsq convert`: a tokenizer as a folder of config, weights and model card."""
+
+import argparse
+from dataclasses import asdict
+from pathlib import Path
+from typing import NoReturn
+
+from gsq_lightning.cli.messages import fail, one_line_errors
+from gsq_lightning.errors import InputError, require
+from gsq_lightning.files import write_whole
+from gsq_lightning.pretrained.card import CARD_FILE, model_card
+from gsq_lightning.pretrained.export import AVERAGED, read_released, read_tokenizer, write_folder
+from gsq_lightning.pretrained.saved import SavedTokenizer, check_weights
+from gsq_lightning.reports import find_report
+from gsq_lightning.tokenizer import GSQTokenizer
+
+
+def export(arguments: list[str]) -> None:
+    """Writes the tokenizer of a checkpoint into a folder that `from_pretrained` and the Hub take.
+
+    Args:
+        arguments: without the word `export`.
+
+    Raises:
+        SystemExit: with code 2 for bad input.
+    """
+    parser = _Parser(prog="gsq export", description="The tokenizer of a checkpoint as a folder for from_pretrained.")
+    parser.add_argument("checkpoint", help="of training or of GSQ's authors; or a repository of the Hugging Face Hub")
+    parser.add_argument("folder", type=Path, help="to write to; new or empty")
+    parser.add_argument("--weights", choices=AVERAGED, default="ema", help="averaged ones where there are, or raw")
+    parser.add_argument("--license", help="of the weights, for the model card, as the Hub spells it: apache-2.0, …")
+    given = parser.parse_args(arguments)
+    with one_line_errors("export"):
+        _check_empty(given.folder)
+        _write(read_tokenizer(given.checkpoint, weights=given.weights), given)
+
+
+def convert(arguments: list[str]) -> None:
+    """Writes the tokenizer of a checkpoint that GSQ's authors released in the form of this library.
+
+    Args:
+        arguments: without the word `convert`.
+
+    Raises:
+        SystemExit: with code 2 for bad input.
+    """
+    parser = _Parser(prog="gsq convert", description="A checkpoint of GSQ's authors as a folder for from_pretrained.")
+    parser.add_argument("checkpoint", help="checkpoint.pt, or its repository: HelmholtzAI-FZJ/GSQ-F8-D8-V64k")
+    parser.add_argument("folder", type=Path, help="to write to; new or empty")
+    parser.add_argument("--license", help="of the weights, for the model card, as the Hub spells it")
+    given = parser.parse_args(arguments)
+    with one_line_errors("convert"):
+        _check_empty(given.folder)
+        _write(read_released(given.checkpoint), given)
+
+
+def _check_empty(folder: Path) -> None:
+    require(
+        not folder.exists() or (folder.is_dir() and not any(folder.iterdir())),
+        f"{folder} exists and is not empty; name another folder",
+    )
+
+
+def _write(saved: SavedTokenizer, given: argparse.Namespace) -> None:
+    tokenizer = GSQTokenizer.from_config(saved.config)
+    check_weights(tokenizer, saved.weights, given.checkpoint)
+    report, note = None, ""
+    try:
+        report = asdict(find_report(Path(given.checkpoint)))
+    except InputError as error:  # not validated, or before it changed
+        note = f"\n  its card has no metrics: {error}"
+    saved = SavedTokenizer(tokenizer.config, saved.weights)
+    write_folder(given.folder, saved)
+    card = model_card(saved, str(given.folder), report, given.license)
+    write_whole(given.folder / CARD_FILE, card.encode())
+    print(f"  tokenizer  {given.folder}{note}")
+
+
+class _Parser(argparse.ArgumentParser):
+    def error(self, message: str) -> NoReturn:
+        fail(f"{message}; {self.prog} --help lists the options")
