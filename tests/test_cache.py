@@ -42,7 +42,7 @@ def test_what_was_cached_comes_back_or_is_named_as_damaged(
 def test_a_cache_that_cannot_be_used_is_logged(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     (tmp_path / "taken").write_bytes(b"")
     write_cached(tmp_path / "taken" / "file", b"content", "thing")
-    assert "could not be" in caplog.text
+    assert "cannot be cached" in caplog.text
     assert read_cached(tmp_path / "taken" / "file", "thing") is None
     assert read_cached(tmp_path, "thing") is None
     assert f"{tmp_path} cannot be read" in caplog.text

@@ -658,7 +658,7 @@ def test_originals_of_the_sanity_check_and_of_limited_runs_are_not_kept(
     assert int(load_file(path)["images"]) == 16
     (again,) = trainer(tmp_path).validate(module, loader, verbose=False)
     assert module.metrics is not None
-    assert module.metrics.reused_statistics == ["rfd_random"]
+    assert module.metrics.reused == ["rfd_random"]
     assert again["val/rfd_random"] == run.callback_metrics["val/rfd_random"]
     (fresh,) = trainer(tmp_path).validate(module, DataLoader(images(), batch_size=4), verbose=False)  # type: ignore[arg-type]
     assert again["val/rfd_random"] == pytest.approx(fresh["val/rfd_random"], rel=1e-6)

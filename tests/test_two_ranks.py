@@ -5,6 +5,7 @@ import socket
 import subprocess
 import sys
 import textwrap
+from collections.abc import Iterable
 from pathlib import Path
 
 import pytest
@@ -18,6 +19,10 @@ from gsq_lightning.data import ImageNetDataModule
 from gsq_lightning.data.batch import collate
 from gsq_lightning.data.sampler import EpochSampler
 from gsq_lightning.metrics import CodebookUsage, MetricName, OriginalImages, ReconstructionMetrics
+from gsq_lightning.metrics.feature_sets import FeatureSets
+from gsq_lightning.metrics.features import Features
+from gsq_lightning.metrics.kernel import KernelDistance
+from gsq_lightning.metrics.precision_recall import PrecisionRecall
 from gsq_lightning.pixels import pixels_to_image
 from gsq_lightning.reports import EvaluationReport, read_report
 from tests.conftest import write_images
@@ -37,20 +42,41 @@ def _count_codes(rank: int, world: int, port: int, folder: str) -> None:
     metric = CodebookUsage(codebook_size=50, num_groups=2)
     for image in indices[rank::world]:  # one process has more than the others
         metric.update(image)
-    torch.save([*metric.compute(), *metric.compute_per_group(), metric.uses], f"{folder}/{rank}.pt")
+    counted = [*metric.compute(), metric.uses]
+    distances = [
+        compared(kind, range(rank, 7, 2) if rank < 2 else range(0)) for kind in (KernelDistance, PrecisionRecall)
+    ]
+    torch.save([counted, distances], f"{folder}/{rank}.pt")
     distributed.destroy_process_group()
 
 
+def compared(kind: type[FeatureSets], images: Iterable[int]) -> dict[str, float]:
+    """What a metric of whole sets makes of some of seven images and their reconstructions."""
+    generator = torch.Generator().manual_seed(0)
+    features = torch.randn(2, 7, 5, generator=generator)
+    hashes = torch.randint(0, 1000, (7,), generator=generator)
+    metric = kind("distance", "random", 5)
+    for image in images:
+        for side, real in enumerate((True, False)):
+            metric.update(Features(features[side, image : image + 1]), hashes[image : image + 1], real)
+    return metric.values().values
+
+
+@pytest.mark.filterwarnings("ignore:The ``compute`` method")
 @pytest.mark.parametrize("world", [3])
-def test_codebook_statistics_are_those_of_one_process(tmp_path: Path, world: int) -> None:
+def test_metrics_on_three_processes_are_those_of_one(tmp_path: Path, world: int) -> None:
+    """Counts of codes, and distances for which all features are exchanged; the last process has no image for those."""
     multiprocessing.spawn(_count_codes, args=(world, free_port(), str(tmp_path)), nprocs=world)
     indices = torch.randint(0, 40, (7, 3, 3, 2), generator=torch.Generator().manual_seed(0))
     metric = CodebookUsage(codebook_size=50, num_groups=2)
     metric.update(indices)
-    expected = [*metric.compute(), *metric.compute_per_group(), metric.counts.sum(dim=0)]
+    expected = [*metric.compute(), metric.counts.sum(dim=0)]
     for rank in range(world):
-        for got, want in zip(torch.load(tmp_path / f"{rank}.pt"), expected, strict=True):
+        counted, distances = torch.load(tmp_path / f"{rank}.pt")
+        for got, want in zip(counted, expected, strict=True):
             assert torch.equal(got, want)
+        # in another order, but sorted by the images' hashes
+        assert distances == [compared(kind, range(7)) for kind in (KernelDistance, PrecisionRecall)]
 
 
 def validated(folder: str, rank: int, world: int) -> dict[str, float]:
@@ -109,7 +135,7 @@ def measured(rank: int, world: int, folder: str, count: int) -> dict[str, float]
     metrics.start(OriginalImages("these", count) if rank == 0 else None)
     for item in range(rank, count, world):
         metrics.update(image[item : item + 1], 0.7 * image[item : item + 1], indices[item : item + 1])
-    return metrics.compute() | {"reused": len(metrics.reused_statistics)}
+    return metrics.compute() | {"reused": len(metrics.reused)}
 
 
 def _measure(rank: int, world: int, port: int, folder: str, count: int) -> None:

@@ -4,23 +4,26 @@ import atexit
 import os
 import time
 from functools import cache
+from typing import TypeVar, cast
 
 from torch import Tensor, distributed
+
+Value = TypeVar("Value")
 
 PAUSE = 0.02  # seconds: many times what a thread needs, little for the start of a loading process
 
 
-def is_first_process() -> bool:
+def is_rank_0() -> bool:
     return not _are_several() or distributed.get_rank() == 0
 
 
-def as_first_process(flag: bool) -> bool:
-    """The flag of the first process, on all of them; every process must call it."""
+def from_rank_0(value: Value) -> Value:
+    """The value that rank 0 has, on all ranks; every rank must call it."""
     if not _are_several():
-        return flag
-    flags = [flag]
-    distributed.broadcast_object_list(flags, src=0)
-    return flags[0]
+        return value
+    values = [value if distributed.get_rank() == 0 else None]
+    distributed.broadcast_object_list(values, src=0)
+    return cast(Value, values[0])
 
 
 def mean_over_ranks(value: Tensor) -> Tensor:

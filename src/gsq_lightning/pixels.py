@@ -11,6 +11,7 @@ from gsq_lightning.errors import InputError, first_line
 if TYPE_CHECKING:
     from PIL.Image import Image
 
+ROUNDING = 1e-3  # of a pixel: more than float32 errs by in the way there and back
 PILLOW_MODES = ("1", "L", "LA", "La", "P", "PA", "RGB", "RGBA", "RGBX", "RGBa", "CMYK", "YCbCr", "LAB", "HSV")
 
 
@@ -19,9 +20,15 @@ def pixels_to_image(pixels: Tensor) -> Tensor:
     return pixels.to(torch.float32, memory_format=torch.contiguous_format) / 127.5 - 1.0
 
 
-def image_to_pixels(image: Tensor) -> Tensor:
-    """[-1, 1], any float type → uint8 in [0, 255], clamped and rounded."""
-    return ((image.float().clamp(-1.0, 1.0) + 1.0) * 127.5).round().to(torch.uint8)
+def image_to_pixels(image: Tensor, truncate: bool = False) -> Tensor:
+    """[-1, 1], any float type → uint8 in [0, 255], clamped.
+
+    Args:
+        image: any shape.
+        truncate: drop what is behind the point, as the GSQ paper's reference does for FID, instead of rounding.
+    """
+    values = (image.float().clamp(-1.0, 1.0) + 1.0) * 127.5
+    return ((values + ROUNDING).floor() if truncate else values.round()).to(torch.uint8)
 
 
 def picture_to_image(picture: Any) -> Tensor:

@@ -273,7 +273,8 @@ class TokenizerModule(LightningModule):
     def load_metrics(self) -> None:
         """Gets the metrics' networks ready. Raises InputError where weights are not to be had."""
         if self.metrics is not None:
-            self.metrics.load(self.tokenizer.quantizer.codebook_size, self.tokenizer.quantizer.num_groups)
+            quantizer = self.tokenizer.quantizer
+            self.metrics.load(quantizer.codebook_size, quantizer.num_groups, quantizer.num_codebooks)
 
     def configure_optimizers(self) -> OptimizerLRScheduler:
         try:
@@ -497,7 +498,12 @@ class TokenizerModule(LightningModule):
     def _log_metrics(self, prefix: str) -> None:
         if self.metrics is None:
             return
-        values = self.metrics.compute()
+        try:
+            values = self.metrics.compute()
+        except InputError:
+            if self.trainer.sanity_checking:  # of so few images some metrics are not defined
+                return
+            raise
         seen = self.metrics.seen
         if seen is not None and seen.images > 0:
             height, width = seen.largest.tolist()

@@ -58,7 +58,7 @@ def test_files_of_the_same_path_are_compared(folders: tuple[Path, Path], capsys:
     assert report.metrics["psnr"] == pytest.approx(np.mean(expected), rel=1e-9)
     assert report.metrics["images"] == 6
     assert report.metrics["bits_per_pixel"] == 0.5
-    assert (report.name, report.image_size, report.antialias) == ("fake", "36×40", True)
+    assert (report.name, report.image_size) == ("fake", "36×40")
     assert "PSNR" in capsys.readouterr().out
 
 
@@ -188,7 +188,7 @@ def test_originals_are_looked_at_once_by_validate_and_evaluate(
     metrics = ReconstructionMetrics(["rfd_random"])
     run = Trainer(accelerator="cpu", logger=False, enable_progress_bar=False, default_root_dir=tmp_path)
     run.validate(TokenizerModule(tokenizer, metrics=metrics), data, verbose=False)
-    assert metrics.reused_statistics == ["rfd_random"]
+    assert metrics.reused == ["rfd_random"]
     assert len(list((tmp_path / "statistics").iterdir())) == 1
     report = read_report(Path(f"{fake}-report") / "metrics.json")
     assert metrics.seen is not None

@@ -104,10 +104,11 @@ def test_one_image_has_no_frechet_distance() -> None:
 
 
 @pytest.mark.filterwarnings("ignore:The ``compute`` method")
-def test_no_image_at_all_is_told() -> None:
-    metrics = metrics_of(["psnr", "rfd_random"], *pairs(0))
-    assert metrics.compute() == {"images": 0.0}
-    assert metrics.notes == ["there were no images to validate on"]
+def test_nothing_measured_is_an_error() -> None:
+    with pytest.raises(InputError, match="nothing was measured: there were no images, or none of them could be read"):
+        metrics_of(["psnr", "rfd_random"], *pairs(0)).compute()
+    with pytest.raises(InputError, match=r"nothing was measured: rfd_random is left out: .* there is 1"):
+        metrics_of(["rfd_random"], *pairs(1)).compute()
 
 
 def test_codes_are_those_of_the_last_validation() -> None:
@@ -147,8 +148,8 @@ def test_reconstructions_that_are_not_finite_are_said_and_not_averaged_away(bad:
 def test_an_inception_score_needs_an_image_in_each_split() -> None:
     image, reconstruction = pairs(3)
     metrics = metrics_of(["inception_score"], image, reconstruction)
-    assert set(metrics.compute()) == {"images"}
-    assert metrics.notes == ["inception_score is left out: one of its ten splits has no image"]
+    with pytest.raises(InputError, match="inception_score is left out: one of its ten splits has no image"):
+        metrics.compute()
 
 
 def test_inception_looks_once_for_rfid_and_inception_score(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -179,7 +180,6 @@ def test_metrics_stay_exact_when_their_owner_is_cast() -> None:
     expected = metrics_of(["psnr", "rfd_random"], image, reconstruction).compute()
     for cast_owner in (lambda x: x.to(torch.bfloat16), lambda x: x.half(), lambda x: x.double()):
         owner = cast_owner(Owner())
-        owner.metrics.start()
         owner.metrics.update(image, reconstruction)
         assert owner.metrics.compute() == expected
 

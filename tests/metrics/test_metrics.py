@@ -9,11 +9,11 @@ from scipy import linalg
 from skimage.metrics import peak_signal_noise_ratio, structural_similarity
 
 from gsq_lightning import InputError
-from gsq_lightning.metrics import CodebookUsage, ReconstructionMetrics
+from gsq_lightning.metrics import CodebookUsage, ReconstructionMetrics, ssim
 from gsq_lightning.metrics.catalog import MetricName
 from gsq_lightning.metrics.features import RandomFeatures, random_features
 from gsq_lightning.metrics.inception import load_inception
-from gsq_lightning.pixels import image_to_pixels
+from gsq_lightning.pixels import image_to_pixels, pixels_to_image
 
 
 def pairs(count: int = 5, size: int = 32) -> tuple[torch.Tensor, torch.Tensor]:
@@ -35,7 +35,7 @@ def test_psnr_and_ssim_equal_scikit_image() -> None:
     got = computed(["psnr", "ssim"], image, reconstruction)
     originals, reconstructions = (image_to_pixels(x).permute(0, 2, 3, 1).numpy() for x in (image, reconstruction))
     psnr = [peak_signal_noise_ratio(a, b) for a, b in zip(originals, reconstructions, strict=True)]
-    ssim = [
+    similarity = [
         structural_similarity(
             a.astype(np.float64),
             b.astype(np.float64),
@@ -48,7 +48,28 @@ def test_psnr_and_ssim_equal_scikit_image() -> None:
         for a, b in zip(originals, reconstructions, strict=True)
     ]
     assert got["psnr"] == pytest.approx(np.mean(psnr), abs=1e-4)
-    assert got["ssim"] == pytest.approx(np.mean(ssim), abs=1e-5)
+    assert got["ssim"] == pytest.approx(np.mean(similarity), abs=1e-12)
+
+
+def test_ssim_with_the_rim_equals_torchmetrics() -> None:
+    from torchmetrics.functional.image import structural_similarity_index_measure
+
+    image, reconstruction = pairs(3, size=40)
+    metrics = ReconstructionMetrics("ssim", ssim_rim=True)
+    metrics.update(image, reconstruction)
+    pixels = [image_to_pixels(x).double() for x in (reconstruction, image)]
+    expected = float(structural_similarity_index_measure(*pixels, data_range=255.0))
+    assert metrics.compute()["ssim"] == pytest.approx(expected, abs=1e-12)
+    assert metrics.compute()["ssim"] != pytest.approx(computed(["ssim"], image, reconstruction)["ssim"], abs=1e-3)
+    assert "rim" in metrics.protocols["ssim"]
+    assert any("rim" in note for note in metrics.notes)
+
+
+def test_ssim_does_not_depend_on_how_many_images_are_computed_at_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    images = torch.randint(0, 256, (2, 5, 3, 20, 31), dtype=torch.uint8)
+    whole = ssim.structural_similarity(*images)
+    monkeypatch.setattr(ssim, "PIXELS_AT_ONCE", 2 * 3 * 20 * 31)
+    assert torch.equal(ssim.structural_similarity(*images), whole)
 
 
 def test_rfd_random_equals_the_formula() -> None:
@@ -97,17 +118,48 @@ def test_codebook_usage_and_perplexity_equal_a_count() -> None:
     for batch in batches:
         metric.update(batch)
     flat = np.concatenate([batch.reshape(-1, 3).numpy() for batch in batches])
-    for column, statistics in [(flat.ravel(), metric.compute())]:
-        counts = np.bincount(column, minlength=10)
-        share = counts[counts > 0] / counts.sum()
-        assert float(statistics.usage) == np.count_nonzero(counts) / 10
-        assert float(statistics.perplexity) == pytest.approx(np.exp(-(share * np.log(share)).sum()))
-    for group in range(3):
-        counts = np.bincount(flat[:, group], minlength=10)
-        share = counts[counts > 0] / counts.sum()
-        statistics = metric.compute_per_group()
-        assert float(statistics.usage[group]) == np.count_nonzero(counts) / 10
-        assert float(statistics.perplexity[group]) == pytest.approx(np.exp(-(share * np.log(share)).sum()))
+    values, _ = metric.values()
+    for suffix, column in [("", flat.ravel()), *((f"_group_{group}", flat[:, group]) for group in range(3))]:
+        usage, perplexity = counted(column, 10)
+        assert values[f"codebook_usage{suffix}"] == usage
+        assert values[f"codebook_perplexity{suffix}"] == pytest.approx(perplexity)
+
+
+def counted(indices: np.ndarray, codebook_size: int) -> tuple[float, float]:
+    """Usage and perplexity."""
+    counts = np.bincount(indices, minlength=codebook_size)
+    share = counts[counts > 0] / counts.sum()
+    return np.count_nonzero(counts) / codebook_size, float(np.exp(-(share * np.log(share)).sum()))
+
+
+def test_codebooks_of_their_own_are_not_pooled() -> None:
+    """Eight codebooks, of each of which one code of 64 is in use, are not one codebook with eight in use."""
+    metric = CodebookUsage(codebook_size=64, num_groups=8, num_codebooks=8)
+    metric.update(torch.arange(8).expand(5, 8))
+    assert metric.values().values["codebook_usage"] == 1 / 64
+    assert metric.values().values["codebook_perplexity"] == 1.0
+    metric.update(torch.arange(8, 16).expand(5, 8))
+    assert metric.values().values["codebook_usage"] == 2 / 64
+    assert metric.values().values["codebook_perplexity"] == pytest.approx(2.0)
+    assert metric.uses is not None
+    expected = torch.zeros(8, 64, dtype=torch.int64)
+    for group in range(8):
+        expected[group, [group, group + 8]] = 5
+    assert torch.equal(metric.uses, expected.flatten())
+    shared = CodebookUsage(codebook_size=64, num_groups=8)
+    shared.update(torch.arange(8).expand(5, 8))
+    assert shared.values().values["codebook_usage"] == 8 / 64
+    assert shared.values().values["codebook_perplexity"] == pytest.approx(8.0)
+
+
+def test_metrics_loaded_for_another_codebook_count_that_one() -> None:
+    metrics = ReconstructionMetrics("codebook", statistics_folder=None)
+    image = torch.zeros(1, 3, 8, 8)
+    for size in (64, 16):
+        metrics.load(codebook_size=size)
+        metrics.start()
+        metrics.update(image, image, torch.zeros(1, 2, 2, 1, dtype=torch.int64))
+        assert metrics.compute()["codebook_usage"] == 1 / size
 
 
 def test_ssim_below_its_window_is_refused() -> None:
@@ -118,9 +170,9 @@ def test_ssim_below_its_window_is_refused() -> None:
 @pytest.mark.filterwarnings("ignore:The ``compute`` method")
 def test_codebook_of_one_code_and_of_none_seen() -> None:
     metric = CodebookUsage(codebook_size=1)
-    assert tuple(map(float, metric.compute())) == (0.0, 1.0)
+    assert list(metric.values().values.values()) == [0.0, 1.0]
     metric.update(torch.zeros(3, 1, dtype=torch.int64))
-    assert tuple(map(float, metric.compute())) == (1.0, 1.0)
+    assert list(metric.values().values.values()) == [1.0, 1.0]
 
 
 def test_reset_forgets() -> None:
@@ -136,8 +188,29 @@ def test_reset_forgets() -> None:
 def test_pixels_are_clamped_and_rounded() -> None:
     image = torch.tensor([-7.0, -1.0, 0.0, 1.0, 1.2, 100 / 127.5 - 1 + 0.4 / 127.5, 100 / 127.5 - 1 + 0.6 / 127.5])
     assert image_to_pixels(image).tolist() == [0, 0, 128, 255, 255, 100, 101]
+    assert image_to_pixels(image, truncate=True).tolist() == [0, 0, 127, 255, 255, 100, 100]
+    every = torch.arange(256, dtype=torch.uint8)
+    for truncate in (False, True):  # what an image file holds comes back, whatever float32 rounds
+        assert torch.equal(image_to_pixels(pixels_to_image(every), truncate), every)
 
 
-def test_a_metric_named_twice_is_refused() -> None:
-    with pytest.raises(InputError, match="names one of them twice"):
-        ReconstructionMetrics(["psnr", "psnr"])
+@pytest.mark.parametrize(
+    ("names", "message"),
+    [
+        (["psnr", "psnr"], "names one of them twice"),
+        (["psnr", "fid"], "a metric is 'fid'; it must be one of: psnr, psnr_set, "),
+        ("PSNR", "a metric is 'PSNR'; it must be one of: psnr, "),
+        ([], "metrics is empty"),
+    ],
+)
+def test_wrong_names_are_refused_when_metrics_are_made(names: list[str], message: str) -> None:
+    with pytest.raises(InputError, match=message):
+        ReconstructionMetrics(names)  # type: ignore[arg-type]
+
+
+def test_metrics_that_nobody_loaded_load_themselves() -> None:
+    image, reconstruction = pairs()
+    names = ["psnr", "rfd_random"]
+    metrics = ReconstructionMetrics(names, statistics_folder=None)  # type: ignore[arg-type]
+    metrics.update(image, reconstruction)
+    assert metrics.compute() == pytest.approx(computed(names, image, reconstruction))

@@ -118,14 +118,17 @@ def test_the_report_of_a_link_or_of_a_test_is_found(tmp_path: Path) -> None:
 
 def test_a_comparison_is_sorted_by_bits_and_says_what_is_not_comparable() -> None:
     rows = [
-        report_row(report("many bits", 300, antialias=True, originals="a")),
+        report_row(report("many bits", 300, protocols={"rfid": "antialiased"}, originals="a")),
         report_row(EvaluationReport("no bits", {"images": 50.0, "ssim": 0.5})),
-        report_row(report("few bits", 100, antialias=False, originals="b")),
+        report_row(report("few bits", 100, protocols={"rfid": "truncated"}, originals="b")),
     ]
     lines = comparison_lines(rows)
     assert [line.split("|")[1].strip() for line in lines[2:5]] == ["few bits", "many bits", "no bits"]
     assert len({len(line) for line in lines[:5]}) == 1
-    assert lines[6:] == ["not comparable in the original images: few bits: b; many bits: a"]
+    assert lines[6:] == [
+        "not comparable in the original images: few bits: b; many bits: a",
+        "not comparable in protocol of rfid: few bits: truncated; many bits: antialiased",
+    ]
     assert "–" in lines[4]
 
 
@@ -200,8 +203,8 @@ def test_wrong_input_of_compare_ends_in_one_line(
     "content",
     [
         '{"name": null, "metrics": {}}',
-        '{"name": "a", "metrics": {}, "extractors": "x"}',
-        '{"name": "a", "metrics": {}, "extractors": {"rfid": {"a": 1}}}',
+        '{"name": "a", "metrics": {}, "protocols": "x"}',
+        '{"name": "a", "metrics": {}, "protocols": {"rfid": {"a": 1}}}',
         '{"name": "a", "metrics": {}, "notes": [1]}',
         '{"name": "a", "metrics": {"psnr": ' + "9" * 400 + "}}",
         "[" * 200_000,

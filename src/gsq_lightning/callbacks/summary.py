@@ -165,8 +165,7 @@ class Report(Callback):
             originals=None if seen is None else seen.hash_in_words,
             image_size=None if seen is None else seen.size_in_words,
             preparation=getattr(dataset, "preparation", None),
-            extractors=dict(getattr(metrics, "description", {})),
-            antialias=getattr(metrics, "antialias", None),
+            protocols=dict(getattr(metrics, "protocols", {})),
             precision=str(trainer.precision),
         )
 

@@ -115,10 +115,15 @@ def evaluate_folders(
         raise InputError(f"batch_size {batch_size} must be at least 1, num_workers {num_workers} at least 0")
     pairs = FolderPairs(Path(real).expanduser(), Path(fake).expanduser(), _transform(image_size, crop_ratio))
     computed = ReconstructionMetrics(
-        names, inception_weights, alexnet_weights, vgg16_weights, dinov2_weights, antialias
+        names,
+        inception_weights=inception_weights,
+        alexnet_weights=alexnet_weights,
+        vgg16_weights=vgg16_weights,
+        dinov2_weights=dinov2_weights,
+        antialias=antialias,
     )
-    computed.load()
     place = _device(device)
+    computed.load()
     computed.to(place)
     computed.start(OriginalImages(pairs.fingerprint, len(pairs)))
     for batch in tqdm(pairs.loader(batch_size, num_workers), "images", disable=not show_progress, unit="batch"):
@@ -140,8 +145,7 @@ def evaluate_folders(
         originals=seen.hash_in_words,
         image_size=seen.size_in_words,
         preparation="as they are" if pairs.transform is None else str(pairs.transform),
-        extractors=computed.description,
-        antialias=antialias,
+        protocols=computed.protocols,
         precision=f"images in {fake}",
     )
 

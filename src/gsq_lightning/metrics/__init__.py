@@ -1,8 +1,9 @@
-"""Metrics hold state and nothing else."""
+"""What validation measures: each metric holds its state and nothing else, a suite holds several."""
 
-from gsq_lightning.metrics.catalog import REPORTED, MetricName
+from gsq_lightning.metrics.catalog import REPORTED, MetricName, MetricOptions, SampleMetricName
 from gsq_lightning.metrics.codebook import CodebookStatistics, CodebookUsage, codebook_statistics
-from gsq_lightning.metrics.statistics_cache import OriginalImages
+from gsq_lightning.metrics.originals import OriginalImages
+from gsq_lightning.metrics.samples import SampleMetrics
 from gsq_lightning.metrics.suite import ReconstructionMetrics
 
 __all__ = [
@@ -10,7 +11,10 @@ __all__ = [
     "CodebookStatistics",
     "CodebookUsage",
     "MetricName",
+    "MetricOptions",
     "OriginalImages",
     "ReconstructionMetrics",
+    "SampleMetricName",
+    "SampleMetrics",
     "codebook_statistics",
 ]

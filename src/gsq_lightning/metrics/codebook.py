@@ -4,11 +4,27 @@ from typing import NamedTuple
 
 import torch
 from torch import Tensor
-from torchmetrics import Metric
+
+from gsq_lightning.errors import require
+from gsq_lightning.metrics.interface import ImageMetric, MetricValues
+
+
+class CodebookShape(NamedTuple):
+    """Of a quantizer.
+
+    Attributes:
+        codebook_size: V.
+        num_groups: G.
+        num_codebooks: 1 where all groups share one codebook, else G.
+    """
+
+    codebook_size: int
+    num_groups: int = 1
+    num_codebooks: int = 1
 
 
 class CodebookStatistics(NamedTuple):
-    """Of a histogram of indices.
+    """Of histograms of indices.
 
     Attributes:
         usage: share of the codes used at least once, in [0, 1].
@@ -19,33 +35,40 @@ class CodebookStatistics(NamedTuple):
     perplexity: Tensor
 
 
-class CodebookUsage(Metric):
+class CodebookUsage(ImageMetric):
     """Counts every index seen, per group; exact over any number of batches and processes.
+
+    Groups that share a codebook are pooled. Of several codebooks, usage and perplexity are averaged: an index 3 in
+    each is a code of its own.
 
     Args:
         codebook_size: V.
         num_groups: G.
+        num_codebooks: 1 where all groups share one codebook, else G.
 
     Attributes:
-        uses: (V,) int64, how often each code was used, by all processes, when `compute` was called last.
+        uses: (V·num_codebooks,) int64, how often each code was used, by all processes, when `compute` was called last.
     """
 
-    full_state_update = False
+    name = "codebook"
+    wants = "indices"
     higher_is_better = True
     counts: Tensor
 
-    def __init__(self, codebook_size: int, num_groups: int = 1) -> None:
+    def __init__(self, codebook_size: int, num_groups: int = 1, num_codebooks: int = 1) -> None:
         super().__init__()
-        self.codebook_size = codebook_size
-        self.num_groups = num_groups
-        self.uses: Tensor | None = None
-        self.add_state(
-            "counts", default=torch.zeros(num_groups, codebook_size, dtype=torch.int64), dist_reduce_fx="sum"
+        require(
+            num_codebooks in (1, num_groups),
+            f"num_codebooks is {num_codebooks}; it must be 1, for all groups, or {num_groups}, one for each",
         )
+        self.shape = CodebookShape(codebook_size, num_groups, num_codebooks)
+        self.uses: Tensor | None = None
+        zeros = torch.zeros(num_groups, codebook_size, dtype=torch.int64)
+        self.add_state("counts", default=zeros, dist_reduce_fx="sum")
 
     def update(self, indices: Tensor) -> None:
         """indices (..., G) int64 in [0, V)."""
-        offsets = torch.arange(self.num_groups, device=indices.device) * self.codebook_size
+        offsets = torch.arange(self.shape.num_groups, device=indices.device) * self.shape.codebook_size
         flat = (indices + offsets).flatten()
         self.counts.view(-1).scatter_add_(0, flat, torch.ones_like(flat))
 
@@ -54,14 +77,22 @@ class CodebookUsage(Metric):
         self.uses = None
 
     def compute(self) -> CodebookStatistics:
-        """Over all groups pooled; scalars."""
-        self.uses = self.counts.sum(dim=0)
-        return codebook_statistics(self.uses)
+        """Of each codebook, then of each group: (num_codebooks + G,) each."""
+        of_codebooks = self.counts.sum(dim=0, keepdim=True) if self.shape.num_codebooks == 1 else self.counts
+        self.uses = of_codebooks.flatten()
+        return codebook_statistics(torch.cat([of_codebooks, self.counts]))
 
-    def compute_per_group(self) -> CodebookStatistics:
-        """Of each group; (G,) each. With several processes all must call it."""
-        with self.sync_context():
-            return codebook_statistics(self.counts)
+    def values(self) -> MetricValues:
+        usage, perplexity = self.compute()
+        codebooks, groups = self.shape.num_codebooks, self.shape.num_groups
+        values = {
+            "codebook_usage": float(usage[:codebooks].mean()),
+            "codebook_perplexity": float(perplexity[:codebooks].mean()),
+        }
+        for group in range(groups if groups > 1 else 0):
+            values[f"codebook_usage_group_{group}"] = float(usage[codebooks + group])
+            values[f"codebook_perplexity_group_{group}"] = float(perplexity[codebooks + group])
+        return MetricValues(values, [])
 
 
 def codebook_statistics(counts: Tensor) -> CodebookStatistics:

@@ -2,16 +2,21 @@
 
 import hashlib
 import itertools
-from typing import NamedTuple
+from typing import Literal, NamedTuple
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from gsq_lightning.pixels import pixels_to_image
 from gsq_lightning.pretrained.backbones import DINOV2_CHANNELS, ImageNetInput, load_dinov2
+from gsq_lightning.pretrained.efficientnet import load_efficientnet_lite0
 from gsq_lightning.pretrained.frozen import FrozenNetwork
 
-DINOV2_INPUT_SIZE = 224
+ExtractorName = Literal["inception", "inception_pytorch_fid", "inception_clean_fid", "dinov2", "efficientnet", "random"]
+
+INPUT_SIZE = 224  # of DINOv2 and EfficientNet
+EFFICIENTNET_CHANNELS = 1280
 
 
 class Features(NamedTuple):
@@ -34,11 +39,15 @@ class FeatureExtractor(FrozenNetwork):
         num_features: F.
         description: network and preparation of images in words, for reports; the weights' hash is added to it.
         random: whether its weights are random.
+        truncates: whether it is given reconstructions truncated to uint8, rather than rounded.
     """
 
-    def __init__(self, network: nn.Module, num_features: int, description: str, random: bool) -> None:
+    def __init__(
+        self, network: nn.Module, num_features: int, description: str, random: bool, truncates: bool = False
+    ) -> None:
         super().__init__(network)
         self.num_features = num_features
+        self.truncates = truncates
         self.fingerprint = fingerprint_of(network)
         kind = "random weights" if random else "weights"
         self.description = f"{description}, {kind} {self.fingerprint[:8]}"
@@ -66,11 +75,30 @@ def dinov2_features(weights: str) -> FeatureExtractor:
     Raises:
         InputError: where the weights cannot be had.
     """
-    network = load_dinov2(weights, DINOV2_INPUT_SIZE)
+    network = load_dinov2(weights, INPUT_SIZE)
     return FeatureExtractor(
-        nn.Sequential(PixelsToImage(), ImageNetInput(DINOV2_INPUT_SIZE), network),
+        nn.Sequential(PixelsToImage(), ImageNetInput(INPUT_SIZE), network),
         DINOV2_CHANNELS,
-        f"DINOv2 ViT-S/14 with registers at {DINOV2_INPUT_SIZE}²",
+        f"DINOv2 ViT-S/14 with registers at {INPUT_SIZE}²",
+        random=weights == "random",
+    )
+
+
+def efficientnet_features(weights: str) -> FeatureExtractor:
+    """The 1,280 pooled features of EfficientNet-Lite0, images resized to 224² antialiased.
+
+    Args:
+        weights: "pretrained", a path (see `load_efficientnet_lite0`), or "random" (tests).
+
+    Raises:
+        InputError: where the weights cannot be had.
+    """
+    network = load_efficientnet_lite0(weights)
+    network.reset_classifier(0)
+    return FeatureExtractor(
+        nn.Sequential(EfficientNetInput(), network),
+        EFFICIENTNET_CHANNELS,
+        f"EfficientNet-Lite0 at {INPUT_SIZE}², antialiased",
         random=weights == "random",
     )
 
@@ -79,7 +107,17 @@ class PixelsToImage(nn.Module):
     """uint8 → float32 in [-1, 1]."""
 
     def forward(self, pixels: Tensor) -> Tensor:
-        return pixels.float() / 127.5 - 1.0
+        return pixels_to_image(pixels)
+
+
+class EfficientNetInput(nn.Module):
+    """uint8 of any size → float32 at 224², (pixel - 127) / 128, as the network was trained."""
+
+    def forward(self, pixels: Tensor) -> Tensor:
+        resized = F.interpolate(
+            pixels.float(), size=(INPUT_SIZE, INPUT_SIZE), mode="bilinear", align_corners=False, antialias=True
+        )
+        return (resized - 127.0) / 128.0
 
 
 class RandomFeatures(nn.Module):
@@ -100,7 +138,7 @@ class RandomFeatures(nn.Module):
 
     def forward(self, pixels: Tensor) -> Tensor:
         """(B, 3, H, W) uint8 → (B, 64)."""
-        x = pixels.float() / 127.5 - 1.0
+        x = pixels_to_image(pixels)
         for convolution in self.convolutions:
             x = F.relu(convolution(x))
         return x.mean(dim=(2, 3))

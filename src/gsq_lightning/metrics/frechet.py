@@ -3,8 +3,11 @@
 from typing import NamedTuple
 
 import torch
-from torch import Tensor, nn
-from torchmetrics.image.fid import FrechetInceptionDistance
+from torch import Tensor
+
+from gsq_lightning.metrics.features import ExtractorName
+from gsq_lightning.metrics.interface import MetricValues
+from gsq_lightning.metrics.originals import SetDistance
 
 
 class FeatureStatistics(NamedTuple):
@@ -31,69 +34,53 @@ class FeatureStatistics(NamedTuple):
         return (self.products - self.images * torch.outer(mean, mean)) / (self.images - 1)
 
 
-class FrechetResult(NamedTuple):
-    """Of two sets of images.
-
-    Attributes:
-        distance: scalar of at least 0, float64; NaN where a set has fewer than 2 images, which have no covariance.
-        real: statistics of the originals, over all processes.
-        fake_images: () int64, reconstructions over all processes.
-    """
-
-    distance: Tensor
-    real: FeatureStatistics
-    fake_images: Tensor
-
-
-class FrechetDistance(FrechetInceptionDistance):
-    """torchmetrics' distance, over features that are handed to it.
-
-    Its sums are torchmetrics'. The distance is computed from symmetric factors rather than from the eigenvalues of a
-    product of two covariances, see `frechet_distance`.
+class FrechetDistance(SetDistance):
+    """Fréchet distance of Gaussians fitted to the features of two sets; of at least 2 images each. Lower is better.
 
     Args:
+        name: of the value.
+        extractor: network whose features it is over.
         num_features: F.
-
-    Attributes:
-        has_real: whether the statistics of the originals were set, so that theirs need not be added.
     """
 
-    def __init__(self, num_features: int) -> None:
-        features = nn.Identity()
-        features.num_features = num_features  # type: ignore[assignment]
-        super().__init__(feature=features)
+    higher_is_better = False
+    keeps = "sums"
+
+    def __init__(self, name: str, extractor: ExtractorName, num_features: int) -> None:
+        super().__init__(name, extractor)
         self.num_features = num_features
-        self.has_real = False
+        for side in ("real", "fake"):
+            zeros = torch.zeros(num_features, dtype=torch.float64)
+            self.add_state(f"{side}_total", default=zeros, dist_reduce_fx="sum")
+            self.add_state(f"{side}_products", default=torch.outer(zeros, zeros), dist_reduce_fx="sum")
+            self.add_state(f"{side}_images", default=torch.zeros((), dtype=torch.int64), dist_reduce_fx="sum")
 
-    def update(self, features: Tensor, real: bool) -> None:
-        """Adds images.
+    def add(self, features: Tensor, hashes: Tensor, real: bool) -> None:
+        features = features.double()
+        statistics = self._statistics("real" if real else "fake")
+        statistics.total.add_(features.sum(dim=0))
+        statistics.products.add_(features.T @ features)
+        statistics.images.add_(len(features))
 
-        Args:
-            features: (B, F).
-            real: whether of originals, or of reconstructions.
-        """
-        super().update(features, real)
+    def originals(self) -> dict[str, Tensor]:
+        return {name: value.clone() for name, value in self._statistics("real")._asdict().items()}
 
-    def set_real(self, statistics: FeatureStatistics | None) -> None:
-        """Takes the statistics of all originals as given, until `reset`.
+    def compare(self, originals: dict[str, Tensor]) -> MetricValues:
+        real, fake = FeatureStatistics(**originals), self._statistics("fake")
+        images = int(min(real.images, fake.images))
+        if images < 2:
+            note = f"{self.name} is left out: a Fréchet distance needs at least 2 images, there is {images}"
+            return MetricValues({}, [note])
+        notes = []
+        if images < self.num_features:
+            notes.append(
+                f"{self.name} is over {images} images, fewer than its {self.num_features} features: it is biased "
+                "upwards, and comparable only with values over the same images"
+            )
+        return MetricValues({self.name: float(frechet_distance(real, fake))}, notes)
 
-        Args:
-            statistics: None on the processes other than the first, as those of all processes are summed.
-        """
-        self.has_real = True
-        if statistics is not None:
-            self.real_features_sum += statistics.total.to(self.real_features_sum.device)
-            self.real_features_cov_sum += statistics.products.to(self.real_features_cov_sum.device)
-            self.real_features_num_samples += statistics.images.to(self.real_features_num_samples.device)
-
-    def compute(self) -> FrechetResult:  # type: ignore[override]
-        real = FeatureStatistics(self.real_features_sum, self.real_features_cov_sum, self.real_features_num_samples)
-        fake = FeatureStatistics(self.fake_features_sum, self.fake_features_cov_sum, self.fake_features_num_samples)
-        return FrechetResult(frechet_distance(real, fake), FeatureStatistics(*(x.clone() for x in real)), fake.images)
-
-    def reset(self) -> None:
-        super().reset()
-        self.has_real = False
+    def _statistics(self, side: str) -> FeatureStatistics:
+        return FeatureStatistics(*(getattr(self, f"{side}_{name}") for name in FeatureStatistics._fields))
 
 
 def frechet_distance(first: FeatureStatistics, second: FeatureStatistics) -> Tensor:

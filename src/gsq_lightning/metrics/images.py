@@ -65,15 +65,20 @@ class ImageCounts(Metric):
         self.add_state("smallest", default=torch.full((2,), _LARGEST), dist_reduce_fx="min")
         self.add_state("largest", default=torch.zeros(2, dtype=torch.int64), dist_reduce_fx="max")
 
-    def update(self, finite: Tensor, image: Tensor) -> None:
-        """finite (B,) bool, of each reconstruction; image (B, 3, H, W) uint8, the originals."""
+    def update(self, finite: Tensor, image: Tensor, hashes: Tensor) -> None:
+        """Adds images.
+
+        Args:
+            finite: (B,) bool, of each reconstruction.
+            image: (B, 3, H, W) uint8, the originals.
+            hashes: (B,) int64, their `pixel_hash`.
+        """
         size = torch.tensor(image.shape[-2:], device=self.images.device)
         self.images += len(image)
         self.nonfinite += (~finite).sum()
         self.pixels += len(image) * size.prod()
         self.smallest = torch.minimum(self.smallest, size)
         self.largest = torch.maximum(self.largest, size)
-        hashes = pixel_hash(image)
         self.hash += (hashes * hashes % _MODULUS).sum()  # a sum of the hashes themselves is one of all pixels summed
 
     def compute(self) -> Counts:

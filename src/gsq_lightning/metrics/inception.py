@@ -33,12 +33,13 @@ INPUT_SIZE = (299, 299)
 Preparation = Literal["antialias", "tensorflow", "pytorch_fid", "clean_fid"]
 
 
-def inception_features(weights: str, preparation: Preparation) -> FeatureExtractor:
+def inception_features(weights: str, preparation: Preparation, truncates: bool = False) -> FeatureExtractor:
     """The 2048 pooled features and the logits of Inception v3.
 
     Args:
         weights: "pretrained", the path of weights-inception-2015-12-05-6726825d.pth, or "random" (tests).
         preparation: how images get to 299² and to about [-1, 1]; see above.
+        truncates: whether reconstructions are truncated to uint8, rather than rounded.
 
     Raises:
         InputError: where the weights cannot be had.
@@ -46,8 +47,10 @@ def inception_features(weights: str, preparation: Preparation) -> FeatureExtract
     return FeatureExtractor(
         PreparedInception(load_inception(weights), preparation),
         INCEPTION_FEATURES,
-        f"Inception v3 of 2015-12-05, images prepared by {preparation}",
+        f"Inception v3 of 2015-12-05, images prepared by {preparation}"
+        + (", reconstructions truncated to uint8" if truncates else ""),
         random=weights == "random",
+        truncates=truncates,
     )
 
 

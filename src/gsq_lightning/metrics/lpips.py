@@ -1,17 +1,17 @@
 """Learned Perceptual Image Patch Similarity (arXiv 1801.03924), version 0.1 of the lpips package."""
 
-import torch
 from torch import Tensor
-from torchmetrics import Metric
 
-from gsq_lightning.errors import InputError
+from gsq_lightning.errors import require
+from gsq_lightning.metrics.interface import PixelMetric
+from gsq_lightning.pixels import pixels_to_image
 from gsq_lightning.pretrained.backbones import LPIPSTrunk, load_lpips
 from gsq_lightning.pretrained.frozen import FrozenNetwork
 
 MIN_SIZE: dict[LPIPSTrunk, int] = {"alex": 31, "vgg": 16}  # pixels; below, the last layer has none left
 
 
-class PerceptualDistance(Metric):
+class PerceptualDistance(PixelMetric):
     """LPIPS averaged over images, lower is better.
 
     Args:
@@ -22,30 +22,19 @@ class PerceptualDistance(Metric):
         InputError: where the weights cannot be had.
     """
 
-    full_state_update = False
     higher_is_better = False
-    total: Tensor
-    count: Tensor
 
     def __init__(self, trunk: LPIPSTrunk, weights: str) -> None:
         super().__init__()
-        self.trunk: LPIPSTrunk = trunk
-        self.weights = weights
+        self.name = f"lpips_{trunk}"
+        self.min_size = MIN_SIZE[trunk]
         self.network = FrozenNetwork(load_lpips(trunk, weights))
-        self.add_state("total", default=torch.zeros((), dtype=torch.float64), dist_reduce_fx="sum")
-        self.add_state("count", default=torch.zeros((), dtype=torch.int64), dist_reduce_fx="sum")
 
-    def update(self, reconstruction: Tensor, image: Tensor) -> None:
-        """Two times (B, 3, H, W) uint8. Raises InputError for images too small for the trunk."""
-        if min(image.shape[-2:]) < MIN_SIZE[self.trunk]:
-            raise InputError(
-                f"lpips_{self.trunk} needs images of at least {MIN_SIZE[self.trunk]}×{MIN_SIZE[self.trunk]} pixels, "
-                f"these have {image.shape[-2]}×{image.shape[-1]}; leave it out of the metrics"
-            )
-        distances = self.network(reconstruction.float() / 127.5 - 1.0, image.float() / 127.5 - 1.0)
-        self.total += distances.double().sum()
-        self.count += len(image)
-
-    def compute(self) -> Tensor:
-        """Scalar of at least 0, float64."""
-        return self.total / self.count
+    def of_each(self, reconstruction: Tensor, image: Tensor) -> Tensor:
+        """Two times (B, 3, H, W) uint8 → (B,) of at least 0. Raises InputError for images too small for the trunk."""
+        require(
+            min(image.shape[-2:]) >= self.min_size,
+            f"{self.name} needs images of at least {self.min_size}×{self.min_size} pixels, these have "
+            f"{image.shape[-2]}×{image.shape[-1]}; leave it out of the metrics",
+        )
+        return self.network(pixels_to_image(reconstruction), pixels_to_image(image)).flatten()

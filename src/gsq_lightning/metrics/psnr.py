@@ -2,62 +2,53 @@
 
 import torch
 from torch import Tensor
-from torchmetrics import Metric
+
+from gsq_lightning.metrics.interface import ImageMetric, MetricValues, PixelMetric
 
 PEAK = 255.0
 
 
-class PeakSignalToNoise(Metric):
+class PeakSignalToNoise(PixelMetric):
     """10·log10(255² / MSE) of each image in dB, averaged over images, as most of the field reports it.
 
     Infinite where a reconstruction equals its image to the pixel.
     """
 
-    full_state_update = False
+    name = "psnr"
     higher_is_better = True
-    total: Tensor
-    count: Tensor
 
-    def __init__(self) -> None:
-        super().__init__()
-        self.add_state("total", default=torch.zeros((), dtype=torch.float64), dist_reduce_fx="sum")
-        self.add_state("count", default=torch.zeros((), dtype=torch.int64), dist_reduce_fx="sum")
-
-    def update(self, reconstruction: Tensor, image: Tensor) -> None:
-        """Two times (B, 3, H, W) uint8."""
-        errors = squared_errors(reconstruction, image).double() / image[0].numel()
-        self.total += decibels(errors).sum()
-        self.count += len(image)
-
-    def compute(self) -> Tensor:
-        """Scalar in dB, float64."""
-        return self.total / self.count
+    def of_each(self, reconstruction: Tensor, image: Tensor) -> Tensor:
+        return decibels(squared_errors(reconstruction, image).double() / image[0].numel())
 
 
-class SetPeakSignalToNoise(Metric):
+class SetPeakSignalToNoise(ImageMetric):
     """10·log10(255² / MSE) over all pixels of all images together, in dB, as the GSQ paper's reference takes it.
 
     Over images of one size never above their average, since the logarithm is concave.
     """
 
-    full_state_update = False
+    name = "psnr_set"
+    wants = "pixels"
     higher_is_better = True
     errors: Tensor
-    values: Tensor
+    numbers: Tensor
 
     def __init__(self) -> None:
         super().__init__()
         self.add_state("errors", default=torch.zeros((), dtype=torch.int64), dist_reduce_fx="sum")
-        self.add_state("values", default=torch.zeros((), dtype=torch.int64), dist_reduce_fx="sum")
+        self.add_state("numbers", default=torch.zeros((), dtype=torch.int64), dist_reduce_fx="sum")
 
     def update(self, reconstruction: Tensor, image: Tensor) -> None:
         """Two times (B, 3, H, W) uint8."""
         self.errors += squared_errors(reconstruction, image).sum()
-        self.values += image.numel()
+        self.numbers += image.numel()
 
     def compute(self) -> Tensor:
         """Scalar in dB, float64."""
-        return decibels(self.errors.double() / self.values)
+        return decibels(self.errors.double() / self.numbers)
+
+    def values(self) -> MetricValues:
+        return MetricValues({self.name: float(self.compute())}, [])
 
 
 def squared_errors(reconstruction: Tensor, image: Tensor) -> Tensor:

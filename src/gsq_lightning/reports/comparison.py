@@ -42,7 +42,7 @@ def report_row(report: EvaluationReport) -> Row:
         "image size": report.image_size,
         "preparation": report.preparation,
         "the original images": report.originals,
-        **{f"network of {name}": network for name, network in report.extractors.items()},
+        **{f"protocol of {name}": protocol for name, protocol in report.protocols.items()},
     }
     return Row(report.name, "measured", report.metrics, {name: fact for name, fact in conditions.items() if fact})
 

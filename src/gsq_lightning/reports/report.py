@@ -37,8 +37,7 @@ class EvaluationReport:
         originals: tells their pixels from those of other images, whatever the order.
         image_size: height × width in pixels, or "several".
         preparation: what was done to the originals.
-        extractors: networks that images were seen through, by metric.
-        antialias: whether Inception's images were resized with antialiasing.
+        protocols: how values were computed, by metric: network and preparation of images, rim, subsets.
         precision: of the tokenizer; metrics are float32 and float64 always.
         versions: of libraries.
         date: UTC, to the second.
@@ -56,8 +55,7 @@ class EvaluationReport:
     originals: str | None = None
     image_size: str | None = None
     preparation: str | None = None
-    extractors: dict[str, str] = field(default_factory=dict)
-    antialias: bool | None = None
+    protocols: dict[str, str] = field(default_factory=dict)
     precision: str | None = None
     versions: dict[str, str] = field(default_factory=lambda: library_versions())
     date: str = field(default_factory=lambda: datetime.now(UTC).strftime("%Y-%m-%dT%H:%M:%SZ"))
@@ -90,8 +88,7 @@ def with_row(text: str, report: EvaluationReport) -> str:
         "step": report.step,
         "image": report.image_size,
         "preparation": report.preparation,
-        "networks": "; ".join(sorted(set(report.extractors.values()))),
-        "antialias": report.antialias,
+        "protocols": "; ".join(f"{metric}: {protocol}" for metric, protocol in report.protocols.items()),
         "precision": report.precision,
         "versions": ", ".join(f"{name} {number}" for name, number in report.versions.items()),
         "date": report.date,

@@ -29,6 +29,18 @@ METRICS = {
     "rfid_pytorch_fid": Label("rFID (pytorch-fid)", "images prepared as by pytorch-fid, lower is better", "{:.3f}"),
     "rfid_clean_fid": Label("rFID (clean-fid)", "images prepared as by clean-fid, lower is better", "{:.3f}"),
     "rfd_dinov2": Label("rfd_dinov2", "Fréchet distance over DINOv2, not an rFID, lower is better", "{:.3f}"),
+    "rfd_efficientnet": Label(
+        "rfd_efficientnet", "Fréchet distance over EfficientNet-Lite0, not an rFID, lower is better", "{:.3f}"
+    ),
+    "rkid": Label("rKID", "kernel distance over Inception v3, mean of subsets, lower is better", "{:.6f}"),
+    "rkd_dinov2": Label("rkd_dinov2", "kernel distance over DINOv2, mean of subsets, lower is better", "{:.6f}"),
+    "rkd_efficientnet": Label(
+        "rkd_efficientnet", "kernel distance over EfficientNet-Lite0, mean of subsets, lower is better", "{:.6f}"
+    ),
+    "fid": Label("FID", "Fréchet distance over Inception v3, lower is better", "{:.3f}"),
+    "kid": Label("KID", "kernel distance over Inception v3, mean of subsets, lower is better", "{:.6f}"),
+    "precision": Label("precision", "share of generated images near real ones, higher is better", "{:.4f}"),
+    "recall": Label("recall", "share of real images near generated ones, higher is better", "{:.4f}"),
     "rfd_random": Label("rfd_random", "Fréchet distance over random features, not an rFID, lower is better", "{:.4f}"),
     "inception_score": Label("Inception score", "mean of ten splits, higher is better", "{:.2f}"),
     "inception_score_std": Label("its deviation", "over the splits", "{:.2f}"),

@@ -1,0 +1,220 @@
+"""Distances of two sets of images, whose originals need to be looked at only once, and the cache that this takes."""
+
+import hashlib
+import json
+from abc import abstractmethod
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import torch
+from safetensors.torch import load, save
+from torch import Tensor
+
+from gsq_lightning.files import read_cached, write_cached
+from gsq_lightning.metrics.features import ExtractorName, FeatureExtractor, Features
+from gsq_lightning.metrics.interface import FeatureMetric, MetricValues
+
+FORMAT = 1  # of the files
+# whose versions may change the pixels that a data set gives, or what a network makes of them
+LIBRARIES = (
+    *("gsq-lightning", "torch", "torchvision", "pillow", "simplejpeg", "numpy"),
+    *("torchmetrics", "torch-fidelity", "timm"),
+)
+
+
+class OriginalImages(NamedTuple):
+    """All images of a validation.
+
+    Attributes:
+        fingerprint: of the files and of how images are made of them; other data have another.
+        number: how many there are.
+    """
+
+    fingerprint: str
+    number: int
+
+
+class KeptOriginals(NamedTuple):
+    """What a metric has computed of original images.
+
+    Attributes:
+        hashes: (N,) int64, of the pixels that the network saw, sorted.
+        tensors: by name.
+    """
+
+    hashes: Tensor
+    tensors: dict[str, Tensor]
+
+
+class Comparison(NamedTuple):
+    """Of two sets of images, over all processes.
+
+    Attributes:
+        result: what the metric says.
+        originals: to keep for the next validation, where these are computed and complete.
+        changed: whether the images are not those that the kept values were computed of.
+    """
+
+    result: MetricValues
+    originals: KeptOriginals | None
+    changed: bool
+
+
+class SetDistance(FeatureMetric):
+    """Compares a set of images with a set of originals.
+
+    What was computed of the same originals before may stand for them. The pixels of the originals are compared with
+    those kept in any case, so that other images, from a changed transform say, are never taken for them.
+
+    A subclass implements `add`, `originals` and `compare`.
+
+    Attributes:
+        kept: what stands for the originals until `reset`, if anything does.
+        keeps: kind of what `originals` gives, the same for metrics that can use each other's.
+    """
+
+    keeps: str
+    hashes: list[Tensor] | Tensor
+    unseen: Tensor
+
+    def __init__(self, name: str, extractor: ExtractorName) -> None:
+        super().__init__(name, extractor)
+        self.kept: KeptOriginals | None = None
+        self._are_others = False  # on this process
+        self._empty: dict[str, Tensor] = {}
+        self.add_list("hashes", torch.zeros(0, dtype=torch.int64))
+        self.add_state("unseen", default=torch.zeros((), dtype=torch.int64), dist_reduce_fx="sum")
+
+    @abstractmethod
+    def add(self, features: Tensor, hashes: Tensor, real: bool) -> None:
+        """Adds B images: (B, F) features and (B,) hashes."""
+
+    @abstractmethod
+    def originals(self) -> dict[str, Tensor]:
+        """What was computed of all originals."""
+
+    @abstractmethod
+    def compare(self, originals: dict[str, Tensor]) -> MetricValues:
+        """The other images against what `originals` gives."""
+
+    def take(self, kept: KeptOriginals | None) -> None:
+        """Lets kept values stand for the originals, until `reset`; on all processes the same."""
+        self.kept = None if kept is None else KeptOriginals(kept.hashes.to(self.device), kept.tensors)
+        self._are_others = False
+
+    def wants_originals(self, hashes: Tensor) -> bool:
+        """Whether nothing kept stands for these images. Once it does not, none of this process are taken for known."""
+        if self.kept is not None and not self._are_others:
+            self._are_others = not bool(torch.isin(hashes, self.kept.hashes).all())
+        return self.kept is None or self._are_others
+
+    def update(self, features: Features | None, hashes: Tensor, real: bool) -> None:
+        if real:
+            assert isinstance(self.hashes, list)
+            self.hashes.append(hashes)
+        if features is None:
+            self.unseen += len(hashes)
+        else:
+            self.add(features.pooled, hashes, real)
+
+    def compute(self) -> Comparison:
+        hashes = joined(self.hashes).sort().values
+        changed = self.kept is not None and not _is_part(hashes, self.kept.hashes)
+        if self.kept is not None and not changed:
+            number = len(self.kept.hashes)
+            values, notes = self.compare({name: value.to(self.device) for name, value in self.kept.tensors.items()})
+            if len(hashes) != number:
+                notes.insert(
+                    0, f"{self.name} is against kept values of all {number} originals, {len(hashes)} of which were read"
+                )
+            return Comparison(MetricValues(values, notes), None, changed)
+        if self.unseen > 0:
+            note = (
+                f"{self.name} is left out: the original images are not those of which values were kept, which are "
+                "removed; validate again"
+            )
+            return Comparison(MetricValues({}, [note]), None, changed)
+        tensors = self.originals()
+        result = self.compare(tensors)
+        return Comparison(result, KeptOriginals(hashes, tensors) if result.values else None, changed)
+
+    def values(self) -> MetricValues:
+        return self.compute().result
+
+    def reset(self) -> None:
+        super().reset()
+        self.take(None)
+        for name, empty in self._empty.items():
+            getattr(self, name).append(empty.to(self.device))
+
+    def add_list(self, name: str, empty: Tensor) -> None:
+        """Adds a state of tensors that `joined` puts together.
+
+        Args:
+            name: of the attribute.
+            empty: with what it starts, so that a process without images has something to send.
+        """
+        self.add_state(name, default=[], dist_reduce_fx="cat")
+        self._empty[name] = empty
+        getattr(self, name).append(empty)
+
+
+class OriginalsCache:
+    """A folder of what was computed of original images, one file for each data set, network and kind of values.
+
+    Args:
+        folder: made when something is written.
+    """
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+
+    def path(self, key: str) -> Path:
+        return self.folder / f"{key}.originals"
+
+    def load(self, key: str) -> KeptOriginals | None:
+        """What was kept under a key, on the CPU, or None."""
+        content = read_cached(self.path(key), "values of the original images")
+        if content is None:
+            return None
+        tensors = load(content)
+        return KeptOriginals(tensors.pop("hashes"), tensors)
+
+    def save(self, key: str, kept: KeptOriginals) -> None:
+        """Keeps values under a key. Where the folder cannot be written to, that is logged."""
+        tensors = {"hashes": kept.hashes, **kept.tensors}
+        content = save({name: value.detach().cpu().contiguous() for name, value in tensors.items()})
+        write_cached(self.path(key), content, "values of the original images")
+
+    def remove(self, key: str) -> None:
+        self.path(key).unlink(missing_ok=True)
+
+
+def originals_key(data_fingerprint: str, extractor: FeatureExtractor, metric: SetDistance) -> str:
+    """Names kept values by all that they depend on.
+
+    Args:
+        data_fingerprint: of the files and of how images are made of them.
+        extractor: its weights, and how images are prepared for it.
+        metric: what is computed of its features.
+    """
+    parts: dict[str, Any] = {
+        "format": FORMAT,
+        "data": data_fingerprint,
+        "weights": extractor.fingerprint,
+        "extractor": extractor.description,
+        "kept": metric.keeps,
+        "versions": {name: version(name) for name in LIBRARIES},
+    }
+    return hashlib.sha256(json.dumps(parts, sort_keys=True).encode()).hexdigest()[:32]
+
+
+def joined(parts: list[Tensor] | Tensor) -> Tensor:
+    """A state of lists, which torchmetrics makes one tensor of when processes exchange it."""
+    return torch.cat(parts) if isinstance(parts, list) else parts
+
+
+def _is_part(hashes: Tensor, of: Tensor) -> bool:
+    """Whether sorted hashes are all, or some, of others."""
+    return torch.equal(hashes, of) if len(hashes) == len(of) else bool(torch.isin(hashes, of).all())
