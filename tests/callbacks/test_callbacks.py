@@ -158,14 +158,15 @@ def test_tokens_are_written_with_labels_and_names(small_tokenizer: Build, image_
     trainer(tmp_path, callbacks=[TokenWriter(str(folder), images_per_shard=4)]).predict(
         module, images, return_predictions=False
     )
-    assert sorted(path.name for path in folder.iterdir()) == [
+    assert json.loads((folder / "classes.json").read_text()) == ["cats", "dogs"]
+    assert sorted(path.name for path in folder.glob("tokens-*")) == [
         "tokens-00000-00000.json",
         "tokens-00000-00000.safetensors",
         "tokens-00000-00001.json",
         "tokens-00000-00001.safetensors",
     ]
     shards = [load_file(path) for path in sorted(folder.glob("*.safetensors"))]
-    names = [name for path in sorted(folder.glob("*.json")) for name in json.loads(path.read_text())]
+    names = [name for path in sorted(folder.glob("tokens-*.json")) for name in json.loads(path.read_text())]
     indices = torch.cat([shard["indices"] for shard in shards])
     assert indices.dtype == torch.uint8
     assert indices.shape == (6, 4, 4, 2)

@@ -12,6 +12,7 @@ import pytest
 from PIL import Image
 
 from gsq_lightning import InputError
+from gsq_lightning.data import ImageNetDataModule
 from gsq_lightning.data.sources import ArchiveSource, FolderSource
 from gsq_lightning.data.sources.interface import ImageSource
 from gsq_lightning.data.sources.locate import find_split, has_split, open_images
@@ -456,3 +457,54 @@ def test_a_list_of_many_images_finds_the_one_that_is_missing(tmp_path: Path) -> 
     source = open_images(str(tmp_path / "list.txt"), "auto", "val")
     assert isinstance(source, ImageSource)
     assert source.labels.tolist() == [-1] * 32
+
+
+def labels_of(data: ImageNetDataModule) -> list[int]:
+    return [label for batch in data.val_dataloader() for label in batch.label.tolist()]  # type: ignore[union-attr]
+
+
+@pytest.mark.parametrize("stage", ["fit", "validate", "predict"])
+def test_validation_has_the_numbers_of_trainings_classes(tmp_path: Path, stage: str) -> None:
+    layout = LAYOUTS["validation lacks a class"]
+    data = ImageNetDataModule(
+        write(layout.files, tmp_path / "it", "folder"), 1, global_batch_size=2, val_batch_size=8, num_workers=0
+    )
+    data.setup(stage)
+    assert labels_of(data) == [0, 0, 2, 2]
+    assert data.settings["class_names"] == ["cat", "dog", "eel"]
+
+
+def test_a_split_alone_is_numbered_by_the_classes_that_a_checkpoint_has_kept(tmp_path: Path) -> None:
+    root = write(list(several("", "cat", "eel", "newt")), tmp_path / "it", "folder")
+    data = ImageNetDataModule(root, 1, val_batch_size=8, num_workers=0, class_names=["ape", "cat", "eel"])
+    data.setup("validate")
+    assert labels_of(data) == [1, 1, 2, 2, -1, -1]
+
+
+def test_what_is_left_out_is_said_at_the_start(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    files = ["train/1.jpg", "train/2.heic=", "val/1.jpg", "val/masks.mp4="]
+    data = ImageNetDataModule(write(files, tmp_path / "it", "folder"), 1, global_batch_size=1, num_workers=0)
+    with caplog.at_level("INFO"):
+        data.setup("fit")
+    assert "training: 1 files are left out, as their names are not those of images: 1 .heic" in caplog.text
+    assert "validation: 1 files are left out, as their names are not those of images: 1 .mp4" in caplog.text
+
+
+@pytest.mark.parametrize("container", ["folder", "zip"])
+def test_training_takes_nothing_of_the_validation_part(tmp_path: Path, container: str) -> None:
+    root = write(["top/train/1.jpg", "top/train/2.jpg", "top/val/3.jpg"], tmp_path / "it", container)
+    data = ImageNetDataModule(root, 1, global_batch_size=2, num_workers=0)
+    data.setup("fit")
+    assert sorted(os.path.basename(path) for batch in data.train_dataloader() for path in batch.path) == [
+        "1.jpg",
+        "2.jpg",
+    ]
+
+
+def test_fit_says_what_is_there_where_it_finds_no_training_split(tmp_path: Path) -> None:
+    root = write(["val2017/1.jpg", "test2017/1.jpg"], tmp_path / "it", "folder")
+    with pytest.raises(InputError, match=r"holds test2017, val2017, and nothing named train; .*data\.train"):
+        ImageNetDataModule(root, 1, global_batch_size=1, num_workers=0).setup("fit")
+    root = write(LAYOUTS["Food-101"].files, tmp_path / "food", "folder")
+    with pytest.raises(InputError, match=r"its splits are in text files"):
+        ImageNetDataModule(root, 1, global_batch_size=1, num_workers=0).setup("fit")

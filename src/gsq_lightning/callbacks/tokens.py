@@ -17,7 +17,8 @@ class TokenWriter(BasePredictionWriter):
     """Writes `tokens-RANK-SHARD.safetensors` with indices and labels, and beside each a `.json` with the file names.
 
     In a shard: `indices` (N, h, w, G) in the smallest integer type that holds them, `label` (N,) int64, -1 where an
-    image has none. A shard is written under a temporary name and renamed when it is whole.
+    image has none. A shard is written under a temporary name and renamed when it is whole. `classes.json` lists the
+    names of the classes, in the order of the labels, where the data module knows them (`class_names`).
 
     Args:
         folder: where the shards go; it must not hold any yet.
@@ -61,6 +62,9 @@ class TokenWriter(BasePredictionWriter):
     def on_predict_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         if self._pending:
             self._write(trainer.global_rank, len(self._pending), pl_module)
+        names = getattr(trainer.datamodule, "class_names", None)  # type: ignore[attr-defined]
+        if names and trainer.is_global_zero:
+            write_whole(self.folder / "classes.json", (json.dumps(names, indent=0) + "\n").encode())
         print(f"\n  {self._written} images in {self._shard} shard(s) of tokens: {self.folder}", flush=True)
 
     def _write(self, rank: int, count: int, pl_module: Any) -> None:

@@ -66,14 +66,14 @@ class ImageDataModule(LightningDataModule):
         if stage == "fit":
             if self._train is None:
                 self._train = self.make_train_dataset()
-                rank_zero_info(f"training: {self._train}")
+                say("training", self._train)
             self._check_training(self._train)
             if self.trainer is not None and not self.trainer.enable_validation:
                 return
         if self._val is None:
             self._val = self.make_val_dataset()
             if self._val is not None:
-                rank_zero_info(f"validation: {self._val}")
+                say("validation", self._val)
         if self._val is None:
             require(stage == "fit", "there are no validation images: name them with data.val")
             rank_zero_info(
@@ -228,3 +228,10 @@ class ImageDataModule(LightningDataModule):
     def _loading(self, batch_size: int) -> Loading:
         workers = default_workers(self._devices) if self.num_workers is None else self.num_workers
         return Loading(self._rank, self._world_size, batch_size, workers)
+
+
+def say(split: str, images: ImageDataset) -> None:
+    """One line on what a split is, and one on each thing to know of it."""
+    rank_zero_info(f"{split}: {images}")
+    for note in images.notes:
+        rank_zero_info(f"{split}: {note}")

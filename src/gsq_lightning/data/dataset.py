@@ -3,7 +3,7 @@
 import hashlib
 import math
 from abc import abstractmethod
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import is_dataclass
 from functools import cached_property
 from typing import Any, Literal
@@ -30,9 +30,11 @@ class ImageDataset(Dataset[Sample | UnreadableImage]):
 
     Attributes:
         has_random_access: images can be drawn in any order, which `overfit_batches` needs.
+        notes: what should be said of them once, such as how many files are left out.
     """
 
     has_random_access = True
+    notes: Sequence[str] = ()
 
     @abstractmethod
     def count(self) -> int:
@@ -111,6 +113,7 @@ class SourceImages(IndexedImages):
         epoch_images: int | None = None,
     ) -> None:
         self.source = source
+        self.notes = source.notes
         self.transform = transform
         self.on_error = on_error
         self.substitute = substitute

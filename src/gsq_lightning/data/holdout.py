@@ -24,6 +24,8 @@ class SourcePart(ImageSource):
         self.items = items
         self.place = f"{source.place} ({words})"
         self.labels = source.labels[items]
+        self.class_names = source.class_names
+        self.notes = source.notes
 
     @cached_property
     def names(self) -> PackedNames:  # type: ignore[override]

@@ -16,6 +16,7 @@ from gsq_lightning.data.sources.locate import (
     is_on_hub,
     is_remote,
     open_images,
+    splits_of,
 )
 from gsq_lightning.data.stream import StreamedShards
 from gsq_lightning.data.transforms import MAX_IMAGE_SIZE, Crop, ResizeAndCrop, short_side_for
@@ -31,7 +32,8 @@ class ImageNetDataModule(ImageDataModule):
     Args:
         root: what holds both splits, each as a folder (of class folders, or any others), a text list, a zip or
             uncompressed tar, several of these (WebDataset shards too), or Parquet files, found by the names train and
-            val (or validation): a folder, or with `source` "parquet" the name of a data set on the Hugging Face Hub.
+            val (or validation), at any depth and with words around: a folder or an archive, or with `source` "parquet"
+            the name of a data set on the Hugging Face Hub.
             Where it has no splits, all images are for training, but for `val_share`; to validate or predict they are
             the validation images.
         image_size: side of the square images, in pixels.
@@ -47,13 +49,15 @@ class ImageNetDataModule(ImageDataModule):
         seed: of order, crops and flips; by default that of `seed_everything`, else torch's initial seed.
         source: what `root`, `train` and `val` are; "auto" finds out by what lies there. With "webdataset" shards are
             read from front to back; else those at hand are read in any order.
-        train, val: where a split lies, if not in `root`: a folder, list, archive, Parquet file, or pattern of shards
-            such as imagenet-train-{0000..1023}.tar, local, a URL, or a `pipe:` command.
+        train, val: where a split lies, if not in `root`: a folder, list, archive, Parquet file, or pattern of these
+            such as imagenet-train-{0000..1023}.tar, local, a URL, or a `pipe:` command; or several, with `::` between.
         crop_scale: least and greatest share of the image's area that a "resized" crop takes.
         train_images: how many images remote training shards hold; 1,281,167 in ImageNet.
         shuffle_buffer: encoded images that each worker holds to draw from when training from streamed shards.
         val_share: share of the training images, in (0, 1), that is held out for validation where there is no
             validation split, such as 0.02. Names decide, so that it is the same on every machine.
+        class_names: in the order of their numbers, for labels where there is no training split to take them from.
+        image_column: which of several columns of images in Parquet files.
 
     Raises:
         InputError: where images are missing, or sizes make no sense.
@@ -78,6 +82,8 @@ class ImageNetDataModule(ImageDataModule):
         train_images: int | None = None,
         shuffle_buffer: int = 1000,
         val_share: float | None = None,
+        class_names: list[str] | None = None,
+        image_column: str | None = None,
     ) -> None:
         super().__init__(global_batch_size, val_batch_size, num_workers, seed)
         self.image_size = whole_number("image_size", image_size, 1)
@@ -94,6 +100,8 @@ class ImageNetDataModule(ImageDataModule):
         self.shuffle_buffer = whole_number("shuffle_buffer", shuffle_buffer, 1)
         self.val_share = None if val_share is None else float(val_share)
         require(val_share is None or 0 < val_share < 1, f"val_share is {val_share}; it must be above 0 and below 1")
+        self.class_names = None if class_names is None else list(class_names)
+        self.image_column = image_column
         self.crop: Crop = look_up("crop", crop, {word: word for word in get_args(Crop)})
         self.flip = bool(flip)
         self.on_error: OnError = look_up("on_error", on_error, {word: word for word in get_args(OnError)})
@@ -111,6 +119,8 @@ class ImageNetDataModule(ImageDataModule):
             "val": self._absolute(self.val),
             "source": self.source,
             "val_share": self.val_share,
+            "class_names": self.class_names,
+            "image_column": self.image_column,
             "image_size": self.image_size,
             "val_crop_ratio": self.val_crop_ratio,
             "val_batch_size": self.val_batch_size,
@@ -129,6 +139,7 @@ class ImageNetDataModule(ImageDataModule):
         found = self._find_train()
         if isinstance(found, Shards):
             return StreamedShards(found, transform, self.on_error, self.shuffle_buffer, self.train_images)
+        self.class_names = found.class_names
         return SourceImages(found, transform, self.on_error, substitute=True)
 
     def make_val_dataset(self) -> ImageDataset | None:
@@ -140,6 +151,10 @@ class ImageNetDataModule(ImageDataModule):
             return None
         if isinstance(found, Shards):
             return StreamedShards(found, transform, self.on_error)
+        names = self._training_classes(found)
+        if names is not None:
+            found.number_by(names)
+        self.class_names = names or found.class_names
         return SourceImages(found, transform, self.on_error)
 
     def _find_train(self) -> ImageSource | Shards:
@@ -151,29 +166,45 @@ class ImageNetDataModule(ImageDataModule):
     def _find_val(self) -> ImageSource | Shards | None:
         """None where there are training images alone, of which none are held out."""
         if self.val is not None:
-            return open_images(self.val, self.source, "val")
+            return open_images(self.val, self.source, "val", self.image_column)
         if self.root is not None and self._has_val_split():
-            return find_split(self.root, "val", self.source)
+            return find_split(self.root, "val", self.source, self.image_column)
         if self.val_share is not None:
             return hold_out(self._in_any_order(self._all_training_images()), self.val_share)[1]
         if self._train is not None or self.train is not None:
             return None
         if self.root is None:
             raise InputError(NO_ROOT)
-        return find_split(self.root, "val", self.source)  # all images, where there are no splits
+        return find_split(self.root, "val", self.source, self.image_column)  # all images, where there are no splits
 
     def _all_training_images(self) -> ImageSource | Shards:
         if self.train is not None:
-            return open_images(self.train, self.source, "train")
+            return open_images(self.train, self.source, "train", self.image_column)
         if self.root is None:
             raise InputError(NO_ROOT)
-        if has_split(self.root, "train", self.source) or has_split(self.root, "val", self.source):
-            return find_split(self.root, "train", self.source)
+        if is_on_hub(self.root, self.source) or splits_of(self.root, self.source):
+            return find_split(self.root, "train", self.source, self.image_column)
         self._trains_on_all = self.val_share is None
-        return open_images(self.root, self.source, "train")
+        return open_images(self.root, self.source, "train", self.image_column)
 
     def _has_val_split(self) -> bool:
         return self.val is not None or (self.root is not None and has_split(self.root, "val", self.source))
+
+    def _training_classes(self, found: ImageSource) -> list[str] | None:
+        """The classes that number the labels of validation images: those of training, so that equal numbers are equal.
+
+        They are not looked for where nothing names the class of an image.
+        """
+        if self._train is not None:
+            return self.class_names
+        if found.class_names is None and os.sep not in found.names[0]:
+            return None
+        with suppress(InputError):  # of training images, which validation does without
+            if self.train is not None or (self.root is not None and has_split(self.root, "train", self.source)):
+                training = self._all_training_images()
+                if isinstance(training, ImageSource) and training.class_names is not None:
+                    return training.class_names
+        return self.class_names
 
     def _in_any_order(self, found: ImageSource | Shards) -> ImageSource:
         if isinstance(found, Shards):

@@ -128,6 +128,8 @@ def _images_of(archive: tarfile.TarFile, url: str) -> Iterator[ShardImage]:
         chosen = images_of_sample(list(images), key not in others)
         if len(chosen) < len(images):
             warn_once("some files of shards are not the image of their sample and are left out")
+        if chosen and label == NO_LABEL and key not in others and os.path.dirname(key):
+            warn_once("streamed shards hold images in folders, which are not numbered as classes: they have no label")
         for name in chosen:
             yield ShardImage(f"{url}/{name}", images[name], label)
 
