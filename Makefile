@@ -40,7 +40,7 @@ $(BIN)/python:
 	$(PYTHON) -m venv $(VENV)
 
 $(CHECKOUT)-run: pyproject.toml constraints.txt | $(BIN)/python
-	$(INSTALL) .
+	$(INSTALL) ".[offline]"
 	rm -f $(VENV)/.gsq-lightning-*
 	touch $@
 

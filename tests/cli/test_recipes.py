@@ -14,9 +14,10 @@ from gsq_lightning import GSQTokenizer
 from gsq_lightning.cli.weights import Objects
 
 CONFIGS = Path(__file__).parents[2] / "configs"
-RECIPES = ["f8.yaml", "f16.yaml", "f32.yaml", "photos.yaml", "quickstart.yaml"]
+RECIPES = ["f8.yaml", "f16.yaml", "f32.yaml", "photos.yaml", "quickstart.yaml", "tiny_imagenet.yaml"]
 OVERLAYS = [
     "fast.yaml",
+    "offline.yaml",
     *sorted(str(path.relative_to(CONFIGS)) for path in CONFIGS.glob("*/*.yaml")),
 ]
 
