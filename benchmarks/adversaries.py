@@ -2,9 +2,9 @@
 
     python benchmarks/adversaries.py --root /data/tiny-imagenet-200 --steps 4000
 
-Trains `tiny_imagenet.yaml` for each case and seed, validates it, and adds a row to a CSV file. Run it again and it goes on:
-rows that are there are not run, a run that was interrupted is resumed. `--summary` prints means over the seeds. Pictures
-lie beside the checkpoints.
+Trains `tiny_imagenet.yaml` for each case and seed, validates it, and adds a row to a CSV file. Called again it goes on:
+rows that are there are not run, a run that was interrupted is resumed. `--summary` prints means over the seeds.
+Pictures lie beside the checkpoints.
 """
 
 import argparse
