@@ -128,6 +128,37 @@ def test_settings_are_plain_data_that_make_the_same_images_again(
     assert again._val.fingerprint == fingerprint  # type: ignore[union-attr]
 
 
+def labelled(**arguments: Any) -> tuple[dict[str, int], list[str] | None]:
+    """The label of each folder of validation images, and the names of all classes."""
+    data = ImageNetDataModule(image_size=8, num_workers=0, **arguments)
+    data.setup("validate")
+    (batch,) = data.val_dataloader()
+    return {Path(path).parent.name: int(label) for path, label in zip(batch.path, batch.label, strict=True)}, (
+        data.class_names
+    )
+
+
+def test_labels_of_validation_images_are_the_numbers_of_the_training_classes(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    """Of a validation split that lacks one class of training, and has one that training lacks."""
+    for name in ("train/ant", "train/bee", "train/cat", "val/ant", "val/cat", "val/dog", "others/elk", "others/fox"):
+        write_images(tmp_path / name, 1)
+    caplog.set_level("INFO")
+    expected = {"ant": 0, "cat": 2, "dog": -1}
+    assert labelled(root=tmp_path, val=tmp_path / "val") == (expected, ["ant", "bee", "cat"])
+    assert labelled(train=tmp_path / "train", val=tmp_path / "val") == (expected, ["ant", "bee", "cat"])
+    assert "1 of 3 images are of 1 classes that training does not have (dog)" in caplog.text
+    # without the training split, by what the checkpoint of its training says
+    data = ImageNetDataModule(tmp_path, 8, global_batch_size=1, num_workers=0, val=tmp_path / "val")
+    data.setup("fit")
+    assert data.settings["class_names"] == ["ant", "bee", "cat"]
+    assert labelled(val=tmp_path / "val", class_names=data.settings["class_names"])[0] == expected
+    # and images of quite other classes keep numbers of their own
+    found = labelled(root=tmp_path / "others", class_names=data.settings["class_names"])
+    assert found == ({"elk": 0, "fox": 1}, ["elk", "fox"])
+
+
 @pytest.mark.parametrize("num_workers", [None, 3])
 def test_workers_follow_the_machine_unless_they_are_given(
     image_root: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture, num_workers: int | None
@@ -208,3 +239,13 @@ def test_data_modules_are_found_from_the_package() -> None:
 
     assert {"ImageNetDataModule", "PhotographsDataModule"} <= set(dir(gsq_lightning))
     assert gsq_lightning.PhotographsDataModule is PhotographsDataModule
+
+
+def test_settings_of_photographs_make_the_same_validation_again(tmp_path: Path) -> None:
+    write_images(tmp_path, 30, size=(60, 40))
+    arguments: dict[str, Any] = {"image_size": 32, "root": tmp_path, "val_share": 0.25, "short_side": 36}
+    data = PhotographsDataModule(global_batch_size=4, **arguments)
+    data.setup("fit")
+    again = PhotographsDataModule(**{name: value for name, value in data.settings.items() if name != "class"})
+    again.setup("validate")
+    assert again._val.fingerprint == data._val.fingerprint  # type: ignore[union-attr]

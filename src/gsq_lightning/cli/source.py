@@ -140,6 +140,9 @@ def data_default(settings: dict[str, Any], with_places: bool) -> dict[str, Any] 
         options.pop("val_share", None)  # of those images, not of others
     else:
         options |= {name: settings[name] for name in PLACES if name in known and is_local(settings.get(name))}
+    classes = settings.get("class_names")
+    if isinstance(classes, list) and all(isinstance(name, str) for name in classes):
+        options["class_names"] = classes  # words of any kind: the option takes no others
     return {"class_path": f"gsq_lightning.data.{kind.__name__}", "init_args": options}
 
 

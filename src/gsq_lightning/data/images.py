@@ -1,18 +1,20 @@
 """ImageNet, and any other set of images."""
 
 import os
+from collections.abc import Sequence
 from contextlib import suppress
+from functools import cached_property
 from typing import Any, get_args
 
 from gsq_lightning.data.datamodule import ImageDataModule
 from gsq_lightning.data.dataset import ImageDataset, OnError, SourceImages, Transform
 from gsq_lightning.data.holdout import hold_out
-from gsq_lightning.data.sources import ImageSource
+from gsq_lightning.data.sources import ImageSource, ParquetSource
+from gsq_lightning.data.sources.classes import same_name
 from gsq_lightning.data.sources.locate import (
     Shards,
     SourceKind,
     find_split,
-    has_split,
     is_on_hub,
     is_remote,
     open_images,
@@ -56,7 +58,8 @@ class ImageNetDataModule(ImageDataModule):
         shuffle_buffer: encoded images that each worker holds to draw from when training from streamed shards.
         val_share: share of the training images, in (0, 1), that is held out for validation where there is no
             validation split, such as 0.02. Names decide, so that it is the same on every machine.
-        class_names: in the order of their numbers, for labels where there is no training split to take them from.
+        class_names: in the order of their numbers, for labels where there is no training split to take them from;
+            checkpoints bring those of their training. After `setup` those of the labels, or None.
         image_column: which of several columns of images in Parquet files.
 
     Raises:
@@ -82,7 +85,7 @@ class ImageNetDataModule(ImageDataModule):
         train_images: int | None = None,
         shuffle_buffer: int = 1000,
         val_share: float | None = None,
-        class_names: list[str] | None = None,
+        class_names: Sequence[str] | None = None,
         image_column: str | None = None,
     ) -> None:
         super().__init__(global_batch_size, val_batch_size, num_workers, seed)
@@ -151,10 +154,12 @@ class ImageNetDataModule(ImageDataModule):
             return None
         if isinstance(found, Shards):
             return StreamedShards(found, transform, self.on_error)
-        names = self._training_classes(found)
-        if names is not None:
+        names, own = self._training_classes(found), found.class_names
+        if names is not None and (own is None or set(map(same_name, own)) & set(map(same_name, names))):
             found.number_by(names)
-        self.class_names = names or found.class_names
+            self.class_names = names
+        else:  # quite other classes than those of training are numbered by themselves
+            self.class_names = own
         return SourceImages(found, transform, self.on_error)
 
     def _find_train(self) -> ImageSource | Shards:
@@ -167,7 +172,7 @@ class ImageNetDataModule(ImageDataModule):
         """None where there are training images alone, of which none are held out."""
         if self.val is not None:
             return open_images(self.val, self.source, "val", self.image_column)
-        if self.root is not None and self._has_val_split():
+        if self.root is not None and "val" in self._splits:
             return find_split(self.root, "val", self.source, self.image_column)
         if self.val_share is not None:
             return hold_out(self._in_any_order(self._all_training_images()), self.val_share)[1]
@@ -182,13 +187,20 @@ class ImageNetDataModule(ImageDataModule):
             return open_images(self.train, self.source, "train", self.image_column)
         if self.root is None:
             raise InputError(NO_ROOT)
-        if is_on_hub(self.root, self.source) or splits_of(self.root, self.source):
+        if self._splits:
             return find_split(self.root, "train", self.source, self.image_column)
         self._trains_on_all = self.val_share is None
         return open_images(self.root, self.source, "train", self.image_column)
 
     def _has_val_split(self) -> bool:
-        return self.val is not None or (self.root is not None and has_split(self.root, "val", self.source))
+        return self.val is not None or "val" in self._splits
+
+    @cached_property
+    def _splits(self) -> set[str]:
+        """What `root` holds by name. Raises InputError where that is not clear."""
+        if self.root is None:
+            return set()
+        return {"train", "val"} if is_on_hub(self.root, self.source) else splits_of(self.root, self.source)
 
     def _training_classes(self, found: ImageSource) -> list[str] | None:
         """The classes that number the labels of validation images: those of training, so that equal numbers are equal.
@@ -199,8 +211,10 @@ class ImageNetDataModule(ImageDataModule):
             return self.class_names
         if found.class_names is None and os.sep not in found.names[0]:
             return None
+        if isinstance(found, ParquetSource):  # which names all classes in each split; training's would be converted
+            return self.class_names
         with suppress(InputError):  # of training images, which validation does without
-            if self.train is not None or (self.root is not None and has_split(self.root, "train", self.source)):
+            if self.train is not None or "train" in self._splits:
                 training = self._all_training_images()
                 if isinstance(training, ImageSource) and training.class_names is not None:
                     return training.class_names

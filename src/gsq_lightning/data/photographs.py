@@ -2,6 +2,7 @@
 
 import hashlib
 import os
+from collections.abc import Sequence
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -58,6 +59,7 @@ class PhotographsDataModule(ImageNetDataModule):
         val_share: share of the photographs in `root`, in (0, 1), that is held out for validation where there is no
             validation split.
         on_error: what an unreadable image does: "raise" stops with its name; "skip" leaves it out and counts it.
+        class_names: as of `ImageNetDataModule`.
     """
 
     def __init__(
@@ -76,6 +78,7 @@ class PhotographsDataModule(ImageNetDataModule):
         val: str | os.PathLike[str] | None = None,
         val_share: float | None = None,
         on_error: OnError = "raise",
+        class_names: Sequence[str] | None = None,
     ) -> None:
         super().__init__(
             root,
@@ -90,6 +93,7 @@ class PhotographsDataModule(ImageNetDataModule):
             train=train,
             val=val,
             val_share=val_share,
+            class_names=class_names,
         )
         self.short_side = whole_number("short_side", short_side, 1)
         require(image_size <= short_side, f"image_size is {image_size}; it must be at most short_side, {short_side}")
@@ -106,10 +110,9 @@ class PhotographsDataModule(ImageNetDataModule):
 
     @property
     def settings(self) -> dict[str, Any]:
-        names = ("class", "root", "train", "val", "val_share", "image_size", "val_batch_size", "on_error")
-        return {name: value for name, value in super().settings.items() if name in names} | {
-            "short_side": self.short_side
-        }
+        others = ("source", "image_column", "val_crop_ratio")
+        known = {name: value for name, value in super().settings.items() if name not in others}
+        return known | {"short_side": self.short_side}
 
     def make_train_dataset(self) -> ImageDataset:
         if self._trains_on_bundled:
