@@ -12,12 +12,14 @@ from torch import nn
 
 from gsq_lightning import GSQTokenizer
 from gsq_lightning.cli.weights import Objects
+from gsq_lightning.metrics import ReconstructionMetrics
 
 CONFIGS = Path(__file__).parents[2] / "configs"
 RECIPES = ["f8.yaml", "f16.yaml", "f32.yaml", "photos.yaml", "quickstart.yaml", "tiny_imagenet.yaml"]
 OVERLAYS = [
     "fast.yaml",
     "offline.yaml",
+    "paper_evaluation.yaml",
     *sorted(str(path.relative_to(CONFIGS)) for path in CONFIGS.glob("*/*.yaml")),
 ]
 
@@ -67,6 +69,8 @@ def value_in_effect(command: Objects, path: tuple[str, ...]) -> Any:
             return command.config.model[names[0]]["init_args"][name]
         elif isinstance(found, GSQTokenizer) and name != "quantizer":
             found = getattr(found.shape, name)
+        elif isinstance(found, ReconstructionMetrics) and name != "names":
+            found = getattr(found.options, name)
         else:
             found = getattr(found, name)
     return found

@@ -14,6 +14,7 @@ from gsq_lightning.metrics.catalog import MetricName
 from gsq_lightning.metrics.features import RandomFeatures, random_features
 from gsq_lightning.metrics.inception import load_inception
 from gsq_lightning.pixels import image_to_pixels, pixels_to_image
+from gsq_lightning.reports import EvaluationReport, comparison_lines, report_row
 
 
 def pairs(count: int = 5, size: int = 32) -> tuple[torch.Tensor, torch.Tensor]:
@@ -214,3 +215,21 @@ def test_metrics_that_nobody_loaded_load_themselves() -> None:
     metrics = ReconstructionMetrics(names, statistics_folder=None)  # type: ignore[arg-type]
     metrics.update(image, reconstruction)
     assert metrics.compute() == pytest.approx(computed(names, image, reconstruction))
+
+
+def test_two_protocols_of_one_metric_are_told_apart_in_reports_and_comparisons() -> None:
+    """The field's rFID and the one of the paper's reference: another value, under a protocol that says so."""
+    image, reconstruction = pairs(6)
+    rows = []
+    for antialias, truncate in ((True, False), (False, True)):
+        metrics = ReconstructionMetrics(
+            "rfid", inception_weights="random", antialias=antialias, truncate=truncate, statistics_folder=None
+        )
+        metrics.update(image, reconstruction)
+        report = EvaluationReport(f"truncate {truncate}", metrics.compute(), metrics.notes, protocols=metrics.protocols)
+        rows.append(report_row(report))
+    assert rows[0].metrics["rfid"] != rows[1].metrics["rfid"]
+    assert "truncated" in metrics.protocols["rfid"]
+    assert any("without antialiasing: rfid" in note for note in metrics.notes)
+    assert any("truncated to uint8, not rounded: rfid" in note for note in metrics.notes)
+    assert any(line.startswith("not comparable in protocol of rfid") for line in comparison_lines(rows))

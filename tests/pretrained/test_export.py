@@ -124,7 +124,7 @@ REPORT = {
     "notes": ["Inception's images were resized without antialiasing"],
     "data": "/home/somebody/imagenet/val",
     "image_size": "256×256",
-    "extractors": {"rfid": "Inception v3 of torch-fidelity"},
+    "protocols": {"rfid": "Inception v3 of torch-fidelity"},
 }
 
 
@@ -152,7 +152,7 @@ def test_pushed_to_the_hub_with_a_card(small_tokenizer: Build, tmp_path: Path, m
         "| rfid | 0.488123 |",
         "| psnr | inf |",
         "- images: val",
-        "- networks: Inception v3 of torch-fidelity",
+        "- rfid: Inception v3 of torch-fidelity",
         "- Inception's images were resized without antialiasing",
     ):
         assert line in card.splitlines()

@@ -70,9 +70,8 @@ def model_card(saved: SavedTokenizer, name: str, report: dict[str, Any] | None, 
         lines += ["", "| metric | value |", "|---|---|", *_rows(report["metrics"])]
         facts = {name: report.get(key) for key, name in PROTOCOL.items()}
         facts["images"] = str(facts["images"] or "").rstrip("/").rsplit("/", 1)[-1]  # no path of somebody's machine
-        networks = sorted(set((report.get("extractors") or {}).values()))
-        facts["networks"] = "; ".join(map(str, networks))
         lines += ["", *(f"- {name}: {fact}" for name, fact in facts.items() if fact)]
+        lines += [f"- {metric}: {protocol}" for metric, protocol in (report.get("protocols") or {}).items()]
         lines += [f"- {note}" for note in report.get("notes") or []]
     return "\n".join(lines) + "\n"
 
