@@ -145,13 +145,40 @@ LAYOUTS = {
     ),
     "Food-101": Layout(
         [*several("food-101/images", *CATS_DOGS), "food-101/meta/train.txt=cat/cat_1", "food-101/meta/test.txt=dog/1"],
-        r"one pool of images, and its splits are in text files: .*meta/test.txt, .*meta/train.txt; .*data\.train",
-        r"one pool of images, and its splits are in text files: .*meta/test.txt, .*meta/train.txt; .*data\.val",
+        r"one pool of images, and its splits are in other files: .*meta/test.txt, .*meta/train.txt; .*data\.train",
+        r"one pool of images, and its splits are in other files: .*meta/test.txt, .*meta/train.txt; .*data\.val",
     ),
     "CelebA": Layout(
         ["celeba/img_align_celeba/1.jpg", "celeba/list_eval_partition.txt=1.jpg 0"],
-        r"its splits are in text files: celeba/list_eval_partition.txt",
-        r"its splits are in text files: celeba/list_eval_partition.txt",
+        r"its splits are in other files: celeba/list_eval_partition.txt",
+        r"its splits are in other files: celeba/list_eval_partition.txt",
+    ),
+    "Stanford Dogs": Layout(
+        [*several("Images", *CATS_DOGS), "lists/train_list.mat=", "lists/test_list.mat=", "Annotation/cat/cat_1="],
+        r"one pool of images, and its splits are in other files: lists/test_list.mat, lists/train_list.mat",
+        r"one pool of images, and its splits are in other files: lists/test_list.mat, lists/train_list.mat",
+    ),
+    "iNaturalist": Layout(
+        ["train_val_images/Birds/1/1.jpg", "train2019.json={}", "val2019.json={}"],
+        r"one pool of images, and its splits are in other files: train2019.json, val2019.json",
+        r"one pool of images, and its splits are in other files: train2019.json, val2019.json",
+    ),
+    "ADE20K": both(
+        flat("images/training"), flat("images/validation"), "annotations/training/1.png", "annotations/validation/1.png"
+    ),
+    "BDD100K": Layout(
+        [f"images/{size}/{split}/1.jpg" for size in ("10k", "100k") for split in ("train", "val")],
+        r"splits in several places: images/100k/train, .*data\.train",
+        r"splits in several places: images/100k/train, .*data\.val",
+    ),
+    "assets beside the data": both(
+        several("data/train", *CATS_DOGS), several("data/valid", *CATS_DOGS), "assets/logo.png", "README.md"
+    ),
+    "the same again, deeper": both(
+        several("chest/train", *CATS_DOGS), several("chest/val", *CATS_DOGS), "chest/chest/train/cat/x.jpg"
+    ),
+    "dogs and cats, in sets": both(
+        several("training_set/training_set", *CATS_DOGS), several("validation_set/validation_set", *CATS_DOGS)
     ),
     "Pascal VOC": Layout(
         [
@@ -159,7 +186,7 @@ LAYOUTS = {
             *("VOC2012/ImageSets/Main/train.txt=1", "VOC2012/ImageSets/Main/val.txt=1"),
         ],
         r"one pool of images",
-        r"one pool of images, and its splits are in text files: VOC2012/ImageSets/Main/train.txt",
+        r"one pool of images, and its splits are in other files: VOC2012/ImageSets/Main/train.txt",
     ),
     "pool with masks": Layout(
         ["images/1.jpg", "images/2.jpg", "annotations/trimaps/1.png"], r"holds nothing named train", flat("images")
@@ -318,7 +345,7 @@ def test_a_pool_that_lists_divide_is_taken_where_it_is_named(tmp_path: Path) -> 
     source = open_images(str(root / "food-101" / "images"), "auto", "val")
     assert isinstance(source, ImageSource)
     assert sorted(set(found_in(source, root).values())) == ["cat", "dog"]
-    with pytest.raises(InputError, match="its splits are in text files"):
+    with pytest.raises(InputError, match="its splits are in other files"):
         has_split(str(root), "val", "auto")
 
 
@@ -506,5 +533,5 @@ def test_fit_says_what_is_there_where_it_finds_no_training_split(tmp_path: Path)
     with pytest.raises(InputError, match=r"holds test2017, val2017, and nothing named train; .*data\.train"):
         ImageNetDataModule(root, 1, global_batch_size=1, num_workers=0).setup("fit")
     root = write(LAYOUTS["Food-101"].files, tmp_path / "food", "folder")
-    with pytest.raises(InputError, match=r"its splits are in text files"):
+    with pytest.raises(InputError, match=r"its splits are in other files"):
         ImageNetDataModule(root, 1, global_batch_size=1, num_workers=0).setup("fit")

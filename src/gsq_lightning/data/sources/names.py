@@ -30,7 +30,18 @@ ANNOTATION_WORDS = frozenset(
     {
         *("label", "labels", "annotation", "annotations", "annot", "anno", "annos", "xml", "json", "meta", "metadata"),
         *("mask", "masks", "trimap", "trimaps", "segmentation", "segmentations", "matte", "semantic", "bbox", "boxes"),
-        *("gt", "truth", "groundtruth", "depth", "disparity", "normals"),
+        *(
+            "gt",
+            "truth",
+            "groundtruth",
+            "depth",
+            "disparity",
+            "normals",
+            "instance",
+            "instances",
+            "panoptic",
+            "polygons",
+        ),
     }
 )
 IMAGE_WORDS = frozenset(

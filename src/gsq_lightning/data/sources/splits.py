@@ -33,7 +33,8 @@ SPLIT_OF_WORD = {
     **dict.fromkeys(("test", "testing"), "test"),
 }
 COMPOUND = re.compile(r"(train|training|val|valid|validation|test|testing)(?:set|data|images?|imgs?|val)")
-DIVIDING_WORDS = frozenset({"partition", "partitions", "split", "splits"})
+DIVIDING_WORDS = frozenset({"partition", "partitions", "split", "splits", "setid"})
+DIVIDING_SUFFIXES = LIST_SUFFIXES | {".csv", ".json", ".jsonl", ".mat", ".npy", ".npz", ".pkl"}
 MOST_SIBLINGS = 32  # folders that are looked into for splits: where these have none, they are classes
 SHOWN = 6  # names in a message
 
@@ -258,13 +259,13 @@ def split_parts(tree: Tree, folder: str, entries: Entries) -> dict[str, list[Par
     parts: defaultdict[str, list[Part]] = defaultdict(list)
     others = 0
     is_any_exact = False
-    if not any(splits_in(name) for name in [*entries.folders, *entries.files]):
-        return {}
     candidates = [Part(os.path.join(folder, name), "folder") for name in entries.folders]
     for name in entries.files:
         kind = kind_of_file(name)
         if kind is not None:
             candidates.append(Part(os.path.join(folder, name), kind))
+    if not any(splits_in(os.path.basename(part.path)) for part in candidates):
+        return {}
     for part in candidates:
         stem = os.path.basename(part.path)
         split = split_of(stem if part.kind == "folder" else os.path.splitext(stem)[0])
@@ -337,8 +338,8 @@ def _refuse_lists_of_splits(tree: Tree, split: Split, place: str) -> None:
     splits = set().union(*(splits_in(os.path.basename(name)) for name in lists))
     if len(splits) > 1 or any(DIVIDING_WORDS & set(words_of(os.path.basename(name))) for name in lists):
         raise InputError(
-            f"{place} holds one pool of images, and its splits are in text files: {shown(sorted(lists))}; write a list "
-            f"of the images of each split (one path on a line), or take the whole pool, and {name_it(split)}"
+            f"{place} holds one pool of images, and its splits are in other files: {shown(sorted(lists))}; write a "
+            f"list of the images of each split (one path on a line), or take the whole pool, and {name_it(split)}"
         )
 
 
@@ -349,8 +350,8 @@ def refuse_undivided(split: Split, place: str) -> None:
 
 
 def is_dividing_text(name: str) -> bool:
-    """Whether a text file may say which images belong to which split."""
-    is_text = os.path.splitext(name)[1].lower() in LIST_SUFFIXES | {".csv", ".json"}
+    """Whether a file may say which images belong to which split: a text, or a table."""
+    is_text = os.path.splitext(name)[1].lower() in DIVIDING_SUFFIXES
     return is_text and bool(splits_in(name) or DIVIDING_WORDS & set(words_of(name)))
 
 
