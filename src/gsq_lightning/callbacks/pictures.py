@@ -30,20 +30,25 @@ class ReconstructionGrid(Callback):
         columns: images beside each other, each with what was made of it.
         error_maps: show the mean absolute error of each pixel, from black for none over red and yellow to white for a
             quarter of the range and more.
+        folder: where the picture goes; by default the log folder.
     """
 
-    def __init__(self, num_images: int = 16, columns: int = 4, error_maps: bool = True) -> None:
+    def __init__(
+        self, num_images: int = 16, columns: int = 4, error_maps: bool = True, folder: str | None = None
+    ) -> None:
         if num_images < 1 or columns < 1:
             raise InputError(f"num_images {num_images} and columns {columns} must be at least 1")
         self.num_images = num_images
         self.columns = columns
         self.error_maps = error_maps
         self._images: list[Tensor] = []
+        self.folder = folder
         self._folder: str | None = None
         self.path: Path | None = None
 
     def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
-        self._folder = trainer.log_dir  # asks all processes, so that all must ask
+        log_dir = trainer.log_dir  # a collective call
+        self._folder = self.folder or log_dir
 
     def on_validation_epoch_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         self._images = []

@@ -67,6 +67,7 @@ class Report(Callback):
             the metrics.
         compare: reports, checkpoints or folders to print beside the result.
         evaluated: where weights come from that the Trainer does not load itself.
+        folder: where the report goes; by default the log folder.
 
     Attributes:
         validated_step: generator step of the last validation, or None.
@@ -81,11 +82,13 @@ class Report(Callback):
         recipe: str | None = None,
         compare: Sequence[str] = (),
         evaluated: Evaluated | None = None,
+        folder: str | None = None,
     ) -> None:
         self.name = name
         self.recipe = recipe
         self.compare = list(compare)
         self.validated_step: int | None = None
+        self.folder = folder
         self._evaluated = evaluated
         self._loaded_step: int | None = None
         self._loaded_recipe: str | None = None
@@ -93,7 +96,8 @@ class Report(Callback):
         self._others: list[EvaluationReport] = []
 
     def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
-        self._folder = trainer.log_dir  # a collective call
+        log_dir = trainer.log_dir  # a collective call
+        self._folder = self.folder or log_dir
         self._others = [find_report(Path(other)) for other in self.compare]
 
     def on_save_checkpoint(self, trainer: Trainer, pl_module: LightningModule, checkpoint: dict[str, Any]) -> None:

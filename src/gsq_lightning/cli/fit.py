@@ -3,29 +3,28 @@
 Precedence: flags > config files, later ones over earlier > what a checkpoint brings.
 """
 
-import argparse
 import logging
 import os
 import sys
 import tempfile
 import threading
 import warnings
-from datetime import timedelta
 from pathlib import Path
-from typing import Any, Literal, NamedTuple, NoReturn
+from typing import Any, Literal, NoReturn
 
 import yaml
 from jsonargparse import set_parsing_settings
 from lightning.pytorch import Callback, LightningDataModule, Trainer
 from lightning.pytorch.cli import ArgsType, LightningArgumentParser, LightningCLI
-from lightning.pytorch.strategies import DDPStrategy, StrategyRegistry
 from lightning.pytorch.utilities.rank_zero import rank_zero_info
 
 import gsq_lightning
 from gsq_lightning.callbacks import Evaluated, LossProgressBar, ReconstructionGrid, Report, TokenWriter
+from gsq_lightning.cli.arguments import EVALUATIONS, Arguments, names_places, recipe_name, what_is_missing
 from gsq_lightning.cli.messages import fail, one_line_errors, plain_message
 from gsq_lightning.cli.recipes import find_recipe, read_config
-from gsq_lightning.cli.source import PLACES, Source, is_export, parser_defaults, read_source
+from gsq_lightning.cli.source import Source, is_export, parser_defaults, read_source
+from gsq_lightning.cli.trainer import add_trainer_options, make_trainer
 from gsq_lightning.distributed import settle_threads
 from gsq_lightning.errors import InputError, require
 from gsq_lightning.files import disk_error, left_out_on_disk_errors
@@ -47,11 +46,9 @@ from gsq_lightning.training import TokenizerModule
 
 CommandName = Literal["fit", "validate", "test", "predict", "weights"]
 
-EVALUATIONS = ("validate", "test", "predict")
 ONLY_EVALUATED = "which cannot be trained on; give a checkpoint"
 LAST = "last"  # --ckpt_path of the newest checkpoint of a recipe
 LOGGED_REFRESH = 100  # batches between two lines of progress in a log file
-PROCESS_TIMEOUT = timedelta(minutes=15)  # that processes wait for each other before they give up
 RUNS = "runs"  # where runs go whose config names no place
 
 
@@ -94,40 +91,6 @@ def leave_out_disk_errors(arguments: threading.ExceptHookArgs) -> None:
     """For threads that write logs, as TensorBoard's: who asked for the writing gets the same error, and reports it."""
     if disk_error(arguments.exc_value) is None:
         threading.__excepthook__(arguments)
-
-
-class Arguments(NamedTuple):
-    """A command line, by layer.
-
-    Attributes:
-        configs: names and paths of config files.
-        checkpoint: what to validate, to resume or to turn images into tokens with.
-        weights: of a checkpoint: "ema" or "raw".
-        flags: the rest.
-    """
-
-    configs: list[str]
-    checkpoint: str | None
-    weights: Any
-    flags: list[str]
-
-    @classmethod
-    def split(cls, arguments: list[str], command: str) -> "Arguments":
-        scan = argparse.ArgumentParser(add_help=False, allow_abbrev=False, exit_on_error=False)
-        scan.add_argument("-c", "--config", action="append", default=[])
-        scan.add_argument("--ckpt_path")
-        if command in EVALUATIONS:
-            scan.add_argument("--weights", default="ema")
-        try:
-            found, flags = scan.parse_known_args(arguments)
-        except argparse.ArgumentError as error:
-            fail(str(error))
-        checkpoint = None if found.ckpt_path in (None, "null", "") else str(found.ckpt_path)
-        return cls(found.config, checkpoint, getattr(found, "weights", "ema"), flags)
-
-    @property
-    def asks_for_help(self) -> bool:
-        return any(flag in ("-h", "--help") or flag.partition("=")[0].endswith(".help") for flag in self.flags)
 
 
 class OneLineErrors(LightningArgumentParser):
@@ -187,12 +150,17 @@ class GSQCommand(LightningCLI):
     def init_parser(self, **kwargs: Any) -> LightningArgumentParser:
         return super().init_parser(dump_header=[f"gsq-lightning {gsq_lightning.__version__}"], **kwargs)
 
+    def add_core_arguments_to_parser(self, parser: LightningArgumentParser) -> None:
+        add_trainer_options(parser)
+        parser.add_lightning_class_args(TokenizerModule, "model")
+        parser.add_lightning_class_args(LightningDataModule, "data", subclass_mode=True)
+
     def add_arguments_to_parser(self, parser: LightningArgumentParser) -> None:
         parser.add_argument(
             "--ckpt_path", type=str | None, help="A checkpoint, or the folder of a run or of its recipe."
         )
         parser.add_class_arguments(RunCheckpoint, "checkpoint", skip={"dirpath"})
-        parser.add_class_arguments(ReconstructionGrid, "reconstructions")
+        parser.add_class_arguments(ReconstructionGrid, "reconstructions", skip={"folder"})
         parser.add_class_arguments(TokenWriter, "tokens")
         parser.add_argument(
             "--auto_resume",
@@ -288,6 +256,8 @@ class GSQCommand(LightningCLI):
         callbacks += [objects.tokens, self.report]
         if self.run_folder is not None:
             callbacks.append(self.start)
+            self.report.folder = objects.reconstructions.folder = str(self.run_folder.path)
+            objects.checkpoint.dirpath = str(self.run_folder.checkpoints)
         if options["enable_checkpointing"] is not False:
             callbacks.append(objects.checkpoint)
         if options["enable_progress_bar"] is not False and not any(
@@ -295,20 +265,7 @@ class GSQCommand(LightningCLI):
         ):
             # each refresh is a line of its own where a log is written
             callbacks.append(LossProgressBar(refresh_rate=1 if sys.stderr.isatty() else LOGGED_REFRESH))
-        # "auto" is "ddp" with several devices. In the step of one network the other gets no gradient; validation
-        # batches differ in number between ranks, so that buffers must not be exchanged in each forward pass
-        StrategyRegistry.register(
-            "ddp",
-            DDPStrategy,
-            override=True,
-            find_unused_parameters=self.model.discriminator is not None,
-            broadcast_buffers=False,
-            timeout=PROCESS_TIMEOUT,
-        )
-        try:
-            return Trainer(**{**options, "callbacks": callbacks})
-        except (TypeError, ValueError, RuntimeError) as error:
-            raise InputError(f"the Trainer refuses this config: {error}") from error
+        return make_trainer(options, callbacks, self.model)
 
     def run(self) -> None:
         """Does what the command is there for."""
@@ -335,30 +292,6 @@ class GSQCommand(LightningCLI):
         if trainer.is_global_zero:
             with left_out_on_disk_errors(str(self.run_folder.finished)):
                 mark_finished(self.run_folder, trainer.global_step)
-
-
-def what_is_missing(command: str) -> str:
-    recipe = "--config, such as f8.yaml"
-    needed = recipe if command in ("fit", "weights") else f"--ckpt_path, the checkpoint, or {recipe}"
-    return f"gsq {command} needs {needed}"
-
-
-def recipe_name(given: Arguments) -> str | None:
-    """The configs of a command, and how many flags change model or data."""
-    names = list(given.configs)
-    flags = [name for name in given.flags if name.startswith(("--model", "--data.")) and "--data.root" not in name]
-    if names and flags:
-        names.append("1 flag" if len(flags) == 1 else f"{len(flags)} flags")
-    return " + ".join(names) or None
-
-
-def names_places(configs: list[dict[str, Any]], flags: list[str]) -> bool:
-    """Whether config files or flags say where images lie: then all of a checkpoint's places are left out."""
-    sections = [config.get("data") for config in configs]
-    options = [section.get("init_args", section) for section in sections if isinstance(section, dict)]
-    given = [name for one in options if isinstance(one, dict) for name, value in one.items() if value is not None]
-    given += [flag.partition("=")[0].rpartition(".")[2] for flag in flags if flag.startswith("--data.")]
-    return any(place in given for place in PLACES)
 
 
 def checkpoint_at(path: Path) -> Path:

@@ -32,6 +32,13 @@ WEIGHTS_OPTIONS = {
     "resnet50": ("model.perceptual_loss.weights",),
     "vgg16": ("model.perceptual_loss.weights", "model.metrics.vgg16_weights"),
 }
+# options that users of other Lightning projects know, and what there is here
+INSTEAD = {
+    "trainer.accumulate_grad_batches": "the networks step in turn; set model.accumulate_batches",
+    "trainer.gradient_clip_val": "set model.tokenizer_clip_norm and model.discriminator_clip_norm, 2.0 each by default",
+    "trainer.gradient_clip_algorithm": "gradients are clipped by norm: model.tokenizer_clip_norm",
+    "trainer.overfit_batches": "set trainer.limit_train_batches and a learning rate that suits it",
+}
 # how types are called, by the names that Python has for them
 KINDS = {
     "int": "a whole number",
@@ -87,7 +94,7 @@ def one_line_errors(command: str) -> Iterator[None]:
 def input_error(error: BaseException) -> BaseException | None:
     """What the user can mend, within an error and those that led to it: jsonargparse wraps what constructors raise."""
     kinds = (InputError, *_lightning_errors())
-    return next((one for one in causes(error) if isinstance(one, kinds)), None)
+    return next((one for one in causes(error) if isinstance(one, kinds) or "`val_check_interval`" in str(one)), None)
 
 
 def text_of(error: BaseException, command: str) -> str:
@@ -115,7 +122,10 @@ def plain_message(message: str, options: Sequence[str] = ()) -> str:
     if text.endswith("Option 'root' is not accepted"):
         return "these data have no root; --data ImageNetDataModule before --data.root FOLDER takes images from a folder"
     if found := re.match(r"unrecognized arguments: (.*)", text):
-        return text + hint(found[1].split()[0].partition("=")[0], options)
+        word = found[1].split()[0].partition("=")[0]
+        if word.lstrip("-") in INSTEAD:
+            return f"there is no {word}: {INSTEAD[word.lstrip('-')]}"
+        return text + hint(word, options)
     if found := re.match(r'Parser key "([^"]+)"', text):
         value = re.split(r"(?:Got|Given) value: ", text)[-1]
         types = re.search(r"Subtypes: (.*?) Errors:", text) or re.search(r"Expected an? (.*?)\. Got value", text)

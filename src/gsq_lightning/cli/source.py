@@ -13,6 +13,7 @@ from torch import Tensor
 
 import gsq_lightning.data
 from gsq_lightning import quantizers
+from gsq_lightning.cli.arguments import PLACES
 from gsq_lightning.errors import InputError, look_up, require
 from gsq_lightning.metrics import REPORTED, MetricName
 from gsq_lightning.pretrained.export import CONFIG_FILE, Weights, read_tokenizer, tokenizer_in
@@ -21,7 +22,6 @@ from gsq_lightning.reports import sha256_of
 from gsq_lightning.runs.checkpoint_io import load_checkpoint_file
 
 WORD = re.compile(r"\w*", re.ASCII)  # no path, no place to import from
-PLACES = ("root", "train", "val")  # options of data modules that say where images lie
 
 
 class Source(NamedTuple):

@@ -1,6 +1,6 @@
 """The parts of Lightning without a public way to them that runs rely on, as they are in lightning 2.6.
 
-Each has its reason beside it and a test in tests/runs/test_lightning_internals.py; pyproject.toml caps lightning below
+Each has its reason beside it and a test in tests/runs; pyproject.toml caps lightning below
 2.7 for their sake. To move on to another version: read these, run those tests.
 """
 

@@ -5,12 +5,12 @@ from typing import Any
 
 from lightning.pytorch import Callback, LightningModule, Trainer
 
-from gsq_lightning.files import write_whole
 from gsq_lightning.runs.layout import RunFolder
 
 
 class RunStart(Callback):
-    """Writes `config.yaml` when training starts, and removes the folder again where no step was made.
+    """Writes `config.yaml` when training starts, and removes the folder again where no step was made
+    by the process that wrote it.
 
     Args:
         run: whose folder is made where it is missing.
@@ -25,14 +25,19 @@ class RunStart(Callback):
     def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
         if stage != "fit" or not trainer.is_global_zero:
             return
-        self._made = not self.run.path.exists()
-        if not self.run.config.exists():  # a run that is resumed keeps the config that it was started with
-            write_whole(self.run.config, self.config.encode())
+        self.run.path.mkdir(parents=True, exist_ok=True)
+        try:
+            with self.run.config.open("x", encoding="utf-8") as file:
+                file.write(self.config)
+            self._made = True
+        except FileExistsError:  # a run that is resumed keeps the config that it was started with
+            self._made = False
 
     def on_train_batch_end(self, *_: Any, **__: Any) -> None:
         self._made = False  # by now there is something to keep
 
     def on_exception(self, trainer: Trainer, pl_module: LightningModule, exception: BaseException) -> None:
-        if self._made and trainer.is_global_zero:
+        # loggers may make the folder before `setup`
+        if trainer.is_global_zero and (self._made or not self.run.config.exists()):
             shutil.rmtree(self.run.path, ignore_errors=True)
             self._made = False

@@ -1,0 +1,68 @@
+"""A command line, taken apart into its layers: what a checkpoint brings, config files, flags."""
+
+import argparse
+from typing import Any, NamedTuple
+
+from gsq_lightning.cli.messages import fail
+
+EVALUATIONS = ("validate", "test", "predict")
+PLACES = ("root", "train", "val")  # options of data modules that say where images lie
+
+
+class Arguments(NamedTuple):
+    """A command line, by layer.
+
+    Attributes:
+        configs: names and paths of config files.
+        checkpoint: what to validate, to resume or to turn images into tokens with.
+        weights: of a checkpoint: "ema" or "raw".
+        flags: the rest.
+    """
+
+    configs: list[str]
+    checkpoint: str | None
+    weights: Any
+    flags: list[str]
+
+    @classmethod
+    def split(cls, arguments: list[str], command: str) -> "Arguments":
+        scan = argparse.ArgumentParser(add_help=False, allow_abbrev=False, exit_on_error=False)
+        scan.add_argument("-c", "--config", action="append", default=[])
+        scan.add_argument("--ckpt_path")
+        if command in EVALUATIONS:
+            scan.add_argument("--weights", default="ema")
+        try:
+            found, flags = scan.parse_known_args(arguments)
+        except argparse.ArgumentError as error:
+            fail(str(error))
+        checkpoint = None if found.ckpt_path in (None, "null", "") else str(found.ckpt_path)
+        return cls(found.config, checkpoint, getattr(found, "weights", "ema"), flags)
+
+    @property
+    def asks_for_help(self) -> bool:
+        return any(flag in ("-h", "--help") or flag.partition("=")[0].endswith(".help") for flag in self.flags)
+
+
+def what_is_missing(command: str) -> str:
+    """The message for a command without a config."""
+    recipe = "--config, such as f8.yaml"
+    needed = recipe if command in ("fit", "weights") else f"--ckpt_path, the checkpoint, or {recipe}"
+    return f"gsq {command} needs {needed}"
+
+
+def recipe_name(given: Arguments) -> str | None:
+    """The configs of a command, and how many flags change model or data."""
+    names = list(given.configs)
+    flags = [name for name in given.flags if name.startswith(("--model", "--data.")) and "--data.root" not in name]
+    if names and flags:
+        names.append("1 flag" if len(flags) == 1 else f"{len(flags)} flags")
+    return " + ".join(names) or None
+
+
+def names_places(configs: list[dict[str, Any]], flags: list[str]) -> bool:
+    """Whether config files or flags say where images lie: then all of a checkpoint's places are left out."""
+    sections = [config.get("data") for config in configs]
+    options = [section.get("init_args", section) for section in sections if isinstance(section, dict)]
+    given = [name for one in options if isinstance(one, dict) for name, value in one.items() if value is not None]
+    given += [flag.partition("=")[0].rpartition(".")[2] for flag in flags if flag.startswith("--data.")]
+    return any(place in given for place in PLACES)

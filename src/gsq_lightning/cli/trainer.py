@@ -1,0 +1,68 @@
+"""The Trainer of the command: which of its options there are, and what it is given besides them."""
+
+from datetime import timedelta
+from typing import Any
+
+from lightning.pytorch import Callback, LightningModule, Trainer
+from lightning.pytorch.callbacks import BatchSizeFinder, LearningRateFinder
+from lightning.pytorch.cli import LightningArgumentParser
+from lightning.pytorch.strategies import DDPStrategy, StrategyRegistry
+
+from gsq_lightning.cli.messages import INSTEAD
+from gsq_lightning.errors import InputError, require
+
+PROCESS_TIMEOUT = timedelta(minutes=15)  # that processes wait for each other before they give up
+# Lightning's annotations let Python's cache of types put float before int, so that "1", one batch, is read as "all"
+LIMITS = {
+    "limit_train_batches": "Training batches of an epoch: a number of them, or a share such as 0.1.",
+    "limit_val_batches": "Validation batches: a number of them, or a share; 0 trains without validation.",
+    "limit_test_batches": "Test batches: a number of them, or a share.",
+    "limit_predict_batches": "Batches to predict: a number of them, or a share.",
+    "val_check_interval": "Training batches between two validations: a number of them, or a share of the epoch.",
+}
+
+
+def add_trainer_options(parser: LightningArgumentParser) -> None:
+    """Adds the Trainer's options but those that two optimizers rule out."""
+    refused = {name.removeprefix("trainer.") for name in INSTEAD if name.startswith("trainer.")}
+    parser.add_class_arguments(
+        Trainer, "trainer", instantiate=False, fail_untyped=False, sub_configs=True, skip={*refused, *LIMITS}
+    )
+    for name, text in LIMITS.items():
+        parser.add_argument(f"--trainer.{name}", type=int | float | None, default=None, help=text)
+
+
+def make_trainer(options: dict[str, Any], callbacks: list[Callback], module: LightningModule) -> Trainer:
+    """Makes the Trainer. Raises InputError for options that it refuses, or that do not work with two optimizers.
+
+    Args:
+        options: of the section `trainer`.
+        callbacks: all there are.
+        module: what is trained.
+    """
+    every = options["check_val_every_n_epoch"]
+    require(every is None or every >= 1, f"trainer.check_val_every_n_epoch is {every}; it must be at least 1, or null")
+    require(
+        "spawn" not in str(options["strategy"]) and "fork" not in str(options["strategy"]),
+        f"trainer.strategy {options['strategy']} cannot be used: each process runs the command here; use ddp",
+    )
+    for one in callbacks:
+        require(
+            not isinstance(one, LearningRateFinder | BatchSizeFinder),
+            f"{type(one).__name__} cannot be used with two optimizers; set model.tokenizer_optimizer.lr and "
+            "data.global_batch_size",
+        )
+    # "auto" is "ddp" with several devices. In the step of one network the other gets no gradient; validation batches
+    # differ in number between ranks, so that buffers must not be exchanged in each forward pass
+    StrategyRegistry.register(
+        "ddp",
+        DDPStrategy,
+        override=True,
+        find_unused_parameters=getattr(module, "discriminator", None) is not None,
+        broadcast_buffers=False,
+        timeout=PROCESS_TIMEOUT,
+    )
+    try:
+        return Trainer(**{**options, "callbacks": callbacks, "enable_autolog_hparams": False})
+    except (TypeError, ValueError, RuntimeError) as error:
+        raise InputError(f"the Trainer refuses this config: {error}") from error

@@ -1,0 +1,99 @@
+"""What a training leaves where: one folder, whatever its loggers; nothing where it fails before its first step."""
+
+from pathlib import Path
+
+import pytest
+
+from gsq_lightning.__main__ import main
+from tests.cli.test_fit import TINY, error_of, images
+from tests.conftest import write_images
+
+
+@pytest.fixture
+def place(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A folder with images and a config of the user's own, where the command is started."""
+    write_images(tmp_path / "images" / "train", 8)
+    write_images(tmp_path / "images" / "val", 2, seed=1)
+    (tmp_path / "config.yaml").write_text("trainer: {max_steps: 2}\n")
+    monkeypatch.chdir(tmp_path)
+    return tmp_path
+
+
+FIT = [
+    *("fit", "--config", "quickstart.yaml", "--config", "config.yaml", *TINY, *images(Path("images"))),
+    *("--model.metrics.names=[psnr]", "--model.discriminator=null"),
+]
+FIT = [flag for flag in FIT if not flag.startswith("--model.discriminator.")]
+
+
+def files(folder: Path) -> set[str]:
+    return {
+        str(path.relative_to(folder)) for path in folder.rglob("*") if path.is_file() and "images" not in path.parts
+    }
+
+
+def test_without_a_logger_all_goes_into_a_folder_of_the_run_and_it_is_resumed(place: Path) -> None:
+    main([*FIT, "--trainer.logger=false", "--trainer.max_steps=1"])
+    left = {"config.yaml", "metrics.json", "metrics.md", "reconstructions.png", ".finished"}
+    left |= {"checkpoints/last.ckpt", "checkpoints/.running"}
+    assert files(place) == {"config.yaml", *(f"runs/quickstart/version_0/{name}" for name in left)}
+    assert (place / "config.yaml").read_text() == "trainer: {max_steps: 2}\n"
+    main([*FIT, "--trainer.logger=false"])
+    assert not (place / "runs" / "quickstart" / "version_1").exists()
+
+
+def test_rows_of_a_csv_logger_outlive_a_resume_and_two_loggers_share_the_folder(place: Path) -> None:
+    csv = "{class_path: lightning.pytorch.loggers.CSVLogger, init_args: {save_dir: $PLACE/mine, name: runs}}"
+    board = "{class_path: gsq_lightning.runs.RunLogger, init_args: {save_dir: elsewhere}}"
+    (place / "loggers.yaml").write_text(f"trainer: {{log_every_n_steps: 1, logger: [{csv}, {board}]}}\n")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("PLACE", str(place))
+        for steps in (1, 2):
+            main([*FIT, "--config=loggers.yaml", f"--trainer.max_steps={steps}"])
+    run = place / "mine" / "runs" / "version_0"
+    assert (run / "csv" / "metrics.csv").is_file()
+    assert (run / "csv_2" / "metrics.csv").is_file()
+    assert list(run.glob("events.out.tfevents.*"))
+    assert not (place / "elsewhere").exists()
+    assert not (place / "runs").exists()
+
+
+def test_a_fast_dev_run_leaves_nothing(place: Path) -> None:
+    main([*FIT, "--trainer.fast_dev_run=true"])
+    assert files(place) == {"config.yaml"}
+
+
+@pytest.mark.parametrize(
+    ("flag", "message"),
+    [
+        ("--trainer.val_check_interval=100", "`val_check_interval` (100) must be less than"),
+        ("--trainer.check_val_every_n_epoch=0", "trainer.check_val_every_n_epoch is 0; it must be at least 1"),
+        ("--trainer.strategy=ddp_spawn", "trainer.strategy ddp_spawn cannot be used"),
+        ("--trainer.strategy=fsdp", "`fsdp` requires a GPU"),
+        ("--trainer.overfit_batches=1", "there is no --trainer.overfit_batches: set trainer.limit_train_batches"),
+        ("--trainer.callbacks+=LearningRateFinder", "LearningRateFinder cannot be used with two optimizers"),
+        ("--data.root=nowhere", "nowhere"),
+        ("--model.metrics.names=[rfid]", "weights of inception are missing"),
+    ],
+)
+def test_a_start_that_fails_ends_in_one_line_and_leaves_nothing(
+    place: Path, flag: str, message: str, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("TORCH_HOME", str(place / "images"))
+    monkeypatch.setattr("gsq_lightning.pretrained.weights.reachable", lambda url: False)
+    assert message in error_of([*FIT, flag], capsys)
+    assert files(place) == {"config.yaml"}
+
+
+def test_without_checkpoints_a_run_ends_well(place: Path) -> None:
+    main([*FIT, "--trainer.enable_checkpointing=false", "--trainer.logger=false"])
+    assert not (place / "runs" / "quickstart" / "version_0" / "checkpoints").exists()
+    assert (place / "runs" / "quickstart" / "version_0" / "metrics.json").is_file()
+
+
+def test_one_batch_is_one_batch(place: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """Not all of them, as 1.0 would be."""
+    write_images(place / "images" / "val" / "more", 6, seed=5)
+    main([*FIT, "--trainer.limit_val_batches=1", "--data.val_batch_size=3"])
+    assert "images  " in (output := capsys.readouterr().out)
+    assert next(line.split()[1] for line in output.splitlines() if line.strip().startswith("images")) == "3"
