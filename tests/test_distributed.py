@@ -99,7 +99,7 @@ def train(root: str, world: int) -> dict[str, Any]:
     module = make_module()
     fit(module, root, world, 6, [Poison(rank=world - 1, batches=range(2, 4))])
     found["one process poisoned"] = module.state_dict()
-    found["skipped"] = dict(module._skipped_in_all)
+    found["skipped"] = {name: skipped.in_all for name, skipped in module.stepper.skipped.items()}
 
     module = make_module(max_skipped_steps=3)
     try:

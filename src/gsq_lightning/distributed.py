@@ -13,6 +13,11 @@ Value = TypeVar("Value")
 PAUSE = 0.02  # seconds: many times what a thread needs, little for the start of a loading process
 
 
+def world_size() -> int:
+    """Ranks of this run: 1 where there is no process group."""
+    return distributed.get_world_size() if _are_several() else 1
+
+
 def is_rank_0() -> bool:
     return not _are_several() or distributed.get_rank() == 0
 

@@ -1,59 +1,40 @@
 """The LightningModule: trains a tokenizer against a discriminator, validates it, turns images into tokens."""
 
 import logging
-import math
-from collections.abc import Iterator
+from collections.abc import Callable
 from contextlib import AbstractContextManager, nullcontext
-from typing import Any, NamedTuple
+from functools import partial
+from typing import Any, Literal, NamedTuple
 
 import torch
 from lightning.pytorch import Callback, LightningModule
 from lightning.pytorch.cli import LRSchedulerCallable, OptimizerCallable
-from lightning.pytorch.core.mixins.hparams_mixin import _given_hyperparameters
 from lightning.pytorch.core.optimizer import LightningOptimizer
-from lightning.pytorch.strategies import ParallelStrategy
+from lightning.pytorch.strategies import DDPStrategy, SingleDeviceStrategy
 from lightning.pytorch.utilities.types import OptimizerLRScheduler
 from torch import Tensor, nn
-from torch.nn import functional as F
-from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 from torch.utils.data import DataLoader, DistributedSampler
 
-from gsq_lightning.discriminators import Discriminator
-from gsq_lightning.errors import InputError, ModelNotFinite, TrainingDiverged
-from gsq_lightning.losses import (
-    AdversarialLoss,
-    GradientPenalty,
-    LeCamRegularizer,
-    LossWeights,
-    PerceptualLoss,
-    adaptive_weight,
-    discriminator_loss,
-    generator_loss,
-    gradient_penalty,
-)
+from gsq_lightning.discriminators import Discriminator, as_discriminator
+from gsq_lightning.errors import ModelNotFinite, look_up, require
+from gsq_lightning.losses import AdversarialLoss, GradientPenalty, Loss, LossWeights, Objective, PerceptualLoss
 from gsq_lightning.metrics import OriginalImages, ReconstructionMetrics
 from gsq_lightning.optim.adamw import PaperAdamW
+from gsq_lightning.optim.ema import EMA
+from gsq_lightning.optim.options import make_optimization, restore_options
 from gsq_lightning.optim.random_streams import seed_streams
+from gsq_lightning.optim.stepping import StepOutcome, Stepper
 from gsq_lightning.pretrained.saved import check_weights
+from gsq_lightning.quantizers import QuantizerOutput
 from gsq_lightning.tokenizer import GSQTokenizer
 
 logger = logging.getLogger(__name__)
 
-# what cannot be written into a checkpoint as plain data when the module is made in Python
-OBJECTS = (
-    "tokenizer",
-    "discriminator",
-    "perceptual_loss",
-    "metrics",
-    "loss_weights",
-    "tokenizer_optimizer",
-    "discriminator_optimizer",
-    "tokenizer_scheduler",
-    "discriminator_scheduler",
-)
+EvaluatedWeights = Literal["ema", "raw"]
 
 # weights and their averages stay in float32; float16 would need its losses scaled, for two networks
 PRECISIONS = ("bf16-mixed", "32-true")
+NOTEWORTHY_SHARE = 0.01  # of the initialization in the averaged weights
 
 
 class TokenBatch(NamedTuple):
@@ -73,23 +54,25 @@ class TokenBatch(NamedTuple):
 class TokenizerModule(LightningModule):
     """Trains a tokenizer: GSQ-GAN with a discriminator, GSQ-VAE without (GSQ, arXiv 2412.02632, sections 3 and 4).
 
-    One batch serves both networks: a generator step on tokenizer and quantizer, then a discriminator step on the same
-    images and the detached reconstruction. `trainer.global_step` counts generator steps, so that `max_steps` means
-    the same with and without a discriminator.
+    One batch serves both networks: the generator's loss on tokenizer and quantizer, the discriminator's on the same
+    images and the detached reconstruction; then both make a step. (The paper's reference draws a second batch for the
+    discriminator, after the generator's step.) `trainer.global_step` counts generator steps, so that `max_steps` means
+    the same with and without a discriminator. Logs are means over all images of a step, and carry that count.
 
-    With several devices the `gsq` command brings the strategy along; in Python give the Trainer
-    `DDPStrategy(find_unused_parameters=True, broadcast_buffers=False)`.
+    With several devices, take the strategy `ddp` or none.
+
+    A subclass that overrides `generator_loss_terms` or `discriminator_loss_terms` adds loss terms.
 
     Args:
         tokenizer: what is trained.
-        discriminator: its adversary, or none.
+        discriminator: its adversary, or none. Any module that maps (B, 3, H, W) in [-1, 1] to logits serves.
         perceptual_loss: or none.
         metrics: what validation computes, or none.
         loss_weights: factors of the loss terms.
         adversarial_loss: of the generator. The paper's best pair is non_saturating and hinge ("NH", Table 7).
         discriminator_loss: of the discriminator.
         discriminator_start_step: generator steps before the discriminator is trained.
-        adversarial_start_step: generator steps before the adversarial loss counts; never before the discriminator
+        adversarial_start_step: generator steps before the adversarial loss counts; 0, or not before the discriminator
             is trained.
         adversarial_ramp_steps: steps over which the adversarial weight then rises from 0 to its full value.
         adaptive_weight: multiply the adversarial weight by the ratio of the gradients of reconstruction and
@@ -101,21 +84,24 @@ class TokenizerModule(LightningModule):
         tokenizer_clip_norm, discriminator_clip_norm: largest gradient norm of each network, or none.
         accumulate_batches: batches per optimizer step.
         ema_decay: of the running average of the tokenizer's weights that is validated and exported, in [0, 1), or
-            none. The average starts as a copy after the first step.
+            none. It begins with the initial weights.
+        ema_warmup: the decay is at first smaller, min(ema_decay, (1 + n) / (10 + n)) after n steps.
+        evaluated_weights: what is validated and predicted with: "ema", the averaged weights where there are any, or
+            "raw", those that are trained.
         max_skipped_steps: steps with non-finite gradients are skipped and counted; after this many in a row the
             run stops.
         compile_networks: compile encoder and decoder when training starts; validation runs uncompiled.
         channels_last: keep weights and images in the layout that CUDA's convolutions prefer.
 
     Raises:
-        InputError: for values that make no sense.
+        InputError: for values that make no sense, and options without effect.
         TrainingDiverged: from training, after `max_skipped_steps`.
     """
 
     def __init__(
         self,
         tokenizer: GSQTokenizer,
-        discriminator: Discriminator | None = None,
+        discriminator: Discriminator | nn.Module | None = None,
         perceptual_loss: PerceptualLoss | None = None,
         metrics: ReconstructionMetrics | None = None,
         loss_weights: LossWeights = LossWeights(),  # noqa: B008 - frozen
@@ -135,85 +121,83 @@ class TokenizerModule(LightningModule):
         discriminator_clip_norm: float | None = 2.0,
         accumulate_batches: int = 1,
         ema_decay: float | None = 0.999,
+        ema_warmup: bool = True,
+        evaluated_weights: EvaluatedWeights = "ema",
         max_skipped_steps: int = 50,
         compile_networks: bool = False,
         channels_last: bool = False,
     ) -> None:
         super().__init__()
-        if accumulate_batches < 1:
-            raise InputError(f"accumulate_batches is {accumulate_batches}; it must be at least 1")
-        if ema_decay is not None and not 0.0 <= ema_decay < 1.0:
-            raise InputError(f"ema_decay is {ema_decay}; it must be at least 0 and below 1, or null for no average")
-        for name, norm in (
-            ("tokenizer_clip_norm", tokenizer_clip_norm),
-            ("discriminator_clip_norm", discriminator_clip_norm),
-        ):
-            if norm is not None and not norm > 0:
-                raise InputError(f"{name} is {norm}; it must be above 0, or null for no clipping")
-        for name, steps in (
-            ("discriminator_start_step", discriminator_start_step),
-            ("adversarial_start_step", adversarial_start_step),
-            ("adversarial_ramp_steps", adversarial_ramp_steps),
-        ):
-            if steps < 0:
-                raise InputError(f"{name} is {steps}; it must be at least 0")
-        if max_skipped_steps < 1:
-            raise InputError(f"max_skipped_steps is {max_skipped_steps}; it must be at least 1")
-        if not adaptive_weight_maximum > 0:
-            raise InputError(f"adaptive_weight_maximum is {adaptive_weight_maximum}; it must be above 0")
-        if loss_weights.gradient_penalty > 0 and discriminator and not discriminator.supports_gradient_penalty:
-            raise InputError(
-                f"loss_weights.gradient_penalty is {loss_weights.gradient_penalty}, but {type(discriminator).__name__} "
-                "has no second derivatives; set it to 0, or use PatchDiscriminator or StyleGANDiscriminator"
-            )
-        # from the command line the arguments arrive as plain data, which can rebuild the module
-        self.save_hyperparameters(ignore=() if _given_hyperparameters.get() is not None else OBJECTS)
+        adversary = None if discriminator is None else as_discriminator(discriminator)
+        self.objective = Objective(
+            loss_weights,
+            adversary,
+            perceptual_loss,
+            adversarial_loss=adversarial_loss,
+            discriminator_loss=discriminator_loss,
+            discriminator_start_step=discriminator_start_step,
+            adversarial_start_step=adversarial_start_step,
+            adversarial_ramp_steps=adversarial_ramp_steps,
+            adaptive_weight=adaptive_weight,
+            adaptive_weight_maximum=adaptive_weight_maximum,
+            gradient_penalty=gradient_penalty,
+        )
+        require(
+            discriminator is not None or discriminator_scheduler is None,
+            "discriminator_scheduler has no effect without a discriminator; leave it out",
+        )
+        look_up("evaluated_weights", evaluated_weights, {"ema": None, "raw": None})
         self.automatic_optimization = False
 
         self.tokenizer = tokenizer
-        self.discriminator = discriminator
+        self.discriminator = adversary
         self.perceptual_loss = perceptual_loss
         self.metrics = metrics
-        self.loss_weights = loss_weights
-        self.adversarial_loss: AdversarialLoss = adversarial_loss
-        self.discriminator_loss: AdversarialLoss = discriminator_loss
-        self.discriminator_start_step = discriminator_start_step
-        self.adversarial_start_step = adversarial_start_step
-        self.adversarial_ramp_steps = adversarial_ramp_steps
-        self.adaptive_weight = adaptive_weight
-        self.adaptive_weight_maximum = adaptive_weight_maximum
-        self.gradient_penalty: GradientPenalty = gradient_penalty
-        self.tokenizer_optimizer = tokenizer_optimizer
-        self.discriminator_optimizer = discriminator_optimizer
-        self.tokenizer_scheduler = tokenizer_scheduler
-        self.discriminator_scheduler = discriminator_scheduler
-        self.tokenizer_clip_norm = tokenizer_clip_norm
-        self.discriminator_clip_norm = discriminator_clip_norm
+        self.lecam = self.objective.lecam
+        self.ema = None if ema_decay is None else EMA(tokenizer, ema_decay, ema_warmup)
+        self.evaluated_weights: EvaluatedWeights = evaluated_weights
+        networks: dict[str, nn.Module] = {"tokenizer": tokenizer}
+        if adversary is not None:
+            networks["discriminator"] = adversary
+        self.stepper = Stepper(
+            networks,
+            {"tokenizer": tokenizer_clip_norm, "discriminator": discriminator_clip_norm},
+            accumulate_batches,
+            max_skipped_steps,
+        )
         self.accumulate_batches = accumulate_batches
-        self.ema_decay = ema_decay
-        self.max_skipped_steps = max_skipped_steps
+        self.optimizers_of = {"tokenizer": tokenizer_optimizer, "discriminator": discriminator_optimizer}
+        self.schedulers_of = {"tokenizer": tokenizer_scheduler, "discriminator": discriminator_scheduler}
         self.compile_networks = compile_networks
         self.channels_last = channels_last
-        self.lecam = LeCamRegularizer() if loss_weights.lecam > 0 else None
-        self.ema: AveragedModel | None = None
-        if ema_decay is not None:
-            self.ema = AveragedModel(tokenizer, multi_avg_fn=get_ema_multi_avg_fn(ema_decay)).requires_grad_(False)
-        self._skipped_in_a_row = {"tokenizer": 0, "discriminator": 0}
-        self._skipped_in_all = {"tokenizer": 0, "discriminator": 0}
-        self._batches = 0  # of training, on this process
-        self._batches_since_step = 0
-        self._stream_seed: int | None = None  # of what training draws at random
-        self._accumulated: dict[str, Tensor] = {}  # gradients of batches before a checkpoint that was loaded
         self.metric_values: dict[str, float] = {}  # of the last validation or test
+        self._batches = 0  # of training, on this rank
+        self._stream_seed: int | None = None  # of what training draws at random
+        self._options: dict[str, Any] = {}  # of optimizers and schedulers, as given
+        self._fits = False
+        self._checkpoint: dict[str, Any] | None = None  # that a training goes on from, until its optimizers are made
 
     @property
     def evaluated_tokenizer(self) -> GSQTokenizer:
-        """The averaged tokenizer once it has been averaged, else the one that is trained."""
-        if self.ema is not None and int(self.ema.n_averaged) > 0:
-            module = self.ema.module
-            assert isinstance(module, GSQTokenizer)
-            return module
+        """What is validated and predicted with: see `evaluated_weights`."""
+        if self.evaluated_weights == "ema" and self.ema is not None and self.ema.updates > 0:
+            assert isinstance(self.ema.module, GSQTokenizer)
+            return self.ema.module
         return self.tokenizer
+
+    @property
+    def between_steps(self) -> bool:
+        """Whether no gradients are half accumulated, so that a checkpoint holds all there is."""
+        return self.stepper.batches == 0
+
+    @property
+    def notes(self) -> list[str]:
+        """What a report of this module's metrics should say."""
+        averaged = self.ema is not None and self.evaluated_tokenizer is self.ema.module
+        share = self.ema.initial_share if self.ema is not None else 0.0
+        if not averaged or share < NOTEWORTHY_SHARE:
+            return []
+        return [f"the averaged weights that were evaluated are still {share:.0%} initialization"]
 
     def forward(self, image: Tensor) -> Tensor:
         """(B, 3, H, W) in [-1, 1] → reconstruction of the evaluated tokenizer."""
@@ -223,23 +207,29 @@ class TokenizerModule(LightningModule):
 
     def configure_callbacks(self) -> list[Callback]:
         """Refuses what the Trainer cannot do for two optimizers; this hook comes before the Trainer's own checks."""
-        if self.trainer.gradient_clip_val is not None:
-            raise InputError(
-                "trainer.gradient_clip_val cannot be used with two optimizers; "
-                "set model.tokenizer_clip_norm and model.discriminator_clip_norm (2.0 each by default)"
-            )
-        if self.trainer.accumulate_grad_batches != 1:
-            raise InputError(
-                "trainer.accumulate_grad_batches cannot be used with two optimizers; set model.accumulate_batches"
-            )
-        if self.trainer.precision not in PRECISIONS:
-            raise InputError(
-                f"trainer.precision {self.trainer.precision} is not supported; use {' or '.join(PRECISIONS)}"
-            )
+        require(
+            self.trainer.gradient_clip_val is None,
+            "trainer.gradient_clip_val cannot be used with two optimizers; "
+            "set model.tokenizer_clip_norm and model.discriminator_clip_norm (2.0 each by default)",
+        )
+        require(
+            self.trainer.accumulate_grad_batches == 1,
+            "trainer.accumulate_grad_batches cannot be used with two optimizers; set model.accumulate_batches",
+        )
+        require(
+            self.trainer.precision in PRECISIONS,
+            f"trainer.precision {self.trainer.precision} is not supported; use {' or '.join(PRECISIONS)}",
+        )
+        require(
+            isinstance(self.trainer.strategy, SingleDeviceStrategy | DDPStrategy),
+            f"trainer.strategy {type(self.trainer.strategy).__name__} is not supported for two networks with an "
+            "optimizer each; use ddp, or leave it out",
+        )
         return []
 
     def setup(self, stage: str) -> None:
-        if stage == "fit":
+        self._fits = stage == "fit"
+        if self._fits:
             self.load_training_networks()
             if self.channels_last:
                 self.to(memory_format=torch.channels_last)
@@ -249,26 +239,9 @@ class TokenizerModule(LightningModule):
         if stage in ("fit", "validate", "test"):
             self.load_metrics()
 
-    def on_validation_model_zero_grad(self) -> None:
-        """Keeps the gradients of a validation in the middle of an accumulation; optimizer steps clear theirs."""
-
-    def on_fit_start(self) -> None:
-        if self._stream_seed is None:
-            self._stream_seed = int(self.trainer.strategy.broadcast(torch.initial_seed()))
-
-    def on_train_start(self) -> None:
-        """Takes up the gradients of a checkpoint that was written between two optimizer steps."""
-        for name, parameter in self._trained_parameters():
-            if name in self._accumulated:
-                parameter.grad = self._accumulated[name].to(parameter)
-        self._accumulated = {}
-
     def load_training_networks(self) -> None:
         """Gets ready what only training looks through. Raises InputError where weights are not to be had."""
-        if self.perceptual_loss is not None and self.loss_weights.perceptual > 0:
-            self.perceptual_loss.load()
-        if self.discriminator is not None:
-            self.discriminator.load()
+        self.objective.load()
 
     def load_metrics(self) -> None:
         """Gets the metrics' networks ready. Raises InputError where weights are not to be had."""
@@ -277,180 +250,116 @@ class TokenizerModule(LightningModule):
             self.metrics.load(quantizer.codebook_size, quantizer.num_groups, quantizer.num_codebooks)
 
     def configure_optimizers(self) -> OptimizerLRScheduler:
-        try:
-            return self._make_optimizers()
-        except (TypeError, ValueError) as error:
-            raise InputError(f"an optimizer or scheduler refuses its options: {error}") from error
+        made = {
+            name: make_optimization(name, network.parameters(), self.optimizers_of[name], self.schedulers_of[name])
+            for name, network in self.stepper.networks.items()
+        }
+        self._options = {name: one.options for name, one in made.items()}
+        if self._checkpoint is not None:
+            restore_options(made, self._checkpoint, self._checkpoint["training_state"]["options"])
+            self._checkpoint = None
+        schedulers = [one.scheduler for one in made.values() if one.scheduler is not None]
+        return [one.optimizer for one in made.values()], schedulers
 
-    def _make_optimizers(self) -> OptimizerLRScheduler:
-        optimizers = [self.tokenizer_optimizer(self.tokenizer.parameters())]
-        schedulers = []
-        if self.tokenizer_scheduler is not None:
-            schedulers.append(self.tokenizer_scheduler(optimizers[0]))
-        if self.discriminator is not None:
-            optimizers.append(self.discriminator_optimizer(self.discriminator.parameters()))
-            if self.discriminator_scheduler is not None:
-                schedulers.append(self.discriminator_scheduler(optimizers[1]))
-        return optimizers, schedulers
+    def on_fit_start(self) -> None:
+        if self._stream_seed is None:
+            self._stream_seed = int(self.trainer.strategy.broadcast(torch.initial_seed()))
+
+    def on_train_start(self) -> None:
+        self.stepper.reset()
+        if self.ema is not None and self.ema.updates == 0:
+            self.ema.start(self.tokenizer)  # weights may have been loaded since the module was made
+        parts = self.objective.seen_in_parts(
+            self.tokenizer.quantizer, self.stepper.accumulate_batches, self.trainer.world_size
+        )
+        if parts and self.trainer.is_global_zero:
+            logger.warning("the update is that of the whole batch except for what sees its parts: %s", ", ".join(parts))
+
+    def on_validation_model_zero_grad(self) -> None:
+        """Keeps the gradients of a validation in the middle of an accumulation; optimizer steps clear theirs."""
 
     # ---------------------------------------------------------------------------------------------- training
 
     def training_step(self, batch: Any, batch_idx: int) -> None:
-        """One batch (its first item, or itself, is the image): generator step, then discriminator step."""
+        """One batch (its first item, or itself, is the image): gradients of both networks; steps where it is due."""
+        image = self._start_batch(batch)
+        with self._without_ddp_exchange(), self.objective.within_step():
+            output = self.tokenizer.encode(image)
+            reconstruction = self.tokenizer.decode(output.quantized)
+            self._add_gradients("tokenizer", self.generator_loss_terms(image, output, reconstruction))
+            if self.objective.trains_discriminator(self.global_step):
+                self._add_gradients("discriminator", self.discriminator_loss_terms(image, reconstruction.detach()))
+        if self.stepper.completes:
+            self._finish_step()
+
+    def generator_loss_terms(self, image: Tensor, output: QuantizerOutput, reconstruction: Tensor) -> Loss:
+        """What tokenizer and quantizer minimize; override it to add terms.
+
+        Args:
+            image, reconstruction: (B, 3, H, W), the image in [-1, 1].
+            output: of the quantizer.
+        """
+        last_layer = self.tokenizer.decoder.last_layer
+        return self.objective.generator(image, output, reconstruction, last_layer, self.global_step)
+
+    def discriminator_loss_terms(self, image: Tensor, reconstruction: Tensor) -> Loss:
+        """What the discriminator minimizes; override it to add terms.
+
+        Args:
+            image, reconstruction: (B, 3, H, W), without gradient.
+        """
+        return self.objective.discriminate(image, reconstruction)
+
+    def _start_batch(self, batch: Any) -> Tensor:
         assert self._stream_seed is not None
         seed_streams(self._stream_seed, self._batches, self.trainer.global_rank)
         self._batches += 1
         image = _image_of(batch)
-        if self.channels_last:
-            image = image.contiguous(memory_format=torch.channels_last)
-        discriminates = self.discriminator is not None and self.global_step >= self.discriminator_start_step
-        completes = self._batches_since_step + 1 >= self.accumulate_batches or self.trainer.is_last_batch
-        self._batches_since_step = 0 if completes else self._batches_since_step + 1
-        with (
-            nullcontext() if completes else self._without_gradient_exchange(),
-            self.discriminator.within_step() if self.discriminator is not None else nullcontext(),
-        ):
-            reconstruction = self._generator_backward(image, self._adversarial_weight() if discriminates else 0.0)
-            stepped = completes and self._step_tokenizer()
-            if discriminates and self.loss_weights.discriminator > 0:
-                self._discriminator_backward(image, reconstruction.detach())
-                if completes:
-                    self._step_discriminator()
-        if stepped:
-            self._after_generator_step()
+        self.stepper.start_batch(len(image), is_last=self.trainer.is_last_batch)
+        return image.contiguous(memory_format=torch.channels_last) if self.channels_last else image
 
-    def _adversarial_weight(self) -> float:
-        """λadv at this step: 0 before its start, then up a ramp."""
-        since = self.global_step - max(self.adversarial_start_step, self.discriminator_start_step)
-        if since < 0:
-            return 0.0
-        share = min(1.0, (since + 1) / self.adversarial_ramp_steps) if self.adversarial_ramp_steps else 1.0
-        return self.loss_weights.adversarial * share
+    def _add_gradients(self, network: str, loss: Loss) -> None:
+        total = loss.total
+        self.stepper.add(network, total, {f"loss_{network}": total} | loss.log, self.manual_backward)
 
-    def _generator_backward(self, image: Tensor, adversarial_weight: float) -> Tensor:
-        """Adds the generator's gradients; returns the reconstruction."""
-        weights = self.loss_weights
-        output = self.tokenizer.encode(image)
-        reconstruction = self.tokenizer.decode(output.quantized)
+    def _finish_step(self) -> None:
+        made = self.optimizers()
+        optimizers: list[LightningOptimizer] = made if isinstance(made, list) else [made]
+        take: dict[str, Callable[[], object]] = {"tokenizer": optimizers[0].step}
+        if self.discriminator is not None:
+            take["discriminator"] = partial(self._step_uncounted, optimizers[1])
+        outcome = self.stepper.step(take, self.global_step)
+        self.objective.after_step(outcome.means)
+        if outcome.stepped["tokenizer"]:
+            schedulers = self.lr_schedulers()
+            for scheduler in schedulers if isinstance(schedulers, list) else [schedulers] if schedulers else []:
+                scheduler.step()  # type: ignore[call-arg]
+            if self.ema is not None:
+                self.ema.update(self.tokenizer)
+        self._log_step(outcome)
 
-        terms = {"loss_reconstruction": F.mse_loss(reconstruction.float(), image.float())}
-        loss = weights.reconstruction * terms["loss_reconstruction"]
-        if self.perceptual_loss is not None and weights.perceptual > 0:
-            terms["loss_perceptual"] = self.perceptual_loss(reconstruction, image)
-            loss = loss + weights.perceptual * terms["loss_perceptual"]
-        if adversarial_weight > 0:
-            terms["loss_adversarial"] = self._judged(reconstruction)
-            weight: float | Tensor = adversarial_weight
-            if self.adaptive_weight:
-                terms["adaptive_weight"] = adaptive_weight(
-                    loss,
-                    terms["loss_adversarial"],
-                    self.tokenizer.decoder.last_layer,
-                    self.adaptive_weight_maximum,
-                )
-                weight = adversarial_weight * terms["adaptive_weight"]
-            loss = loss + weight * terms["loss_adversarial"]
-        terms["loss_quantizer"] = output.loss
-        terms |= {f"quantizer_{name}": value for name, value in output.terms.items()}
-        loss = loss + weights.quantizer * output.loss
-        terms["loss_tokenizer"] = loss
+    def _step_uncounted(self, optimizer: LightningOptimizer) -> None:
+        """A step that trainer.global_step does not count, as it does those of `LightningOptimizer.step`."""
+        self.trainer.strategy.optimizer_step(optimizer.optimizer, lambda: None)
 
-        self.manual_backward(loss / self.accumulate_batches)
-        self._log_training(terms)
-        return reconstruction
-
-    def _judged(self, reconstruction: Tensor) -> Tensor:
-        """The generator's GAN loss; the discriminator's weights get no gradient of it."""
-        assert self.discriminator is not None
-        self.discriminator.requires_grad_(False)
-        loss = generator_loss(self.discriminator(reconstruction), self.adversarial_loss)
-        self.discriminator.requires_grad_(True)
-        return loss
-
-    def _discriminator_backward(self, image: Tensor, reconstruction: Tensor) -> None:
-        """Adds the discriminator's gradients."""
-        assert self.discriminator is not None
-        weights = self.loss_weights
-        real, fake = self.discriminator.forward_pair(image, reconstruction)
-        terms = {"loss_discriminator": discriminator_loss(real, fake, self.discriminator_loss)}
-        loss = weights.discriminator * terms["loss_discriminator"]
-        if self.lecam is not None:
-            terms["loss_lecam"] = self.lecam(real, fake)
-            loss = loss + weights.lecam * terms["loss_lecam"]
-        if weights.gradient_penalty > 0:
-            terms["loss_gradient_penalty"] = gradient_penalty(
-                self.discriminator, image, reconstruction, self.gradient_penalty
-            )
-            loss = loss + weights.gradient_penalty * terms["loss_gradient_penalty"]
-        self.manual_backward(loss / self.accumulate_batches)
-        self._log_training(terms)
-        self._log_training(
-            {
-                "logits_real": real.float().mean(),
-                "logits_fake": fake.float().mean(),
-                "accuracy_real": (real > 0).float().mean(),
-                "accuracy_fake": (fake < 0).float().mean(),
-            }
-        )
-
-    def _step_tokenizer(self) -> bool:
-        optimizer = self._optimizers[0]
-        norm = self._clip(self.tokenizer, self.tokenizer_clip_norm, "tokenizer")
-        if stepped := self._is_finite(norm, "tokenizer"):
-            optimizer.step()
-        optimizer.zero_grad()
-        return stepped
-
-    def _step_discriminator(self) -> None:
-        assert self.discriminator is not None
-        optimizer = self._optimizers[1]
-        norm = self._clip(self.discriminator, self.discriminator_clip_norm, "discriminator")
-        if self._is_finite(norm, "discriminator"):
-            # not optimizer.step(), which would count as a step of trainer.global_step
-            self.trainer.strategy.optimizer_step(optimizer.optimizer, lambda: None)
-        optimizer.zero_grad()
-
-    def _after_generator_step(self) -> None:
-        schedulers = self.lr_schedulers()
-        for scheduler in schedulers if isinstance(schedulers, list) else [schedulers] if schedulers else []:
-            scheduler.step()  # type: ignore[call-arg]
-        if self.ema is not None:
-            self.ema.update_parameters(self.tokenizer)
-
-    def _clip(self, network: nn.Module, clip_norm: float | None, name: str) -> Tensor:
-        """Clips the gradients of a network; returns their norm from before."""
-        norm = nn.utils.clip_grad_norm_(network.parameters(), math.inf if clip_norm is None else clip_norm)
-        self._log_training({f"gradient_norm_{name}": norm})
-        return norm
-
-    def _is_finite(self, norm: Tensor, name: str) -> bool:
-        """Whether to step. Gradients are summed over processes before, so that all of them decide alike."""
-        if bool(norm.isfinite()):
-            self._skipped_in_a_row[name] = 0
-            return True
-        self._skipped_in_a_row[name] += 1
-        self._skipped_in_all[name] += 1
-        self._log_training({f"skipped_steps_{name}": torch.tensor(float(self._skipped_in_all[name]))})
-        skipped = self._skipped_in_a_row[name]
-        if skipped >= self.max_skipped_steps:
-            raise TrainingDiverged(
-                f"the gradients of the {name} were not finite {skipped} times in a row, last at step "
-                f"{self.global_step}; its weights are those of the last good step. Lower the learning rate, or start "
-                "from an earlier checkpoint"
-            )
-        return False
-
-    def _without_gradient_exchange(self) -> AbstractContextManager:
+    def _without_ddp_exchange(self) -> AbstractContextManager[Any]:
         strategy = self.trainer.strategy
-        return strategy.block_backward_sync() if isinstance(strategy, ParallelStrategy) else nullcontext()
+        return strategy.block_backward_sync() if isinstance(strategy, DDPStrategy) else nullcontext()
 
-    @property
-    def _optimizers(self) -> list[LightningOptimizer]:
-        optimizers = self.optimizers()
-        return optimizers if isinstance(optimizers, list) else [optimizers]
+    def _log_step(self, outcome: StepOutcome) -> None:
+        """To callbacks at each step, to loggers where it is due. Lightning's log_dict would take milliseconds."""
+        values = {f"train/{name}": value for name, value in outcome.means.items()}
+        self.trainer.callback_metrics.update(values)
+        every = self.trainer.log_every_n_steps  # type: ignore[attr-defined]
+        if self.loggers and outcome.stepped["tokenizer"] and every and self.global_step % every == 0:
+            numbers = torch.stack([value.cpu() for value in values.values()]).tolist()
+            self._log(dict(zip(values, numbers, strict=True)))
 
-    def _log_training(self, terms: dict[str, Tensor]) -> None:
-        self.log_dict({f"train/{name}": value.detach() for name, value in terms.items()}, batch_size=1)
+    def _log(self, values: dict[str, float]) -> None:
+        """To all loggers, at the generator step: Lightning's own count is that of batches."""
+        for target in self.loggers:
+            target.log_metrics({**values, "epoch": float(self.current_epoch)}, step=self.global_step)
+            target.save()
 
     # -------------------------------------------------------------------------------------------- validation
 
@@ -511,9 +420,14 @@ class TokenizerModule(LightningModule):
             values["bits_per_pixel"] = self.tokenizer.bits_per_image(height, width) / (height * width)
             values["bits_per_image"] = values["bits_per_pixel"] * int(seen.pixels) / int(seen.images)
         self.metric_values = values
-        # equal on all processes already
-        self.log_dict({f"{prefix}/{name}": value for name, value in values.items()}, batch_size=1)
-        if "nonfinite_images" in values and self.trainer.state.fn != "fit":
+        named = {f"{prefix}/{name}": value for name, value in values.items()}  # equal on all ranks already
+        fits = self.trainer.state.fn == "fit"
+        self.log_dict(named, batch_size=1, logger=False if fits else None)
+        if fits and not self.trainer.sanity_checking:
+            self._log(named)
+        elif not fits and self.loggers:
+            self.log("step", float(self.global_step), batch_size=1)  # what Lightning takes for the step
+        if "nonfinite_images" in values and not fits:
             raise ModelNotFinite(
                 f"{values['nonfinite_images']:.0f} of {values['images']:.0f} reconstructions have values that are NaN "
                 "or infinite, so there is no metric to report; validate an earlier checkpoint"
@@ -531,62 +445,48 @@ class TokenizerModule(LightningModule):
     # ------------------------------------------------------------------------------------------- checkpoints
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        """Adds what is needed to rebuild the tokenizer, and to go on as if nothing had happened."""
+        """Adds what is needed to rebuild tokenizer and data, and to go on as if nothing had happened.
+
+        Gradients of a group that is not complete are left out: save where `between_steps` is true.
+        """
         checkpoint["tokenizer_config"] = self.tokenizer.config
+        checkpoint["training_state"] = {
+            "batches": self._batches,
+            "stream_seed": self._stream_seed,
+            "skipped": self.stepper.state_dict(),
+            "ema_updates": 0 if self.ema is None else self.ema.updates,
+            "options": self._options,
+        }
         settings = getattr(getattr(self.trainer, "datamodule", None), "settings", None)
         if settings is not None:
             checkpoint["data_settings"] = settings
-        checkpoint["training_state"] = {
-            "batches": self._batches,
-            "batches_since_step": self._batches_since_step,
-            "accumulate_batches": self.accumulate_batches,
-            "stream_seed": self._stream_seed,
-            "skipped_in_a_row": dict(self._skipped_in_a_row),
-            "skipped_in_all": dict(self._skipped_in_all),
-            # averaged over processes, each of which has seen batches of its own
-            "accumulated_gradients": {
-                name: self.trainer.strategy.reduce(parameter.grad.detach().clone(), reduce_op="mean")
-                for name, parameter in self._trained_parameters()
-                if parameter.grad is not None
-            },
-        }
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        check_weights(self, checkpoint["state_dict"], "the checkpoint")
-        state = checkpoint.get("training_state")
-        if state is not None:
-            self._batches = state["batches"]
-            self._stream_seed = state["stream_seed"]
-            self._skipped_in_a_row = dict(state["skipped_in_a_row"])
-            self._skipped_in_all = dict(state["skipped_in_all"])
-            self._accumulated = state["accumulated_gradients"]
-            self._batches_since_step = self._share_of_step(checkpoint)
-
-    def _share_of_step(self, checkpoint: dict[str, Any]) -> int:
-        """Batches since the last step, in batches of this module's size; counts those of the epoch likewise."""
+        weights = checkpoint["state_dict"]
+        self._fit_parts(weights)
+        check_weights(self, weights, "the checkpoint")
         state = checkpoint["training_state"]
-        now = self.accumulate_batches
-        before, since = state.get("accumulate_batches", now), state.get("batches_since_step", 0)
-        if before == now:
-            return since
-        share, rest = divmod(since * now, before)
-        if rest:
-            logger.warning("%d of %d batches of a step begin anew, as accumulate_batches has changed", since, before)
-            self._accumulated, share = {}, 0
-        loop = checkpoint.get("loops", {}).get("fit_loop", {})
-        current = loop.get("epoch_loop.batch_progress", {}).get("current", {})
-        ready = current.get("ready", 0)
-        for name in current:  # a batch whose hooks run is not completed yet
-            current[name] = (ready - since) // before * now + share - (ready - current[name])
-        return share
+        self._batches = state["batches"]
+        self._stream_seed = state["stream_seed"]
+        self.stepper.load_state_dict(state["skipped"])
+        if self.ema is not None:
+            self.ema.updates = state["ema_updates"]
+        self._checkpoint = checkpoint if self._fits else None
 
-    def _trained_parameters(self) -> Iterator[tuple[str, nn.Parameter]]:
-        """Of tokenizer and discriminator, by name."""
-        networks = {"tokenizer": self.tokenizer, "discriminator": self.discriminator}
-        for prefix, network in networks.items():
-            if network is not None:
-                for name, parameter in network.named_parameters():
-                    yield f"{prefix}.{name}", parameter
+    def _fit_parts(self, weights: dict[str, Tensor]) -> None:
+        """Leaves out, or adds as they start, the parts that only options decide on."""
+        for part in ("discriminator", "lecam", "ema"):
+            saved = [name for name in weights if name.startswith(f"{part}.")]
+            if saved and getattr(self, part) is None:
+                for name in saved:
+                    del weights[name]
+                if self._fits:
+                    logger.warning("the %s of the checkpoint is left out: these options have none", part)
+            if not saved and part == "lecam" and self.lecam is not None:
+                weights |= {f"lecam.{name}": value for name, value in self.lecam.state_dict().items()}
+            if not saved and part == "ema" and self.ema is not None:
+                named = [(name.removeprefix("tokenizer."), name) for name in weights if name.startswith("tokenizer.")]
+                weights |= {f"ema.module.{name}": weights[full].clone() for name, full in named}
 
 
 def _image_of(batch: Any) -> Tensor:

@@ -25,7 +25,12 @@ for task in "${tasks[@]}"; do wait "$task" || exit 1; done
 ARGUMENTS = (
     *("--data=ImageNetDataModule", "--data.root=images", "--data.image_size=16", "--data.global_batch_size=4"),
     *("--model.tokenizer.base_channels=8", "--model.tokenizer.channel_multipliers=[1,2]"),
-    *("--model.tokenizer.norm_groups=4", "--model.discriminator=null", "--model.metrics.names=[psnr]"),
+    *(
+        "--model.tokenizer.norm_groups=4",
+        "--model.discriminator=null",
+        "--model.discriminator_start_step=0",
+        "--model.metrics.names=[psnr]",
+    ),
     *("--trainer.max_steps=2", "--trainer.enable_progress_bar=false", "--trainer.enable_model_summary=false"),
 )
 
@@ -40,7 +45,6 @@ def run(command: list[str], folder: Path, **environment: str) -> None:
 def weights(folder: Path, name: str) -> dict[str, torch.Tensor]:
     state = torch.load(folder / "runs" / name / "version_0" / "checkpoints" / "last.ckpt", weights_only=True)
     assert state["global_step"] == 2
-    assert next(value for key, value in state.items() if "DataModule" in key)["global_batch_size"] == 4
     assert next(iter(value for key, value in state.items() if "DataModule" in key))["images_consumed"] == 8
     return state["state_dict"]
 

@@ -54,6 +54,17 @@ def test_it_resumes() -> None:
     assert second.param_groups[0]["lr"] == first.param_groups[0]["lr"] < 0.8
 
 
+def test_a_floor_above_the_rate_is_refused() -> None:
+    """The rate would rise where a fall was asked for."""
+    with pytest.raises(InputError, match=r"floor is 0.9, above the optimizer's lr 0.8: the rate would rise"):
+        rates(1, decay_steps=5, floor=0.9)
+
+
+def test_an_unknown_shape_is_refused() -> None:
+    with pytest.raises(InputError, match="shape is 'Cosine'; it must be one of: cosine, linear"):
+        rates(1, decay_steps=5, shape="Cosine")
+
+
 @pytest.mark.parametrize("settings", [{"warmup_steps": -1}, {"warmup_steps": 5, "decay_start": 3}, {"floor": -1.0}])
 def test_wrong_arguments_are_refused(settings: dict[str, Any]) -> None:
     with pytest.raises(InputError, match="must be at least 0, and decay_start not before the end of the warm-up"):

@@ -20,9 +20,9 @@ def write_checkpoint(
     """A checkpoint as training writes it, with the average of the weights where there is one."""
     state = {f"tokenizer.{name}": value for name, value in tokenizer.state_dict().items()} | others
     if averaged is not None:
-        state["ema.n_averaged"] = torch.tensor(3)
         state |= {f"ema.module.{name}": value for name, value in averaged.state_dict().items()}
-    torch.save({"tokenizer_config": tokenizer.config, "state_dict": state}, path)
+    training = {"ema_updates": 3 if averaged is not None else 0}
+    torch.save({"tokenizer_config": tokenizer.config, "state_dict": state, "training_state": training}, path)
 
 
 def test_a_saved_tokenizer_comes_back_the_same(small_tokenizer: Build, tmp_path: Path) -> None:

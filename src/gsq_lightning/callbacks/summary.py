@@ -159,7 +159,7 @@ class Report(Callback):
             name=self.name or _name_of(evaluated, self._folder),
             # logged values are float32
             metrics=logged | getattr(pl_module, "metric_values", {}),
-            notes=list(getattr(metrics, "notes", [])),
+            notes=[*getattr(metrics, "notes", []), *getattr(pl_module, "notes", [])],
             recipe=(evaluated.recipe if evaluated else None) or self.recipe,
             tokenizer=_shape_of(getattr(pl_module, "tokenizer", None)),
             checkpoint=None if evaluated is None else str(evaluated.path),

@@ -3,9 +3,9 @@
 from gsq_lightning.losses.adversarial import AdversarialLoss, discriminator_loss, generator_loss
 from gsq_lightning.losses.efficientnet import EfficientNetLoss
 from gsq_lightning.losses.features import DINOLoss, DINOPatchLoss, FeatureLoss, ResNetLoss, VGGLoss
+from gsq_lightning.losses.objective import Loss, LossWeights, Objective
 from gsq_lightning.losses.perceptual import LPIPS, PerceptualLoss
 from gsq_lightning.losses.regularizers import GradientPenalty, LeCamRegularizer, adaptive_weight, gradient_penalty
-from gsq_lightning.losses.weights import LossWeights
 
 __all__ = [
     "LPIPS",
@@ -16,7 +16,9 @@ __all__ = [
     "FeatureLoss",
     "GradientPenalty",
     "LeCamRegularizer",
+    "Loss",
     "LossWeights",
+    "Objective",
     "PerceptualLoss",
     "ResNetLoss",
     "VGGLoss",

@@ -4,10 +4,11 @@ from collections.abc import Callable
 from typing import Literal
 
 import torch
-from torch import Tensor, distributed, nn
+from torch import Tensor, nn
 from torch.nn import functional as F
 
-from gsq_lightning.errors import InputError, look_up
+from gsq_lightning.distributed import mean_over_ranks
+from gsq_lightning.errors import look_up, require
 
 GradientPenalty = Literal["r1", "wgan_gp"]
 Judge = Callable[[Tensor], Tensor]
@@ -22,7 +23,7 @@ def adaptive_weight(
 
     ‖∇ L_rec‖ / max(‖∇ L_adv‖, 1e-3), VQGAN, arXiv 2012.09841, eq. 7, with the bounds of the GSQ paper's reference; ∇ is
     the gradient in the last layer. The graphs of both losses are kept. A gradient that is not finite makes the factor
-    so. With several processes it is that of all their images together, the same on all.
+    so. Over several ranks it is that of all their images together, the same on all.
 
     Args:
         reconstruction_loss: scalar, the perceptual part included.
@@ -39,10 +40,7 @@ def adaptive_weight(
             for loss in (reconstruction_loss, adversarial_loss)
         ]
     )
-    if distributed.is_available() and distributed.is_initialized():
-        distributed.all_reduce(gradients)
-        gradients = gradients / distributed.get_world_size()
-    reconstruction, adversarial = (gradient.norm() for gradient in gradients)
+    reconstruction, adversarial = (gradient.norm() for gradient in mean_over_ranks(gradients))
     return (reconstruction / adversarial.clamp(min=SMALLEST_ADVERSARIAL_GRADIENT)).clamp(max=maximum)
 
 
@@ -105,7 +103,10 @@ class LeCamRegularizer(nn.Module):
         decay: of the averages, in [0, 1).
 
     Attributes:
-        real_average, fake_average: α, scalars, the same on all processes.
+        real_average, fake_average: α, scalars.
+
+    Raises:
+        InputError: for a decay outside [0, 1).
     """
 
     real_average: Tensor
@@ -113,25 +114,20 @@ class LeCamRegularizer(nn.Module):
 
     def __init__(self, decay: float = 0.999) -> None:
         super().__init__()
-        if not 0.0 <= decay < 1.0:
-            raise InputError(f"the LeCam decay is {decay}; it must be at least 0 and below 1")
+        require(0.0 <= decay < 1.0, f"the LeCam decay is {decay}; it must be at least 0 and below 1")
         self.decay = decay
         self.register_buffer("real_average", torch.zeros(()))
         self.register_buffer("fake_average", torch.zeros(()))
 
     def forward(self, real_logits: Tensor, fake_logits: Tensor) -> Tensor:
-        """Logits (B, ...) of images and of reconstructions → scalar; in training mode then takes them into α."""
+        """Logits (B, ...) of images and of reconstructions → scalar."""
         real, fake = real_logits.float(), fake_logits.float()
-        loss = F.relu(real - self.fake_average).square().mean() + F.relu(self.real_average - fake).square().mean()
-        if self.training:
-            self._update(torch.stack([real.detach().mean(), fake.detach().mean()]))
-        return loss
+        return F.relu(real - self.fake_average).square().mean() + F.relu(self.real_average - fake).square().mean()
 
-    def _update(self, means: Tensor) -> None:
-        if distributed.is_available() and distributed.is_initialized():
-            distributed.all_reduce(means)
-            means = means / distributed.get_world_size()
-        for average, mean in zip((self.real_average, self.fake_average), means, strict=True):
+    @torch.no_grad()
+    def update(self, real_mean: Tensor, fake_mean: Tensor) -> None:
+        """Takes the mean logits of a step into α, once per step, the same on all ranks."""
+        for average, mean in ((self.real_average, real_mean), (self.fake_average, fake_mean)):
             # a step that diverges is skipped, and must not stay in the average
             kept = torch.where(mean.isfinite(), mean, average)
             average.copy_(torch.lerp(kept, average, self.decay))

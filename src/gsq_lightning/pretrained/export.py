@@ -119,7 +119,7 @@ def tokenizer_in(checkpoint: dict[str, Any], path: Path, weights: Weights = "ema
         return convert(checkpoint, str(path))
     try:
         config, state = checkpoint["tokenizer_config"], checkpoint["state_dict"]
-        averaged = averaged and int(state.get("ema.n_averaged", 0)) > 0
+        averaged = averaged and checkpoint["training_state"]["ema_updates"] > 0
         prefix = "ema.module." if averaged else "tokenizer."
         found = {name.removeprefix(prefix): value for name, value in state.items() if name.startswith(prefix)}
         if not all(isinstance(value, Tensor) for value in found.values()):

@@ -1,0 +1,287 @@
+"""What each network minimizes (GSQ, arXiv 2412.02632, sections 3 and 4).
+
+tokenizer      λrec · mse + λp · perceptual + λadv · adversarial + λq · quantizer
+discriminator  λdisc · gan + lecam + gradient penalty
+
+Defaults are the paper's. λadv may start late and rise, or be scaled by the ratio of gradients (adaptive weight).
+"""
+
+import math
+from collections.abc import Iterator, Mapping
+from contextlib import AbstractContextManager, contextmanager, nullcontext
+from dataclasses import dataclass, fields
+from typing import get_args
+
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from gsq_lightning.discriminators import Discriminator
+from gsq_lightning.errors import look_up, require
+from gsq_lightning.losses.adversarial import AdversarialLoss, discriminator_loss, generator_loss
+from gsq_lightning.losses.perceptual import PerceptualLoss
+from gsq_lightning.losses.regularizers import (
+    GradientPenalty,
+    LeCamRegularizer,
+    adaptive_weight,
+    gradient_penalty,
+)
+from gsq_lightning.quantizers import Quantizer, QuantizerOutput
+
+
+@dataclass(frozen=True)
+class LossWeights:
+    """Factors of the loss terms; 0 leaves a term out and skips its work. Defaults are the paper's (section 4).
+
+    Args:
+        reconstruction: of the mean squared error over pixels in [-1, 1] (λrec).
+        perceptual: of the perceptual loss (λp).
+        adversarial: of the generator's GAN loss (λadv).
+        quantizer: of the quantizer's own loss (λq); by default λrec, which multiplies it too in the paper's reference.
+        discriminator: of the discriminator's GAN loss (λdisc).
+        lecam: of the LeCam regularizer in the discriminator's loss (0.001 in Table 11).
+        gradient_penalty: of the gradient penalty in the discriminator's loss (10 in Table 11).
+    """
+
+    reconstruction: float = 1.0
+    perceptual: float = 1.0
+    adversarial: float = 0.1
+    quantizer: float | None = None
+    discriminator: float = 1.0
+    lecam: float = 0.0
+    gradient_penalty: float = 0.0
+
+    def __post_init__(self) -> None:
+        for field in fields(self):
+            weight = getattr(self, field.name)
+            require(
+                weight is None or 0 <= weight < math.inf,
+                f"loss_weights.{field.name} is {weight}; it must be a number of at least 0 (0 leaves it out)",
+            )
+
+    @property
+    def of_quantizer(self) -> float:
+        """λq."""
+        return self.reconstruction if self.quantizer is None else self.quantizer
+
+
+class Loss:
+    """A sum of weighted terms: one table gives what is minimized and what is logged.
+
+    Attributes:
+        terms: by name, each a scalar and its factor.
+        observed: scalars that are logged only, by name.
+    """
+
+    def __init__(self) -> None:
+        self.terms: dict[str, tuple[Tensor, float | Tensor]] = {}
+        self.observed: dict[str, Tensor] = {}
+
+    def add(self, name: str, value: Tensor, weight: float | Tensor = 1.0) -> None:
+        """Adds a term, a mean over images; logged, without its factor, as `loss_NAME`."""
+        self.terms[name] = (value, weight)
+
+    def observe(self, name: str, value: Tensor) -> None:
+        """Logs a scalar, a mean over images."""
+        self.observed[name] = value.detach()
+
+    @property
+    def total(self) -> Tensor:
+        """What is minimized."""
+        first, *others = (weight * value for value, weight in self.terms.values())
+        return sum(others, start=first)
+
+    @property
+    def log(self) -> dict[str, Tensor]:
+        return {f"loss_{name}": value.detach() for name, (value, _) in self.terms.items()} | self.observed
+
+
+class Objective:
+    """The losses of both networks at each step.
+
+    Args:
+        weights: factors of the terms.
+        discriminator: or none: then no option that needs one may be given.
+        perceptual_loss: or none.
+        others: see `TokenizerModule`.
+
+    Attributes:
+        lecam: has state that belongs into checkpoints; None where its weight is 0.
+
+    Raises:
+        InputError: for values that make no sense, and options without effect.
+    """
+
+    def __init__(
+        self,
+        weights: LossWeights,
+        discriminator: Discriminator | None = None,
+        perceptual_loss: PerceptualLoss | None = None,
+        adversarial_loss: AdversarialLoss = "non_saturating",
+        discriminator_loss: AdversarialLoss = "hinge",
+        discriminator_start_step: int = 0,
+        adversarial_start_step: int = 0,
+        adversarial_ramp_steps: int = 0,
+        adaptive_weight: bool = False,
+        adaptive_weight_maximum: float = 1e4,
+        gradient_penalty: GradientPenalty = "r1",
+    ) -> None:
+        words = dict.fromkeys(get_args(AdversarialLoss))
+        look_up("adversarial_loss", adversarial_loss, words)
+        look_up("discriminator_loss", discriminator_loss, words)
+        look_up("gradient_penalty", gradient_penalty, dict.fromkeys(get_args(GradientPenalty)))
+        require(
+            adaptive_weight_maximum > 0, f"adaptive_weight_maximum is {adaptive_weight_maximum}; it must be above 0"
+        )
+        steps = {
+            "discriminator_start_step": discriminator_start_step,
+            "adversarial_start_step": adversarial_start_step,
+            "adversarial_ramp_steps": adversarial_ramp_steps,
+        }
+        for name, number in steps.items():
+            require(number >= 0, f"{name} is {number}; it must be at least 0")
+        penalties = {"loss_weights.lecam": weights.lecam, "loss_weights.gradient_penalty": weights.gradient_penalty}
+        if discriminator is None:
+            for name, value in {**steps, "adaptive_weight": adaptive_weight, **penalties}.items():
+                require(not value, f"{name} {value} has no effect without a discriminator; leave it out")
+        else:
+            _check_discriminator(discriminator, weights)
+            for name in ("adversarial_start_step", "adversarial_ramp_steps"):
+                require(
+                    weights.adversarial > 0 or steps[name] == 0,
+                    f"{name} {steps[name]} has no effect where loss_weights.adversarial is 0; leave it out",
+                )
+            require(
+                weights.adversarial > 0 or not adaptive_weight,
+                "adaptive_weight has no effect where loss_weights.adversarial is 0; leave it out",
+            )
+            require(
+                adversarial_start_step == 0 or adversarial_start_step >= discriminator_start_step,
+                f"adversarial_start_step {adversarial_start_step} is before discriminator_start_step "
+                f"{discriminator_start_step}, from which on there is an adversarial loss; leave it out",
+            )
+        self.weights = weights
+        self.perceptual_loss = perceptual_loss
+        self.discriminator = discriminator
+        self.adversarial_loss: AdversarialLoss = adversarial_loss
+        self.discriminator_loss: AdversarialLoss = discriminator_loss
+        self.discriminator_start_step = discriminator_start_step
+        self.adversarial_start_step = adversarial_start_step
+        self.adversarial_ramp_steps = adversarial_ramp_steps
+        self.adaptive_weight = adaptive_weight
+        self.adaptive_weight_maximum = adaptive_weight_maximum
+        self.gradient_penalty: GradientPenalty = gradient_penalty
+        self.lecam = LeCamRegularizer() if weights.lecam > 0 else None
+
+    def load(self) -> None:
+        """Gets the networks ready that only training looks through. Raises WeightsMissing."""
+        if self.perceptual_loss is not None and self.weights.perceptual > 0:
+            self.perceptual_loss.load()
+        if self.discriminator is not None:
+            self.discriminator.load()
+
+    def trains_discriminator(self, step: int) -> bool:
+        return self.discriminator is not None and step >= self.discriminator_start_step
+
+    def adversarial_weight(self, step: int) -> float:
+        """λadv at a generator step: 0 before its start, then up the ramp."""
+        since = step - max(self.adversarial_start_step, self.discriminator_start_step)
+        if self.discriminator is None or since < 0:
+            return 0.0
+        share = min(1.0, (since + 1) / self.adversarial_ramp_steps) if self.adversarial_ramp_steps else 1.0
+        return self.weights.adversarial * share
+
+    def seen_in_parts(self, quantizer: Quantizer, accumulate_batches: int, ranks: int) -> list[str]:
+        """Terms that are no means over images, so that small batches on several ranks do not add up to a whole one."""
+        terms = []
+        if accumulate_batches > 1:
+            terms += quantizer.whole_batch_terms + ["adaptive weight"] * self.adaptive_weight
+        if self.discriminator is not None and (accumulate_batches > 1 or ranks > 1):
+            norms = (nn.BatchNorm1d, nn.BatchNorm2d, nn.BatchNorm3d)
+            if any(isinstance(module, norms) for module in self.discriminator.modules()):
+                terms.append("the discriminator's batch norm")
+        return terms
+
+    def within_step(self) -> AbstractContextManager[None]:
+        """Surrounds both losses of a batch."""
+        return nullcontext() if self.discriminator is None else self.discriminator.within_step()
+
+    def generator(
+        self, image: Tensor, output: QuantizerOutput, reconstruction: Tensor, last_layer: Tensor, step: int
+    ) -> Loss:
+        """What tokenizer and quantizer minimize.
+
+        Args:
+            image, reconstruction: (B, 3, H, W), the image in [-1, 1].
+            output: of the quantizer.
+            last_layer: weight of the decoder's last layer, for the adaptive weight.
+            step: generator steps so far.
+        """
+        loss = Loss()
+        loss.add("reconstruction", F.mse_loss(reconstruction.float(), image.float()), self.weights.reconstruction)
+        if self.perceptual_loss is not None and self.weights.perceptual > 0:
+            loss.add("perceptual", self.perceptual_loss(reconstruction, image), self.weights.perceptual)
+        weight = self.adversarial_weight(step)
+        if self.discriminator is not None and weight > 0:
+            with frozen(self.discriminator):
+                adversarial = generator_loss(self.discriminator(reconstruction), self.adversarial_loss)
+            factor: float | Tensor = weight
+            if self.adaptive_weight:
+                ratio = adaptive_weight(loss.total, adversarial, last_layer, self.adaptive_weight_maximum)
+                loss.observe("adaptive_weight", ratio)
+                factor = weight * ratio
+            loss.add("adversarial", adversarial, factor)
+        loss.add("quantizer", output.loss, self.weights.of_quantizer)
+        for name, value in output.terms.items():
+            loss.observe(f"quantizer_{name}", value)
+        return loss
+
+    def discriminate(self, image: Tensor, reconstruction: Tensor) -> Loss:
+        """What the discriminator minimizes.
+
+        Args:
+            image, reconstruction: (B, 3, H, W), the image in [-1, 1]; no gradient flows to them.
+        """
+        assert self.discriminator is not None
+        loss = Loss()
+        real, fake = self.discriminator.forward_pair(image, reconstruction)
+        loss.add("discriminator", discriminator_loss(real, fake, self.discriminator_loss), self.weights.discriminator)
+        if self.lecam is not None:
+            loss.add("lecam", self.lecam(real, fake), self.weights.lecam)
+        if self.weights.gradient_penalty > 0:
+            penalty = gradient_penalty(self.discriminator, image, reconstruction, self.gradient_penalty)
+            loss.add("gradient_penalty", penalty, self.weights.gradient_penalty)
+        loss.observe("logits_real", real.float().mean())
+        loss.observe("logits_fake", fake.float().mean())
+        loss.observe("accuracy_real", (real > 0).float().mean())
+        loss.observe("accuracy_fake", (fake < 0).float().mean())
+        return loss
+
+    def after_step(self, means: Mapping[str, Tensor]) -> None:
+        """Takes what was logged of a step, means over all its images, into LeCam's averages."""
+        if self.lecam is not None and "logits_real" in means:
+            self.lecam.update(means["logits_real"], means["logits_fake"])
+
+
+@contextmanager
+def frozen(network: nn.Module) -> Iterator[None]:
+    """Within it, the network's parameters get no gradients; afterwards each is as it was before."""
+    trained = [parameter for parameter in network.parameters() if parameter.requires_grad]
+    for parameter in trained:
+        parameter.requires_grad_(False)
+    try:
+        yield
+    finally:
+        for parameter in trained:
+            parameter.requires_grad_(True)
+
+
+def _check_discriminator(discriminator: Discriminator, weights: LossWeights) -> None:
+    require(
+        weights.discriminator > 0,
+        "loss_weights.discriminator is 0: the discriminator would judge without being trained; leave it out",
+    )
+    require(
+        weights.gradient_penalty == 0 or discriminator.supports_gradient_penalty,
+        f"loss_weights.gradient_penalty is {weights.gradient_penalty}, but {type(discriminator).__name__} has no "
+        "second derivatives; set it to 0, or use PatchDiscriminator or StyleGANDiscriminator",
+    )

@@ -1,0 +1,149 @@
+"""Optimizers and schedulers as the options have them, also where a checkpoint was written with other options.
+
+A checkpoint restores optimizers and schedulers by value, options among the rest. So it also keeps the options as they
+were given. Where those given now are the same, all is restored as it was. Where they differ, those given now are in
+effect, from the step at which the run goes on.
+"""
+
+import copy
+import logging
+import warnings
+from collections.abc import Callable, Iterable, Mapping
+from typing import Any, NamedTuple
+
+from torch import nn
+from torch.optim import Optimizer
+from torch.optim.lr_scheduler import LRScheduler, ReduceLROnPlateau
+
+from gsq_lightning.errors import InputError, first_line
+
+logger = logging.getLogger(__name__)
+
+DERIVED = ("base_lrs", "_last_lr")  # of a scheduler's state: from the optimizer's lr
+
+
+class Optimization(NamedTuple):
+    """How a network is optimized.
+
+    Attributes:
+        optimizer, scheduler: new ones; the scheduler is stepped once per generator step.
+        options: of both, as they were given, as plain data.
+    """
+
+    optimizer: Optimizer
+    scheduler: LRScheduler | None
+    options: dict[str, Any]
+
+
+def make_optimization(
+    network: str,
+    parameters: Iterable[nn.Parameter],
+    make_optimizer: Callable[[Iterable[nn.Parameter]], Optimizer],
+    make_scheduler: Callable[[Optimizer], Any] | None,
+) -> Optimization:
+    """Makes the optimizer and the scheduler of a network, whose name is for messages.
+
+    Raises:
+        InputError: where they refuse their options, or the scheduler waits for a metric.
+    """
+    try:
+        optimizer = make_optimizer(parameters)
+        groups = [_without_parameters(group) for group in optimizer.param_groups]  # before a scheduler changes them
+        scheduler = None if make_scheduler is None else make_scheduler(optimizer)
+    except (TypeError, ValueError) as error:
+        raise InputError(f"an optimizer or scheduler of the {network} refuses its options: {error}") from error
+    if isinstance(scheduler, ReduceLROnPlateau):
+        raise InputError(
+            f"{network}_scheduler is ReduceLROnPlateau, which waits for a metric; schedulers here are stepped once per "
+            "generator step: take gsq_lightning.optim.WarmupDecay, or another of torch.optim.lr_scheduler"
+        )
+    options: dict[str, Any] = {"optimizer": groups, "scheduler": None}
+    if scheduler is not None:
+        options["scheduler"] = {"class": type(scheduler).__name__, **copy.deepcopy(scheduler.state_dict())}
+    return Optimization(optimizer, scheduler, options)
+
+
+def restore_options(made: Mapping[str, Optimization], checkpoint: dict[str, Any], before: Mapping[str, Any]) -> None:
+    """Changes what a checkpoint restores, where options have changed since it was written.
+
+    Args:
+        made: of each network.
+        checkpoint: with "optimizer_states" and "lr_schedulers", in the order of the networks, and "global_step".
+        before: `Optimization.options` of each network when the checkpoint was written.
+
+    Raises:
+        InputError: where a scheduler cannot be brought to the checkpoint's step.
+    """
+    schedulers = iter(checkpoint["lr_schedulers"])
+    restored = {name: next(schedulers) if old["scheduler"] is not None else None for name, old in before.items()}
+    for number, (name, new) in enumerate(made.items()):
+        old = before.get(name)
+        if old is None or number >= len(checkpoint["optimizer_states"]):
+            continue
+        if old == new.options:
+            continue
+        logger.warning(
+            "the optimizer of the %s has the options given now, not the checkpoint's: %s",
+            name,
+            _changes(old, new.options),
+        )
+        if new.scheduler is not None:
+            _advance(name, new.scheduler, checkpoint["global_step"])
+            restored[name] = new.scheduler.state_dict()
+        states = checkpoint["optimizer_states"]
+        states[number] = _with_options(name, new, old, states[number])
+    checkpoint["lr_schedulers"] = [restored[name] for name, new in made.items() if new.scheduler is not None]
+
+
+def _with_options(name: str, new: Optimization, old: Mapping[str, Any], saved: dict[str, Any]) -> dict[str, Any]:
+    """A saved state of an optimizer with the options of a new one."""
+    state = new.optimizer.state_dict()
+    if [group.keys() for group in old["optimizer"]] != [group.keys() for group in new.options["optimizer"]]:
+        logger.warning("the %s's optimizer is of another kind than the checkpoint's: its averages start anew", name)
+        return state
+    for group, other in zip(state["param_groups"], saved["param_groups"], strict=True):
+        group["params"] = other["params"]
+    return {**saved, "param_groups": state["param_groups"]}
+
+
+def _advance(name: str, scheduler: LRScheduler, steps: int) -> None:
+    """Steps a new scheduler as often as the run has."""
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # that the optimizer has not been stepped
+            for _ in range(steps):
+                scheduler.step()
+    except (TypeError, ValueError) as error:
+        raise InputError(
+            f"{name}_scheduler has changed since the checkpoint, and cannot be brought to its step {steps}: "
+            f"{first_line(error)}"
+        ) from error
+
+
+def _changes(old: Mapping[str, Any], new: Mapping[str, Any]) -> str:
+    """In words, what differs between two `Optimization.options`."""
+    changes = []
+    if len(old["optimizer"]) != len(new["optimizer"]):
+        changes.append(f"{len(old['optimizer'])} → {len(new['optimizer'])} groups of parameters")
+    for before, now in zip(old["optimizer"], new["optimizer"], strict=False):
+        changes += _differences(before, now)
+    before, now = old["scheduler"], new["scheduler"]
+    if before is None or now is None or before["class"] != now["class"]:
+        names = ["none" if one is None else one["class"] for one in (before, now)]
+        changes.append(f"scheduler {names[0]} → {names[1]}")
+    else:
+        changes += _differences(before, now)
+    return "; ".join(changes)
+
+
+def _differences(before: Mapping[str, Any], now: Mapping[str, Any]) -> list[str]:
+    names = [*before, *(name for name in now if name not in before)]
+    return [
+        f"{name} {before.get(name)} → {now.get(name)}"
+        for name in names
+        if name not in DERIVED and before.get(name) != now.get(name)
+    ]
+
+
+def _without_parameters(group: Mapping[str, Any]) -> dict[str, Any]:
+    return {name: value for name, value in group.items() if name not in ("params", "param_names")}
