@@ -149,6 +149,9 @@ def test_labels_of_validation_images_are_the_numbers_of_the_training_classes(
     assert labelled(root=tmp_path, val=tmp_path / "val") == (expected, ["ant", "bee", "cat"])
     assert labelled(train=tmp_path / "train", val=tmp_path / "val") == (expected, ["ant", "bee", "cat"])
     assert "1 of 3 images are of 1 classes that training does not have (dog)" in caplog.text
+    write_images(tmp_path / "train" / "fox", 1)
+    assert labelled(train=tmp_path / "train", val=tmp_path / "others")[0] == {"elk": -1, "fox": 3}
+    (tmp_path / "train" / "fox").rename(tmp_path / "fox")
     # without the training split, by what the checkpoint of its training says
     data = ImageNetDataModule(tmp_path, 8, global_batch_size=1, num_workers=0, val=tmp_path / "val")
     data.setup("fit")

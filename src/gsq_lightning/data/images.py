@@ -154,12 +154,10 @@ class ImageNetDataModule(ImageDataModule):
             return None
         if isinstance(found, Shards):
             return StreamedShards(found, transform, self.on_error)
-        names, own = self._training_classes(found), found.class_names
-        if names is not None and (own is None or set(map(same_name, own)) & set(map(same_name, names))):
+        names = self._training_classes(found)
+        if names is not None:
             found.number_by(names)
-            self.class_names = names
-        else:  # quite other classes than those of training are numbered by themselves
-            self.class_names = own
+        self.class_names = names or found.class_names
         return SourceImages(found, transform, self.on_error)
 
     def _find_train(self) -> ImageSource | Shards:
@@ -205,20 +203,22 @@ class ImageNetDataModule(ImageDataModule):
     def _training_classes(self, found: ImageSource) -> list[str] | None:
         """The classes that number the labels of validation images: those of training, so that equal numbers are equal.
 
-        They are not looked for where nothing names the class of an image.
+        They are not looked for where nothing names the class of an image. Of quite other images than those that a
+        checkpoint was trained on, the classes are numbered by themselves.
         """
+        own = found.class_names
         if self._train is not None:
             return self.class_names
-        if found.class_names is None and os.sep not in found.names[0]:
+        if own is None and os.sep not in found.names[0]:
             return None
-        if isinstance(found, ParquetSource):  # which names all classes in each split; training's would be converted
-            return self.class_names
-        with suppress(InputError):  # of training images, which validation does without
-            if self.train is not None or "train" in self._splits:
+        # Parquet files name all classes in each split, and the training split would be converted
+        if (self.train is not None or "train" in self._splits) and not isinstance(found, ParquetSource):
+            with suppress(InputError):  # of training images, which validation does without
                 training = self._all_training_images()
                 if isinstance(training, ImageSource) and training.class_names is not None:
                     return training.class_names
-        return self.class_names
+        is_of_others = own is not None and not set(map(same_name, own)) & set(map(same_name, self.class_names or ()))
+        return None if is_of_others else self.class_names
 
     def _in_any_order(self, found: ImageSource | Shards) -> ImageSource:
         if isinstance(found, Shards):
