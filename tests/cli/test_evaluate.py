@@ -8,15 +8,18 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 from lightning.pytorch import Trainer
 from PIL import Image
 from skimage.metrics import peak_signal_noise_ratio
+from torch_fidelity.metric_prc import prc_features_to_metric
 from torchvision.transforms.v2.functional import center_crop, pil_to_tensor, resize, to_pil_image
 
 from gsq_lightning import GroupedSphericalQuantizer, GSQTokenizer, TokenizerModule
 from gsq_lightning.__main__ import main
 from gsq_lightning.data import ImageNetDataModule
 from gsq_lightning.metrics import ReconstructionMetrics
+from gsq_lightning.metrics.features import FeatureExtractor, efficientnet_features
 from gsq_lightning.reports import read_report
 from gsq_lightning.reports import report as report_module
 from tests.conftest import write_images
@@ -202,3 +205,50 @@ def test_names_match_however_their_accents_are_written(folders: tuple[Path, Path
     write_images(fake / unicodedata.normalize("NFD", "Kätzchen"), 2)
     evaluate("--real", real, "--fake", fake, "--metrics", "psnr_set")
     assert read_report(Path(f"{fake}-report") / "metrics.json").metrics["images"] == 8
+
+
+def test_generated_images_are_compared_with_real_ones_as_sets(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Other names, numbers and sizes on both sides; the second time what was kept of the real images serves."""
+    monkeypatch.setenv("GSQ_CACHE", str(tmp_path / "cache"))
+    real = write_images(tmp_path / "real", 8, seed=1)
+    fake = write_images(tmp_path / "fake", 6, (24, 20), seed=2)
+    metrics = "[rfd_random,rkd_efficientnet,precision_recall_efficientnet]"
+    options = ("--unpaired", "true", "--metrics", metrics, "--efficientnet_weights", "random", "--batch_size", 3)
+    evaluate("--real", tmp_path / "real", "--fake", tmp_path / "fake", *options)
+    first = read_report(tmp_path / "fake-report" / "metrics.json")
+    assert (first.metrics["images"], first.metrics["real_images"]) == (6, 8)
+    assert "3 nearest neighbors" in first.protocols["precision_recall_efficientnet"]
+
+    pixels = [
+        [torch.from_numpy(np.array(Image.open(path))).permute(2, 0, 1)[None] for path in paths]
+        for paths in (real, fake)
+    ]
+    network = efficientnet_features("random")
+    seen = [torch.cat([network(image).pooled for image in images]) for images in pixels]
+    theirs = prc_features_to_metric(seen[1], seen[0], prc_neighborhood=3, save_cpu_ram=False, verbose=False)
+    assert first.metrics["precision_efficientnet"] == pytest.approx(theirs["precision"], abs=1e-3)
+    assert first.metrics["recall_efficientnet"] == pytest.approx(theirs["recall"], abs=1e-3)
+    x, y = (features.double() for features in seen)
+    kernels = [((a @ b.T) / 1280 + 1) ** 3 for a, b in ((x, x), (y, y), (x, y))]
+    within = [(kernel.sum() - kernel.trace()) / (len(kernel) * (len(kernel) - 1)) for kernel in kernels[:2]]
+    assert first.metrics["rkd_efficientnet"] == pytest.approx(float(sum(within) - 2 * kernels[2].mean()), rel=1e-3)
+
+    looked = 0
+    forward = FeatureExtractor.forward
+
+    def counting(self: FeatureExtractor, *inputs: torch.Tensor) -> object:
+        nonlocal looked
+        looked += len(inputs[0])
+        return forward(self, *inputs)
+
+    monkeypatch.setattr(FeatureExtractor, "forward", counting)
+    evaluate("--real", tmp_path / "real", "--fake", tmp_path / "fake", *options)
+    assert looked == 2 * 6  # generated ones, by two networks
+    assert read_report(tmp_path / "fake-report" / "metrics.json").metrics == pytest.approx(first.metrics, rel=1e-6)
+    assert "real images" in capsys.readouterr().out
+    message = error_of(
+        capsys, "--real", real[0].parent, "--fake", fake[0].parent, "--unpaired", "true", "--metrics", "psnr"
+    )
+    assert "psnr cannot be computed of images without pairs; known are: fid, kid," in message

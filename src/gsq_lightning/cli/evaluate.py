@@ -1,10 +1,14 @@
-"""`gsq evaluate`: metrics of reconstructions that lie in a folder, the same as of `gsq validate` for any tokenizer."""
+"""`gsq evaluate`: metrics of a folder of reconstructions, the same as of `gsq validate` for any tokenizer, and of
+generated images.
+"""
 
 import math
 import os
 import sys
+from collections.abc import Iterator, Sequence
+from dataclasses import asdict
 from pathlib import Path
-from typing import NoReturn, cast, get_args
+from typing import Any, NamedTuple, NoReturn, cast, get_args
 
 import torch
 from jsonargparse import ArgumentParser
@@ -12,14 +16,23 @@ from tqdm import tqdm
 
 from gsq_lightning.cli.compare import check_plot, show
 from gsq_lightning.cli.messages import fail, one_line_errors, plain_message
-from gsq_lightning.data.pairs import FolderPairs
+from gsq_lightning.data.pairs import FolderImages, FolderPairs
 from gsq_lightning.data.transforms import MAX_IMAGE_SIZE, ResizeAndCrop, short_side_for
 from gsq_lightning.errors import InputError
-from gsq_lightning.metrics import MetricName, OriginalImages, ReconstructionMetrics
+from gsq_lightning.metrics import (
+    MetricName,
+    MetricOptions,
+    MetricSuite,
+    OriginalImages,
+    ReconstructionMetrics,
+    SampleMetricName,
+    SampleMetrics,
+)
 from gsq_lightning.pixels import pixels_to_image
 from gsq_lightning.reports import EvaluationReport, find_report, metrics_table, report_row, write_report
 
 DEFAULT_METRICS: tuple[MetricName, ...] = ("psnr", "psnr_set", "ssim", "rfid")
+DEFAULT_SAMPLE_METRICS: tuple[SampleMetricName, ...] = ("fid", "inception_score", "precision_recall")
 
 
 def evaluate(arguments: list[str]) -> None:
@@ -34,7 +47,8 @@ def evaluate(arguments: list[str]) -> None:
     parser = _Parser(
         prog="gsq evaluate",
         description="Metrics of a folder of reconstructions against a folder of originals. Files belong together that "
-        "have the same path below their folders, whatever their suffix.",
+        "have the same path below their folders, whatever their suffix. With --unpaired, of a folder of generated "
+        "images against real ones.",
         allow_abbrev=False,
     )
     added = parser.add_function_arguments(evaluate_folders, as_group=False, skip={"show_progress"})
@@ -73,7 +87,7 @@ class _Parser(ArgumentParser):
 def evaluate_folders(
     real: str,
     fake: str,
-    metrics: MetricName | list[MetricName] | None = None,
+    metrics: MetricName | SampleMetricName | list[MetricName | SampleMetricName] | None = None,
     image_size: int | None = None,
     crop_ratio: float = 1.0,
     bits_per_image: float | None = None,
@@ -86,14 +100,18 @@ def evaluate_folders(
     alexnet_weights: str = "pretrained",
     vgg16_weights: str = "pretrained",
     dinov2_weights: str = "pretrained",
+    efficientnet_weights: str = "pretrained",
+    truncate: bool = False,
+    ssim_rim: bool = False,
+    unpaired: bool = False,
     show_progress: bool = False,
 ) -> EvaluationReport:
-    """Computes the metrics of a folder of reconstructions.
+    """Computes the metrics of a folder of reconstructions, or of generated images.
 
     Args:
         real: folder of originals.
-        fake: folder of reconstructions, as files that lose nothing, such as PNG.
-        metrics: names, as in `ReconstructionMetrics`, all but "codebook".
+        fake: folder of reconstructions or generated images, as files that lose nothing, such as PNG.
+        metrics: names, as in `ReconstructionMetrics`, all but "codebook"; with `unpaired` as in `SampleMetrics`.
         image_size: originals are first resized to a short side of image_size / crop_ratio and center-cropped to this
             square, as in validation; None leaves them as they are.
         crop_ratio: in (0, 1].
@@ -102,33 +120,33 @@ def evaluate_folders(
         batch_size: images at a time; those of other sizes than their neighbors go alone.
         num_workers: DataLoader workers.
         device: "auto" takes a GPU where there is one.
-        antialias, inception_weights, alexnet_weights, vgg16_weights, dinov2_weights: as in `ReconstructionMetrics`.
+        antialias, truncate, ssim_rim: as in `ReconstructionMetrics`.
+        inception_weights, alexnet_weights, vgg16_weights, dinov2_weights, efficientnet_weights: likewise.
+        unpaired: compare the two folders as sets: the images of `fake` are generated and have no originals.
         show_progress: draw a bar in the terminal.
 
     Raises:
         InputError: where files have no partner or differ in size, for unknown metrics, or without weights.
     """
-    names = _checked_names([metrics] if isinstance(metrics, str) else metrics)
     if bits_per_image is not None and not 0 < bits_per_image < math.inf:
         raise InputError(f"bits_per_image is {bits_per_image}; it must be above 0")
     if batch_size < 1 or num_workers < 0:
         raise InputError(f"batch_size {batch_size} must be at least 1, num_workers {num_workers} at least 0")
-    pairs = FolderPairs(Path(real).expanduser(), Path(fake).expanduser(), _transform(image_size, crop_ratio))
-    computed = ReconstructionMetrics(
-        names,
+    options = MetricOptions(
         inception_weights=inception_weights,
         alexnet_weights=alexnet_weights,
         vgg16_weights=vgg16_weights,
         dinov2_weights=dinov2_weights,
+        efficientnet_weights=efficientnet_weights,
         antialias=antialias,
+        truncate=truncate,
+        ssim_rim=ssim_rim,
     )
-    place = _device(device)
-    computed.load()
-    computed.to(place)
-    computed.start(OriginalImages(pairs.fingerprint, len(pairs)))
-    for batch in tqdm(pairs.loader(batch_size, num_workers), "images", disable=not show_progress, unit="batch"):
-        for part in batch:
-            computed.update(pixels_to_image(part.original.to(place)), pixels_to_image(part.reconstruction.to(place)))
+    names = [metrics] if isinstance(metrics, str) else metrics
+    transform = _transform(image_size, crop_ratio)
+    folders = Path(real).expanduser(), Path(fake).expanduser()
+    loading = _Loading(batch_size, num_workers, _device(device), show_progress)
+    computed = (_compare_sets if unpaired else _compare_pairs)(folders, names, transform, options, loading)
     values = computed.compute()
     seen = computed.seen
     assert seen is not None
@@ -144,18 +162,66 @@ def evaluate_folders(
         data=real,
         originals=seen.hash_in_words,
         image_size=seen.size_in_words,
-        preparation="as they are" if pairs.transform is None else str(pairs.transform),
+        preparation="as they are" if transform is None else str(transform),
         protocols=computed.protocols,
         precision=f"images in {fake}",
     )
 
 
-def _checked_names(names: list[MetricName] | None) -> tuple[MetricName, ...]:
+class _Loading(NamedTuple):
+    batch_size: int
+    num_workers: int
+    device: torch.device
+    show_progress: bool
+
+    def batches(self, dataset: FolderImages | FolderPairs, what: str) -> Iterator[Any]:
+        loader = dataset.loader(self.batch_size, self.num_workers)
+        for batch in tqdm(loader, what, disable=not self.show_progress, unit="batch"):
+            yield from batch
+
+
+def _compare_pairs(
+    folders: tuple[Path, Path],
+    names: Sequence[str] | None,
+    transform: ResizeAndCrop | None,
+    options: MetricOptions,
+    loading: _Loading,
+) -> MetricSuite:
     known = [name for name in get_args(MetricName) if name != "codebook"]
+    _check_names(names, known, "of images and their reconstructions")
+    pairs = FolderPairs(*folders, transform)
+    metrics = ReconstructionMetrics(cast(Any, names) or DEFAULT_METRICS, **asdict(options))
+    metrics.load()
+    metrics.to(loading.device)
+    metrics.start(OriginalImages(pairs.fingerprint, len(pairs)))
+    for pair in loading.batches(pairs, "images"):
+        metrics.update(*(pixels_to_image(pixels.to(loading.device)) for pixels in pair))
+    return metrics
+
+
+def _compare_sets(
+    folders: tuple[Path, Path],
+    names: Sequence[str] | None,
+    transform: ResizeAndCrop | None,
+    options: MetricOptions,
+    loading: _Loading,
+) -> MetricSuite:
+    _check_names(names, get_args(SampleMetricName), "of images without pairs")
+    real, fake = FolderImages(folders[0], transform), FolderImages(folders[1])
+    metrics = SampleMetrics(cast(Any, names) or DEFAULT_SAMPLE_METRICS, options)
+    metrics.load()
+    metrics.to(loading.device)
+    metrics.start(OriginalImages(real.fingerprint, len(real)))
+    for images, is_real in ((real, True), (fake, False)):
+        for pixels in loading.batches(images, "real images" if is_real else "generated images"):
+            metrics.update(pixels_to_image(pixels.to(loading.device)), is_real)
+    return metrics
+
+
+def _check_names(names: Sequence[str] | None, known: Sequence[str], what: str) -> None:
     unknown = [name for name in names or () if name not in known]
     if unknown:
-        raise InputError(f"metrics {', '.join(unknown)} cannot be computed of images; known are: {', '.join(known)}")
-    return cast(tuple[MetricName, ...], tuple(names)) if names else DEFAULT_METRICS
+        raise InputError(f"metrics {', '.join(unknown)} cannot be computed {what}; known are: {', '.join(known)}")
 
 
 def _transform(image_size: int | None, crop_ratio: float) -> ResizeAndCrop | None:

@@ -1,4 +1,4 @@
-"""Reconstructions and their originals in two folders, file by file."""
+"""Images of a folder, and reconstructions with their originals in two folders, file by file."""
 
 import hashlib
 import os
@@ -13,7 +13,7 @@ from torch.utils.data import DataLoader, Dataset
 
 from gsq_lightning.data.dataset import unread_line
 from gsq_lightning.data.decoding import UNREADABLE, ImageDecoder
-from gsq_lightning.data.sources import FolderSource, ImageSource
+from gsq_lightning.data.sources import FolderSource
 from gsq_lightning.data.transforms import ResizeAndCrop
 from gsq_lightning.errors import InputError
 
@@ -25,6 +25,48 @@ class Pair(NamedTuple):
 
     original: Tensor
     reconstruction: Tensor
+
+
+class FolderImages(Dataset[Tensor]):
+    """The images of a folder, (3, H, W) uint8 each.
+
+    Args:
+        folder: with images, at any depth.
+        transform: what is done to them, or nothing.
+
+    Raises:
+        InputError: when asked for an image, where it cannot be read or is too small.
+    """
+
+    def __init__(self, folder: Path, transform: ResizeAndCrop | None = None) -> None:
+        self.source = FolderSource(folder)
+        self.transform = transform
+        self._decoder = ImageDecoder()
+
+    def __len__(self) -> int:
+        return len(self.source.names)
+
+    def __getitem__(self, item: int) -> Tensor:
+        name = self.source.name(item)
+        try:
+            pixels = self._decoder.decode(self.source.read(item)).clone()
+        except OSError as error:
+            raise InputError(unread_line(name, error)) from error
+        except UNREADABLE as error:
+            raise InputError(f"{name} cannot be read as an image: {error}") from error
+        try:
+            return pixels if self.transform is None else self.transform(pixels, torch.Generator)
+        except ValueError as error:
+            raise InputError(f"{name} cannot be used: {error}") from error
+
+    @property
+    def fingerprint(self) -> str:
+        """Tells the images from others: a hash of names, sizes, times of change, and what is done to them."""
+        return hashlib.sha256(f"{self.source.fingerprint()} {self.transform!r}".encode()).hexdigest()
+
+    def loader(self, batch_size: int, num_workers: int) -> DataLoader:
+        """Lists of batches (B, 3, H, W): neighbors of equal size in one."""
+        return DataLoader(self, batch_size, num_workers=num_workers, collate_fn=_stacked_images)
 
 
 class FolderPairs(Dataset[Pair]):
@@ -40,11 +82,9 @@ class FolderPairs(Dataset[Pair]):
     """
 
     def __init__(self, real: Path, fake: Path, transform: ResizeAndCrop | None) -> None:
-        self.real = FolderSource(real)
-        self.fake = FolderSource(fake)
-        self.transform = transform
-        self._decoder = ImageDecoder()
-        originals, reconstructions = _by_stem(self.real), _by_stem(self.fake)
+        self.real = FolderImages(real, transform)
+        self.fake = FolderImages(fake)
+        originals, reconstructions = _by_stem(self.real.source), _by_stem(self.fake.source)
         for folder, missing in (
             (fake, originals.keys() - reconstructions.keys()),
             (real, reconstructions.keys() - originals.keys()),
@@ -63,32 +103,18 @@ class FolderPairs(Dataset[Pair]):
 
     def __getitem__(self, item: int) -> Pair:
         original, reconstruction = self.items[item]
-        pixels = self._decode(self.real, original)
-        if self.transform is not None:
-            try:
-                pixels = self.transform(pixels, torch.Generator)
-            except ValueError as error:
-                raise InputError(f"{self.real.name(original)} cannot be used: {error}") from error
-        pair = Pair(pixels, self._decode(self.fake, reconstruction))
+        pair = Pair(self.real[original], self.fake[reconstruction])
         if pair.original.shape != pair.reconstruction.shape:
             raise InputError(
-                f"{self.fake.name(reconstruction)} has {_size(pair.reconstruction)} pixels, its original "
-                f"{_size(pixels)}; image_size N resizes and crops originals to N×N as validation does"
+                f"{self.fake.source.name(reconstruction)} has {_size(pair.reconstruction)} pixels, its original "
+                f"{_size(pair.original)}; image_size N resizes and crops originals to N×N as validation does"
             )
         return pair
 
-    def _decode(self, source: ImageSource, item: int) -> Tensor:
-        try:
-            return self._decoder.decode(source.read(item)).clone()
-        except OSError as error:
-            raise InputError(unread_line(source.name(item), error)) from error
-        except UNREADABLE as error:
-            raise InputError(f"{source.name(item)} cannot be read as an image: {error}") from error
-
     @property
     def fingerprint(self) -> str:
-        """Tells the originals from others: a hash of names, sizes, times of change, and what is done to them."""
-        return hashlib.sha256(f"{self.real.fingerprint()} {self.transform!r}".encode()).hexdigest()
+        """Of the originals, see `FolderImages`."""
+        return self.real.fingerprint
 
     def loader(self, batch_size: int, num_workers: int) -> DataLoader:
         """Lists of batches: neighbors of equal size in one `Pair` of (B, 3, H, W) each."""
@@ -110,6 +136,10 @@ def _stacked(batch: list[Pair]) -> list[Pair]:
     """Neighbors of equal size in one: each tensor takes a file descriptor on its way from a worker."""
     groups = groupby(batch, key=lambda pair: pair.original.shape)
     return [Pair(*(torch.stack(part) for part in zip(*members, strict=True))) for _, members in groups]
+
+
+def _stacked_images(batch: list[Tensor]) -> list[Tensor]:
+    return [torch.stack(list(members)) for _, members in groupby(batch, key=lambda image: image.shape)]
 
 
 def _size(pixels: Tensor) -> str:

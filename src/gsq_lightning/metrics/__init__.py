@@ -4,7 +4,7 @@ from gsq_lightning.metrics.catalog import REPORTED, MetricName, MetricOptions, S
 from gsq_lightning.metrics.codebook import CodebookStatistics, CodebookUsage, codebook_statistics
 from gsq_lightning.metrics.originals import OriginalImages
 from gsq_lightning.metrics.samples import SampleMetrics
-from gsq_lightning.metrics.suite import ReconstructionMetrics
+from gsq_lightning.metrics.suite import MetricSuite, ReconstructionMetrics
 
 __all__ = [
     "REPORTED",
@@ -12,6 +12,7 @@ __all__ = [
     "CodebookUsage",
     "MetricName",
     "MetricOptions",
+    "MetricSuite",
     "OriginalImages",
     "ReconstructionMetrics",
     "SampleMetricName",

@@ -19,6 +19,7 @@ class Label(NamedTuple):
 
 METRICS = {
     "images": Label("images", "", "{:.0f}"),
+    "real_images": Label("real images", "", "{:.0f}"),
     "nonfinite_images": Label("broken images", "reconstructions that are not finite", "{:.0f}"),
     "psnr": Label("PSNR", "dB, mean over images, higher is better", "{:.2f}"),
     "psnr_set": Label("PSNR of the set", "dB, from the mean squared error of all images, higher is better", "{:.2f}"),
@@ -41,6 +42,8 @@ METRICS = {
     "kid": Label("KID", "kernel distance over Inception v3, mean of subsets, lower is better", "{:.6f}"),
     "precision": Label("precision", "share of generated images near real ones, higher is better", "{:.4f}"),
     "recall": Label("recall", "share of real images near generated ones, higher is better", "{:.4f}"),
+    "precision_efficientnet": Label("precision (EfficientNet)", "as precision, over EfficientNet-Lite0", "{:.4f}"),
+    "recall_efficientnet": Label("recall (EfficientNet)", "as recall, over EfficientNet-Lite0", "{:.4f}"),
     "rfd_random": Label("rfd_random", "Fréchet distance over random features, not an rFID, lower is better", "{:.4f}"),
     "inception_score": Label("Inception score", "mean of ten splits, higher is better", "{:.2f}"),
     "inception_score_std": Label("its deviation", "over the splits", "{:.2f}"),
