@@ -553,7 +553,7 @@ def keys_of_batch(batch: Any) -> list[str]:
     return [path.rpartition("/")[2] for path in batch.path]
 
 
-def test_streamed_training_shards_are_disjoint_and_shuffled_anew(folder: Path, tmp_path: Path) -> None:
+def test_streamed_training_shards_are_disjoint_and_shuffled_again(folder: Path, tmp_path: Path) -> None:
     paths = write_shards(folder, tmp_path / "shards")
 
     def epoch(number: int, consumed: int = 0) -> list[list[str]]:
@@ -589,13 +589,13 @@ def test_devices_that_stream_broken_images_still_have_equal_batches(folder: Path
     for name in ("cats", "dogs"):
         next((folder / name).iterdir()).write_bytes(b"no image")
     paths = write_shards(folder, tmp_path / "shards")
-    told = set()
+    named = set()
     for rank in range(2):
         images = streamed(paths, on_error="skip", train_images=12)
         batches = list(images.train_loader(Place(seed=1), 4, Loading(rank, 2, 2)))
         assert [len(batch.image) for batch in batches] == [2, 2, 2]
-        told |= {image.path for batch in batches for image in batch.unreadable}
-    assert len(told) == 2
+        named |= {image.path for batch in batches for image in batch.unreadable}
+    assert len(named) == 2
 
 
 def test_remote_shards_need_a_number_and_are_opened_by_webdataset(folder: Path, tmp_path: Path) -> None:
@@ -745,7 +745,7 @@ def test_a_tree_that_changed_just_now_is_not_trusted_to_the_cache(settled: Path,
 
 
 @pytest.mark.parametrize("damage", ["empty", "cut off", "other", "a bit"])
-def test_a_damaged_listing_is_made_anew_with_a_word(
+def test_a_damaged_listing_is_made_again_with_a_word(
     settled: Path, tmp_path: Path, damage: str, caplog: pytest.LogCaptureFixture
 ) -> None:
     names = list(FolderSource(settled).names)
@@ -770,7 +770,7 @@ def test_a_cache_of_somebody_else_does_not_keep_images_from_being_listed(
     assert "Permission denied" in caplog.text
 
 
-def test_a_link_to_another_version_of_the_data_is_listed_anew(settled: Path, tmp_path: Path) -> None:
+def test_a_link_to_another_version_of_the_data_is_listed_again(settled: Path, tmp_path: Path) -> None:
     other = tmp_path / "other"
     shutil.copytree(settled, other)
     current = tmp_path / "current"

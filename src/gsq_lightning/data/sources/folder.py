@@ -75,7 +75,7 @@ class FolderSource(ImageSource):
 def list_folder(root: Path) -> Listing:
     """Finds all images below a folder, given without links; follows those within, but enters no folder twice."""
     names: list[str] = []
-    folders: list[str] = []
+    witnesses: list[str] = []
     left_out: Counter[str] = Counter()
     annotations: dict[str, str] = {}
     entered: set[tuple[int, int]] = set()
@@ -87,7 +87,7 @@ def list_folder(root: Path) -> Listing:
         if (status.st_dev, status.st_ino) in entered:
             continue
         entered.add((status.st_dev, status.st_ino))
-        folders.append(place)
+        witnesses.append(place)
         with os.scandir(place) as entries:
             for entry in entries:
                 name = os.path.join(folder, entry.name)
@@ -98,10 +98,11 @@ def list_folder(root: Path) -> Listing:
                 elif is_image_name(entry.name):
                     names.append(name)
                 elif entry.name == ANNOTATED:
+                    witnesses.append(entry.path)  # whose change changes the listing too
                     annotations |= read_annotations(Path(entry.path).read_text("utf-8", "replace"), folder)
                 elif (suffix := suffix_left_out(entry.name)) is not None:
                     left_out[suffix] += 1
-    return listing_of(sorted(names), annotations, left_out, Witness.of(sorted(folders)))
+    return listing_of(sorted(names), annotations, left_out, Witness.of(sorted(witnesses)))
 
 
 def listing_of(names: list[str], annotations: dict[str, str], left_out: Counter[str], witness: Witness) -> Listing:

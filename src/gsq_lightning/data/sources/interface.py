@@ -45,7 +45,7 @@ class ImageSource(ABC):
 
     @abstractmethod
     def fingerprint(self) -> str:
-        """Equal as long as names and contents are the same, to what the file system tells without reading them."""
+        """Equal as long as names and contents are the same, as far as the file system knows without reading them."""
 
     def number_by(self, class_names: Sequence[str]) -> None:
         """Takes the numbers of given classes, such as those of the training split. Others become NO_LABEL: a note.

@@ -1,4 +1,4 @@
-"""Which images a source holds: in arrays that loading processes share, and cached on disk where there are many."""
+"""Which images a source holds: in arrays that workers share, and cached on disk where there are many."""
 
 import hashlib
 import io
@@ -26,7 +26,7 @@ SETTLED_NS = 2_000_000_000  # what changed more recently may change again withou
 class PackedNames(Sequence[str]):
     """File names in one array.
 
-    Strings would be counted whenever they are touched, and a counted page is copied into each loading process: the
+    Strings would be counted whenever they are touched, and a counted page is copied into each worker: the
     1.28 million names of ImageNet are 150 MB.
 
     Args:
@@ -63,7 +63,7 @@ class PackedNames(Sequence[str]):
 
 @dataclass(frozen=True)
 class Witness:
-    """Files or folders whose times and sizes tell whether a listing still holds.
+    """Files or folders whose times and sizes show whether a listing still holds.
 
     Attributes:
         paths: absolute.
@@ -145,10 +145,10 @@ def stamp(path: str) -> tuple[int, int, int]:
 
 
 def cached_listing(identity: str, make: Callable[[], Listing]) -> Listing:
-    """A listing from the cache where it still holds, else made anew, and cached where it is long.
+    """A listing from the cache where it still holds, else made again, and cached where it is long.
 
     Args:
-        identity: tells listings apart: kind and absolute place of the source.
+        identity: differs between listings: kind and absolute place of the source.
         make: lists the source.
     """
     name = hashlib.sha256(os.fsencode(f"{VERSION} {identity}")).hexdigest()[:32]

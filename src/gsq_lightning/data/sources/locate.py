@@ -12,20 +12,9 @@ from gsq_lightning.data.sources.interface import ImageSource
 from gsq_lightning.data.sources.names import is_image_name
 from gsq_lightning.data.sources.parquet import ParquetSource
 from gsq_lightning.data.sources.several import SeveralSources
-from gsq_lightning.data.sources.splits import (
-    LIST_SUFFIXES,
-    FolderTree,
-    NameTree,
-    Part,
-    PartKind,
-    Split,
-    choose_parts,
-    kind_of_file,
-    levels_of,
-    name_it,
-    refuse_undivided,
-)
+from gsq_lightning.data.sources.splits import Part, Split, choose_parts, levels_of, name_it, refuse_undivided
 from gsq_lightning.data.sources.text_list import ListSource
+from gsq_lightning.data.sources.tree import LIST_SUFFIXES, FolderTree, NameTree, PartKind, kind_of_file
 from gsq_lightning.errors import InputError
 
 SourceKind = Literal["auto", "folder", "list", "archive", "parquet", "webdataset"]

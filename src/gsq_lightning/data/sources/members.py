@@ -31,7 +31,7 @@ class Members:
         images: by name: first byte (zip: of the local header), bytes as stored, compression, bytes unpacked.
         labels: of WebDataset samples, by their key.
         others: keys of samples that are more than images.
-        annotations: classes of images, by name, as a `val_annotations.txt` tells them.
+        annotations: classes of images, by name, from a `val_annotations.txt`.
         left_out: how many files of which suffix are no images.
         links: how many images are links.
         texts: names of text files that may divide the images into splits.

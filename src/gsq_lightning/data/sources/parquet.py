@@ -39,9 +39,9 @@ class ParquetSource(ImageSource):
     ) -> None:
         self.place = f"{place} ({split})"
         dataset = load_split(place, split, files)
-        image_column = find_image_column(dataset, self.place, image_column)
+        column = find_image_column(dataset, self.place, image_column)
         table = dataset.data.table
-        chunks = table.column(image_column).chunks
+        chunks = table.column(column).chunks
         is_struct = bool(chunks) and pyarrow_is_struct(chunks[0])
         self._bytes = [chunk.field("bytes") if is_struct else chunk for chunk in chunks]
         self._ends = np.cumsum([len(chunk) for chunk in chunks])
@@ -55,6 +55,8 @@ class ParquetSource(ImageSource):
         self._fingerprint = str(dataset._fingerprint)
         if not len(self):
             raise InputError(f"there are no images in {self.place}")
+        if all(chunk.null_count == len(chunk) for chunk in self._bytes):
+            raise InputError(f"the column {column} of {self.place} holds no images, perhaps only where they lie")
 
     def _take_labels(self, column: Any, name: str) -> None:
         import pyarrow

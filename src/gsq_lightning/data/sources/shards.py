@@ -72,7 +72,7 @@ def warn_once(text: str) -> None:
 
 
 def read_shard(url: str) -> Iterator[ShardImage]:
-    """The images of a shard in its order, as `ArchiveSource` has them, but for classes that only folders tell.
+    """The images of a shard in its order, as `ArchiveSource` has them, but for classes that are only folders.
 
     Args:
         url: name, URL or `pipe:` command, as `webdataset` opens them.
