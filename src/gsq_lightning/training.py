@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from torch.utils.data import DataLoader, DistributedSampler
 
 from gsq_lightning.discriminators import Discriminator, as_discriminator
-from gsq_lightning.errors import ModelNotFinite, look_up, require
+from gsq_lightning.errors import InputError, ModelNotFinite, look_up, require
 from gsq_lightning.losses import AdversarialLoss, GradientPenalty, Loss, LossWeights, Objective, PerceptualLoss
 from gsq_lightning.metrics import OriginalImages, ReconstructionMetrics
 from gsq_lightning.optim.adamw import PaperAdamW
