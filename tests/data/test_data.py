@@ -460,3 +460,12 @@ def test_photographs_train_on_random_crops_and_validate_on_others() -> None:
     tiles = torch.cat([batch.image for batch in data.val_dataloader()])
     assert tiles.shape == (2 * (300 // 32) * (450 // 32), 3, 32, 32)
     assert tiles.float().std() > 20
+
+
+def test_photographs_validate_on_larger_tiles_than_they_train_on() -> None:
+    data = PhotographsDataModule(image_size=32, crops_per_epoch=8, num_workers=0, val_image_size=96)
+    data.setup("validate")
+    tiles = torch.cat([batch.image for batch in data.val_dataloader()])
+    assert tiles.shape == (2 * (300 // 96) * (450 // 96), 3, 96, 96)
+    with pytest.raises(InputError, match="val_image_size is 301; it must be at most short_side, 300"):
+        PhotographsDataModule(val_image_size=301)

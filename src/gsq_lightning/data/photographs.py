@@ -42,7 +42,7 @@ class PhotographsDataModule(ImageNetDataModule):
     two other photographs of scikit-image, cut into tiles; of yours the center crops of the validation images.
 
     Args:
-        image_size: side of the crops and tiles, in pixels.
+        image_size: side of the crops, in pixels.
         crops_per_epoch: length of an epoch; crops are never drawn twice the same.
         short_side: what the short side of larger photographs is shrunk to, at least `image_size`; at most 300 for those
             of scikit-image.
@@ -60,6 +60,7 @@ class PhotographsDataModule(ImageNetDataModule):
             validation split.
         on_error: what an unreadable image does: "raise" stops with its name; "skip" leaves it out and counts it.
         class_names: as of `ImageNetDataModule`.
+        val_image_size: side of validation images and tiles, in pixels, at most `short_side`; by default `image_size`.
     """
 
     def __init__(
@@ -79,6 +80,7 @@ class PhotographsDataModule(ImageNetDataModule):
         val_share: float | None = None,
         on_error: OnError = "raise",
         class_names: Sequence[str] | None = None,
+        val_image_size: int | None = None,
     ) -> None:
         super().__init__(
             root,
@@ -96,11 +98,15 @@ class PhotographsDataModule(ImageNetDataModule):
             class_names=class_names,
         )
         self.short_side = whole_number("short_side", short_side, 1)
-        require(image_size <= short_side, f"image_size is {image_size}; it must be at most short_side, {short_side}")
-        require(
-            image_size <= SMALLEST_SIDE or not self._trains_on_bundled,
-            f"image_size is {image_size}; scikit-image's photographs have crops of at most {SMALLEST_SIDE}",
+        self.val_image_size = whole_number(
+            "val_image_size", image_size if val_image_size is None else val_image_size, 1
         )
+        for name, size in (("image_size", image_size), ("val_image_size", self.val_image_size)):
+            require(size <= short_side, f"{name} is {size}; it must be at most short_side, {short_side}")
+            require(
+                size <= SMALLEST_SIDE or not self._trains_on_bundled,
+                f"{name} is {size}; scikit-image's photographs have crops of at most {SMALLEST_SIDE}",
+            )
         self.crops_per_epoch = whole_number("crops_per_epoch", crops_per_epoch, 1)
         self.shuffle_colors = self._trains_on_bundled if shuffle_colors is None else bool(shuffle_colors)
 
@@ -112,7 +118,7 @@ class PhotographsDataModule(ImageNetDataModule):
     def settings(self) -> dict[str, Any]:
         others = ("source", "image_column", "val_crop_ratio")
         known = {name: value for name, value in super().settings.items() if name not in others}
-        return known | {"short_side": self.short_side}
+        return known | {"short_side": self.short_side, "val_image_size": self.val_image_size}
 
     def make_train_dataset(self) -> ImageDataset:
         if self._trains_on_bundled:
@@ -131,8 +137,9 @@ class PhotographsDataModule(ImageNetDataModule):
 
     def make_val_dataset(self) -> ImageDataset | None:
         if self._trains_on_bundled and self.val is None:
-            return Tiles({name: load_photograph(name, self.short_side) for name in VAL_PHOTOGRAPHS}, self.image_size)
-        return self._evaluated(ResizeAndCrop(self.image_size, self.short_side, enlarge=False))
+            photographs = {name: load_photograph(name, self.short_side) for name in VAL_PHOTOGRAPHS}
+            return Tiles(photographs, self.val_image_size)
+        return self._evaluated(ResizeAndCrop(self.val_image_size, self.short_side, enlarge=False))
 
 
 class RandomCrops(IndexedImages):
