@@ -135,7 +135,7 @@ class GSQTokenizer(nn.Module):
                 f"the image is {image.dtype}; it must be float in [-1, 1]: gsq_lightning.pixels.pixels_to_image makes "
                 "it of uint8, and encode_image takes pictures as they are"
             )
-        if not self.training and not torch.compiler.is_compiling():
+        if not self.training and not torch.compiler.is_compiling():  # a graph cannot depend on values
             _check_range(image)
         self._positions(image.shape[2], image.shape[3])
         return self.encoder(image.to(self.encoder.conv_in.weight.dtype))

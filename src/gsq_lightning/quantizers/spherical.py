@@ -188,7 +188,7 @@ class GroupedSphericalQuantizer(Quantizer):
                 f"{self.latent_channels} channels"
             )
         vectors = latent.movedim(self.channel_dim, -1).unflatten(-1, (self.num_groups, self.group_channels))
-        return vectors.to(torch.promote_types(vectors.dtype, torch.float32))
+        return vectors if vectors.dtype == torch.float64 else vectors.float()
 
     def _merge(self, codes: Tensor) -> Tensor:
         """(B, …, G, d) → (B, D, …), contiguous: the layout decides bits in the decoder's convolutions."""

@@ -20,6 +20,8 @@ next, slower one. Memory beyond the inputs is O((n + V) d) plus work buffers of 
 | triton | CUDA | one kernel with a running minimum; float64 for the points where float32 could err |
 | brute | anywhere | float64 differences, chunk by chunk: the definition |
 
+A graph made by torch.export has no such choice: there it is `dense.py`, one float64 matrix product.
+
 `auto` follows `choose_method`; its thresholds were measured on two CPU cores (benchmarks/lookup.py).
 
 Input that is not finite: a point with a NaN or an infinity gets index 0; a code with one is never chosen
@@ -37,6 +39,7 @@ from gsq_lightning.errors import InputError, look_up
 from gsq_lightning.precision import full_precision
 from gsq_lightning.quantizers.lookup.arithmetic import argsort, without_repeats
 from gsq_lightning.quantizers.lookup.brute import BruteSearch, LastResort
+from gsq_lightning.quantizers.lookup.dense import dense_nearest_code
 from gsq_lightning.quantizers.lookup.sorted import SortedSearch
 from gsq_lightning.quantizers.lookup.tiles import TiledSearch
 from gsq_lightning.quantizers.lookup.tree import TreeSearch
@@ -60,6 +63,8 @@ def nearest_code(points: Tensor, codes: Tensor, method: Method = "auto", *, unit
     Raises:
         InputError: V = 0, shapes or devices that do not fit, or a method that cannot do this d or device.
     """
+    if torch.compiler.is_exporting():
+        return dense_nearest_code(points, codes)
     if torch.compiler.is_compiling():
         return _opaque_nearest_code(points, codes, method, unit_norm)
     return CodeIndex(codes, method, unit_norm=unit_norm, num_points=len(points)).query(points)
