@@ -9,9 +9,11 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 
 from gsq_lightning import TokenizerModule
 from gsq_lightning.losses import LossWeights
+from gsq_lightning.optim import WarmupDecay
 
 ROOT = Path(__file__).parents[2]
 CONFIGS = ROOT / "configs"
@@ -86,6 +88,17 @@ def test_an_overlay_opens_with_its_row_its_figure_and_its_command(row: Any) -> N
     for figure in re.findall(r"[\d.]+", row.figure.replace(",", "")):
         assert figure.rstrip(".") in opening
     assert f"gsq fit --config {recipe} --config {overlay} " in opening
+
+
+def test_table_6s_step_schedule_falls_to_a_tenth_at_once() -> None:
+    """Rates after so many steps: up over 5,000, 1e-4, and from 75,000 on 1e-5."""
+    model = reproducing.merged(["f8.yaml", "ablations/t6_step.yaml"])["model"]
+    optimizer = torch.optim.SGD([torch.zeros(1, requires_grad=True)], lr=1e-4)
+    scheduler = WarmupDecay(optimizer, **model["tokenizer_scheduler"]["init_args"])
+    rates = []
+    for scheduler.last_epoch in (2_500, 5_000, 74_999, 75_001, 99_999):
+        rates += scheduler.get_lr()
+    assert rates == pytest.approx([0.5e-4, 1e-4, 1e-4, 1e-5, 1e-5], rel=1e-3)
 
 
 def test_the_page_is_in_step_with_the_overlays() -> None:
