@@ -103,6 +103,28 @@ def test_another_root_leaves_the_places_of_a_checkpoint(trained: Path, tmp_path:
     assert read_report(checkpoint.parent / "validate" / "last" / "metrics.json").metrics["images"] == 3
 
 
+def test_photographs_of_ones_own_are_trained_on_and_what_was_held_out_is_validated(tmp_path: Path) -> None:
+    write_images(tmp_path / "photos", 24)
+    root = f"--data.root={tmp_path / 'photos'}"
+    small = ["--data.image_size=16", "--data.short_side=32", "--data.global_batch_size=4", "--data.num_workers=0"]
+    logger = [f"--trainer.logger.save_dir={tmp_path / 'runs'}", "--trainer.max_steps=1", "--data.val_share=0.25"]
+    main(["fit", "--config", "quickstart.yaml", *TINY, root, *small, *logger])
+    checkpoint = tmp_path / "runs" / "quickstart" / "version_0" / "checkpoints" / "last.ckpt"
+    trained = read_report(tmp_path / "runs" / "quickstart" / "version_0" / "metrics.json")
+    assert 1 < trained.metrics["images"] < 12
+    write_images(tmp_path / "others", 9)
+    for names, number in (([], trained.metrics["images"]), ([root], trained.metrics["images"])):
+        main(["validate", f"--ckpt_path={checkpoint}", *names])
+        report = read_report(checkpoint.parent / "validate" / "last" / "metrics.json")
+        assert (report.metrics["images"], report.originals) == (number, trained.originals)
+    main(["validate", f"--ckpt_path={checkpoint}", f"--data.root={tmp_path / 'others'}"])
+    assert read_report(checkpoint.parent / "validate" / "last" / "metrics.json").metrics["images"] == 9
+    tokens = f"--tokens.folder={tmp_path / 'tokens'}"
+    main(["predict", f"--ckpt_path={checkpoint}", f"--data.root={tmp_path / 'others'}", tokens])
+    (shard,) = (tmp_path / "tokens").glob("*.safetensors")
+    assert len(load_file(shard)["indices"]) == 9
+
+
 def test_tokens_leave_out_images_that_cannot_be_read(trained: Path, tmp_path: Path) -> None:
     """Also where a batch has none but those."""
     write_images(tmp_path / "images", 2)

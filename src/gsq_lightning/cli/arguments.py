@@ -1,6 +1,8 @@
 """A command line, taken apart into its layers: what a checkpoint brings, config files, flags."""
 
 import argparse
+import os
+from itertools import zip_longest
 from typing import Any, NamedTuple
 
 from gsq_lightning.cli.messages import fail
@@ -59,10 +61,23 @@ def recipe_name(given: Arguments) -> str | None:
     return " + ".join(names) or None
 
 
-def names_places(configs: list[dict[str, Any]], flags: list[str]) -> bool:
-    """Whether config files or flags say where images lie: then all of a checkpoint's places are left out."""
-    sections = [config.get("data") for config in configs]
-    options = [section.get("init_args", section) for section in sections if isinstance(section, dict)]
-    given = [name for one in options if isinstance(one, dict) for name, value in one.items() if value is not None]
-    given += [flag.partition("=")[0].rpartition(".")[2] for flag in flags if flag.startswith("--data.")]
-    return any(place in given for place in PLACES)
+def names_places(configs: list[dict[str, Any]], flags: list[str], known: dict[str, Any]) -> bool:
+    """Whether config files or flags say that images lie elsewhere: then all of a checkpoint's places are left out.
+
+    Args:
+        configs: contents of config files.
+        flags: of the command.
+        known: settings of the data that the checkpoint was trained on. The same root named again is none other, so that
+            what was held out of it stays so.
+    """
+    given: dict[str, Any] = {}
+    for config in configs:
+        section = config.get("data")
+        options = section.get("init_args", section) if isinstance(section, dict) else None
+        given |= options if isinstance(options, dict) else {}
+    for flag, following in zip_longest(flags, flags[1:], fillvalue=""):
+        name, equals, value = flag.partition("=")
+        if name.startswith("--data."):
+            given[name.rpartition(".")[2]] = value if equals else following
+    named = {place: given[place] for place in PLACES if given.get(place) is not None}
+    return any(os.path.abspath(os.path.expanduser(str(value))) != known.get(place) for place, value in named.items())

@@ -130,7 +130,7 @@ class GSQCommand(LightningCLI):
         elif self.checkpoint is not None:
             self.source = read_source(self.checkpoint, self.weights)
         contents = [read_config(config) for config in configs]
-        self.names_places = names_places(contents, given.flags)
+        self.names_places = names_places(contents, given.flags, self.source.data if self.source else {})
         super().__init__(
             TokenizerModule,
             LightningDataModule,

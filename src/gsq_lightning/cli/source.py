@@ -136,8 +136,10 @@ def data_default(settings: dict[str, Any], with_places: bool) -> dict[str, Any] 
     options = {
         name: value for name, value in settings.items() if name in known and name not in PLACES and is_plain(value)
     }
-    if not with_places:
-        options.pop("val_share", None)  # of those images, not of others
+    if not with_places:  # what says something of those images alone
+        options = {
+            name: value for name, value in options.items() if name not in ("val_share", "source", "image_column")
+        }
     else:
         options |= {name: settings[name] for name in PLACES if name in known and is_local(settings.get(name))}
     classes = settings.get("class_names")
