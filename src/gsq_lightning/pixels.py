@@ -1,5 +1,7 @@
 """uint8 pixels ⇄ images in [-1, 1], and pictures of any kind as such images."""
 
+import math
+import warnings
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -29,6 +31,26 @@ def image_to_pixels(image: Tensor, truncate: bool = False) -> Tensor:
     """
     values = (image.float().clamp(-1.0, 1.0) + 1.0) * 127.5
     return ((values + ROUNDING).floor() if truncate else values.round()).to(torch.uint8)
+
+
+def check_range(image: Tensor) -> None:
+    """Raises InputError for an image that is clearly in [0, 255], and warns of one that seems not to be in [-1, 1]."""
+    if image.numel() == 0:
+        return
+    lowest, highest = (float(end) for end in image.detach().aminmax())
+    if 16.0 < highest < math.inf:
+        raise InputError(f"the image has values up to {highest:g}; it must be in [-1, 1]: x / 127.5 - 1 for [0, 255]")
+    if 0.0 <= lowest < highest <= 1.0:
+        warnings.warn(
+            "all values of the image lie in [0, 1], where images are in [-1, 1]: 2 * x - 1 for one in [0, 1]",
+            stacklevel=4,
+        )
+    elif lowest < -1.1 or highest > 1.1:
+        warnings.warn(
+            f"the image has values from {lowest:.3g} to {highest:.3g}, where images are in [-1, 1]; undo a "
+            "normalization by mean and standard deviation",
+            stacklevel=4,
+        )
 
 
 def picture_to_image(picture: Any) -> Tensor:

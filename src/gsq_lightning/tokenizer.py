@@ -1,8 +1,7 @@
 """The tokenizer: image ⇄ indices. Needs torch, einops, safetensors and huggingface_hub, nothing of training."""
 
 import math
-import warnings
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import asdict
 from fractions import Fraction
 from pathlib import Path
@@ -17,10 +16,10 @@ from gsq_lightning import quantizers
 from gsq_lightning.errors import InputError, require
 from gsq_lightning.networks import Decoder, Encoder, NetworkShape, Upsampling
 from gsq_lightning.networks.tiling import blend_tiles
-from gsq_lightning.pixels import image_to_picture, picture_to_image
+from gsq_lightning.pixels import check_range, image_to_picture, picture_to_image
 from gsq_lightning.pretrained.card import CARD_FILE, model_card, read_metrics
 from gsq_lightning.pretrained.export import Weights, push_folder, read_released, read_tokenizer, write_folder
-from gsq_lightning.pretrained.saved import SavedTokenizer, check_weights
+from gsq_lightning.pretrained.saved import SavedTokenizer, as_plain, check_weights
 from gsq_lightning.quantizers import Quantizer, QuantizerOutput
 
 if TYPE_CHECKING:
@@ -136,7 +135,7 @@ class GSQTokenizer(nn.Module):
                 "it of uint8, and encode_image takes pictures as they are"
             )
         if not self.training and not torch.compiler.is_compiling():  # a graph cannot depend on values
-            _check_range(image)
+            check_range(image)
         self._positions(image.shape[2], image.shape[3])
         return self.encoder(image.to(self.encoder.conv_in.weight.dtype))
 
@@ -235,7 +234,7 @@ class GSQTokenizer(nn.Module):
             quantizer = {"class": cls.__name__, **self.quantizer.arguments}
         else:
             quantizer = {"own_class": cls.__name__}
-        return _plain({**shape, "quantizer": quantizer})
+        return as_plain({**shape, "quantizer": quantizer})
 
     @classmethod
     def from_config(cls, config: dict[str, Any], quantizer: Quantizer | None = None) -> "GSQTokenizer":
@@ -357,26 +356,6 @@ class GSQTokenizer(nn.Module):
         return (height // factor) * (width // factor)
 
 
-def _check_range(image: Tensor) -> None:
-    """Raises InputError for an image that is clearly in [0, 255], and warns of one that seems not to be in [-1, 1]."""
-    if image.numel() == 0:
-        return
-    lowest, highest = (float(end) for end in image.detach().aminmax())
-    if 16.0 < highest < math.inf:
-        raise InputError(f"the image has values up to {highest:g}; it must be in [-1, 1]: x / 127.5 - 1 for [0, 255]")
-    if 0.0 <= lowest < highest <= 1.0:
-        warnings.warn(
-            "all values of the image lie in [0, 1], where images are in [-1, 1]: 2 * x - 1 for one in [0, 1]",
-            stacklevel=3,
-        )
-    elif lowest < -1.1 or highest > 1.1:
-        warnings.warn(
-            f"the image has values from {lowest:.3g} to {highest:.3g}, where images are in [-1, 1]; undo a "
-            "normalization by mean and standard deviation",
-            stacklevel=3,
-        )
-
-
 def _make_quantizer(described: dict[str, Any]) -> Quantizer:
     if "own_class" in described:
         name = described["own_class"]
@@ -388,19 +367,6 @@ def _make_quantizer(described: dict[str, Any]) -> Quantizer:
     if not (isinstance(quantizer_class, type) and issubclass(quantizer_class, Quantizer)):
         raise KeyError("the quantizer's class")
     return quantizer_class(**described)
-
-
-def _plain(value: Any) -> Any:
-    """Numbers and arrays of NumPy, tuples and the like as what JSON has. Raises InputError for anything else."""
-    if hasattr(value, "tolist"):
-        value = value.tolist()
-    if value is None or isinstance(value, bool | int | float | str):
-        return value
-    if isinstance(value, Mapping):
-        return {str(name): _plain(inner) for name, inner in value.items()}
-    if isinstance(value, Sequence):
-        return [_plain(inner) for inner in value]
-    raise InputError(f"{value!r} is no number, word or list of these, so that no config can hold it")
 
 
 def _nearest_multiples(size: int, factor: int) -> str:

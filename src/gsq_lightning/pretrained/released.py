@@ -12,7 +12,7 @@ from typing import Any
 from torch import Tensor
 
 from gsq_lightning.errors import InputError, look_up, require
-from gsq_lightning.pretrained.saved import SavedTokenizer, plain
+from gsq_lightning.pretrained.saved import SavedTokenizer, without_omegaconf
 
 logger = logging.getLogger(__name__)
 
@@ -64,7 +64,7 @@ def convert(checkpoint: Mapping[str, Any], source: str) -> SavedTokenizer:
         InputError: where the config lacks something or has what is not known, or for tensors that are no part of the
             network.
     """
-    config, state = plain(checkpoint["config"]), checkpoint["model_state_dict"]
+    config, state = without_omegaconf(checkpoint["config"]), checkpoint["model_state_dict"]
     try:
         return SavedTokenizer(_our_config(config, state), _our_weights(state))
     except InputError as error:

@@ -1,6 +1,7 @@
 """A tokenizer as it is stored, and the reading of checkpoints without running what they contain."""
 
 import zipfile
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, BinaryIO, NamedTuple
 
@@ -49,7 +50,7 @@ STAND_INS: list[Any] = [
 
 
 def read_plain(path: Path, file: BinaryIO | None = None) -> dict[str, Any]:
-    """Reads what `torch.save` wrote: plain data, tensors, and containers of OmegaConf, for which `plain` is meant.
+    """Reads what `torch.save` wrote: plain data, tensors, and OmegaConf's containers, for `without_omegaconf`.
 
     Nothing that the file names is imported or run.
 
@@ -72,17 +73,30 @@ def read_plain(path: Path, file: BinaryIO | None = None) -> dict[str, Any]:
     return content
 
 
-def plain(value: Any) -> Any:
+def without_omegaconf(value: Any) -> Any:
     """The same data with OmegaConf's containers turned into plain ones. Raises InputError for its interpolations."""
     if isinstance(value, OmegaConfObject):
-        return plain(value.state["_content"] if "_content" in value.state else value.state.get("_val"))
+        return without_omegaconf(value.state["_content"] if "_content" in value.state else value.state.get("_val"))
     if isinstance(value, dict):
-        return {plain(name): plain(inner) for name, inner in value.items()}
+        return {without_omegaconf(name): without_omegaconf(inner) for name, inner in value.items()}
     if isinstance(value, list | tuple):
-        return [plain(inner) for inner in value]
+        return [without_omegaconf(inner) for inner in value]
     if isinstance(value, str) and "${" in value:
         raise InputError(f"the config refers to another value by {value!r}, which is not followed")
     return value
+
+
+def as_plain(value: Any) -> Any:
+    """Numbers and arrays of NumPy, tuples and the like as what JSON has. Raises InputError for anything else."""
+    if hasattr(value, "tolist"):
+        value = value.tolist()
+    if value is None or isinstance(value, bool | int | float | str):
+        return value
+    if isinstance(value, Mapping):
+        return {str(name): as_plain(inner) for name, inner in value.items()}
+    if isinstance(value, Sequence):
+        return [as_plain(inner) for inner in value]
+    raise InputError(f"{value!r} is no number, word or list of these, so that no config can hold it")
 
 
 def check_weights(module: nn.Module, weights: dict[str, Tensor], source: str) -> None:

@@ -1,4 +1,4 @@
-"""How the gradient passes a choice of codes. The value is the codes, to the bit; the codes get no gradient here."""
+"""How the gradient passes a choice of codes. The value is the codes, bit-exact; the codes get no gradient here."""
 
 from typing import Any
 
