@@ -136,6 +136,16 @@ def test_tokens_leave_out_images_that_cannot_be_read(trained: Path, tmp_path: Pa
     assert len(load_file(shard)["indices"]) == 2
 
 
+def test_a_folder_of_damaged_images_gives_no_tokens_but_an_error(
+    trained: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "images").mkdir()
+    (tmp_path / "images" / "broken.jpg").write_bytes(b"no image")
+    arguments = [f"--ckpt_path={trained / 'checkpoints' / 'last.ckpt'}", f"--data.root={tmp_path / 'images'}"]
+    line = error_of(["predict", *arguments, "--data.on_error=skip", f"--tokens.folder={tmp_path / 'tokens'}"], capsys)
+    assert "no tokens were written" in line
+
+
 def test_a_report_tells_of_images_that_could_not_be_read(trained: Path, tmp_path: Path) -> None:
     write_images(tmp_path / "val", 3)
     (tmp_path / "val" / "broken.jpg").write_bytes(b"no image")

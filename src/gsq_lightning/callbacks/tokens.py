@@ -62,6 +62,8 @@ class TokenWriter(BasePredictionWriter):
     def on_predict_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         if self._pending:
             self._write(trainer.global_rank, len(self._pending), pl_module)
+        if trainer.strategy.reduce_boolean_decision(self._written == 0, all=True):
+            raise InputError(f"no tokens were written to {self.folder}: there were no images, or none could be read")
         names = getattr(trainer.datamodule, "class_names", None)  # type: ignore[attr-defined]
         if names and trainer.is_global_zero:
             write_whole(self.folder / "classes.json", (json.dumps(names, indent=0) + "\n").encode())
