@@ -4,6 +4,9 @@ import argparse
 import io
 import sys
 
+from gsq_lightning.cli.help import first_page, unknown_option, unknown_word
+from gsq_lightning.cli.messages import fail
+
 SUBCOMMANDS = {
     "fit": "train a tokenizer: gsq fit --config f8.yaml --data.root /data/imagenet",
     "validate": "metrics of a checkpoint: gsq validate --ckpt_path last.ckpt --data.root /data/imagenet",
@@ -26,9 +29,21 @@ def main(args: list[str] | None = None) -> None:
     arguments = sys.argv[1:] if args is None else args
     if isinstance(sys.stdout, io.TextIOWrapper) and sys.stdout.errors == "strict":
         sys.stdout.reconfigure(errors="backslashreplace")  # names of files, arrows and the like, in any encoding
-    if not arguments or arguments[0] not in SUBCOMMANDS:
-        _top_level_parser().parse_args(arguments or ["--help"])
+    command, rest = (arguments[0] if arguments else "--help"), list(arguments[1:])
+    if command.startswith("-"):
+        _top_level_parser().parse_args([command])
         return
+    if command not in SUBCOMMANDS:
+        fail(unknown_word(command, list(SUBCOMMANDS)))
+    if command in ("fit", "validate", "test", "predict", "weights"):
+        if rest in (["--help"], ["-h"]):
+            print(first_page(command), end="")
+            raise SystemExit(0)
+        if unknown := unknown_option(rest):
+            fail(unknown)
+        if "--help" in rest[:-1] and rest[rest.index("--help") + 1] == "all":
+            rest.remove("all")
+        arguments = [command, *rest]
     if arguments[0] == "weights":
         from gsq_lightning.cli.weights import fetch_weights
 

@@ -3,9 +3,11 @@
 import argparse
 import os
 from itertools import zip_longest
+from pathlib import Path
 from typing import Any, NamedTuple
 
 from gsq_lightning.cli.messages import fail
+from gsq_lightning.cli.recipes import read_config
 
 EVALUATIONS = ("validate", "test", "predict")
 PLACES = ("root", "train", "val")  # options of data modules that say where images lie
@@ -81,3 +83,24 @@ def names_places(configs: list[dict[str, Any]], flags: list[str], known: dict[st
             given[name.rpartition(".")[2]] = value if equals else following
     named = {place: given[place] for place in PLACES if given.get(place) is not None}
     return any(os.path.abspath(os.path.expanduser(str(value))) != known.get(place) for place, value in named.items())
+
+
+def given_options(arguments: list[str]) -> list[str]:
+    """Names of all options that flags and config files give, in order.
+
+    Args:
+        arguments: of the parser: `--config=PATH`, then flags.
+    """
+    names: list[str] = []
+    for argument in arguments:
+        name, _, value = argument.removeprefix("--").partition("=")
+        names += names_within(read_config(Path(value))) if name == "config" else [name] if argument[:2] == "--" else []
+    return [name.replace(".init_args", "") for name in names]
+
+
+def names_within(config: dict[str, Any], before: str = "") -> list[str]:
+    """Names of the options in a nested config, joined by dots."""
+    names: list[str] = []
+    for name, value in config.items():
+        names += [f"{before}{name}", *(names_within(value, f"{before}{name}.") if isinstance(value, dict) else [])]
+    return names

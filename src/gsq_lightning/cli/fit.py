@@ -10,7 +10,7 @@ import tempfile
 import threading
 import warnings
 from pathlib import Path
-from typing import Any, Literal, NoReturn
+from typing import Any, ClassVar, Literal, NoReturn
 
 import yaml
 from jsonargparse import set_parsing_settings
@@ -20,9 +20,16 @@ from lightning.pytorch.utilities.rank_zero import rank_zero_info
 
 import gsq_lightning
 from gsq_lightning.callbacks import Evaluated, LossProgressBar, ReconstructionGrid, Report, TokenWriter
-from gsq_lightning.cli.arguments import EVALUATIONS, Arguments, names_places, recipe_name, what_is_missing
+from gsq_lightning.cli.arguments import (
+    EVALUATIONS,
+    Arguments,
+    given_options,
+    names_places,
+    recipe_name,
+    what_is_missing,
+)
 from gsq_lightning.cli.messages import fail, one_line_errors, plain_message
-from gsq_lightning.cli.recipes import find_recipe, read_config
+from gsq_lightning.cli.recipes import check_completeness, find_recipe, read_config
 from gsq_lightning.cli.source import Source, is_export, parser_defaults, read_source
 from gsq_lightning.cli.trainer import add_trainer_options, make_trainer
 from gsq_lightning.distributed import settle_threads
@@ -96,8 +103,10 @@ def leave_out_disk_errors(arguments: threading.ExceptHookArgs) -> None:
 class OneLineErrors(LightningArgumentParser):
     """Says what is wrong with an option in one line, without the usage of hundreds of options."""
 
+    given: ClassVar[list[str]] = []  # options on the command line: parsers of nested classes know their own alone
+
     def error(self, message: str, ex: Exception | None = None) -> NoReturn:
-        fail(plain_message(message, list(self.get_defaults().keys())))
+        fail(plain_message(message, options_of(self), self.given))
 
 
 class GSQCommand(LightningCLI):
@@ -130,16 +139,25 @@ class GSQCommand(LightningCLI):
         elif self.checkpoint is not None:
             self.source = read_source(self.checkpoint, self.weights)
         contents = [read_config(config) for config in configs]
+        if self.checkpoint is None and not self.takes_last and contents and not given.asks_for_help:
+            check_completeness(given.configs, configs, contents)
+        options = [*(f"--config={config}" for config in configs), *given.flags]
+        OneLineErrors.given = given_options(options)
         self.names_places = names_places(contents, given.flags, self.source.data if self.source else {})
         super().__init__(
             TokenizerModule,
             LightningDataModule,
             save_config_callback=None,
             seed_everything_default=0,
-            parser_kwargs={"prog": f"gsq {command}", "description": None, "allow_abbrev": False},
+            parser_kwargs={
+                "prog": f"gsq {command}",
+                "usage": f"gsq {command} [options]",
+                "description": None,
+                "allow_abbrev": False,
+            },
             parser_class=OneLineErrors,
             subclass_mode_data=True,
-            args=[*(f"--config={config}" for config in configs), *given.flags],
+            args=options,
             run=False,
             auto_configure_optimizers=False,
             load_from_checkpoint_support=False,
@@ -292,6 +310,11 @@ class GSQCommand(LightningCLI):
         if trainer.is_global_zero:
             with left_out_on_disk_errors(str(self.run_folder.finished)):
                 mark_finished(self.run_folder, trainer.global_step)
+
+
+def options_of(parser: LightningArgumentParser) -> list[str]:
+    """Names of the options of a parser, those of the classes that are its defaults included."""
+    return [name.replace(".init_args", "") for name in dict(parser.get_defaults(skip_validation=True))]
 
 
 def checkpoint_at(path: Path) -> Path:

@@ -41,6 +41,9 @@ INSTEAD = {
     "trainer.accumulate_grad_batches": "the networks step in turn; set model.accumulate_batches",
     "trainer.gradient_clip_val": "set model.tokenizer_clip_norm and model.discriminator_clip_norm, 2.0 each by default",
     "trainer.gradient_clip_algorithm": "gradients are clipped by norm: model.tokenizer_clip_norm",
+    "model.learning_rate": "set model.tokenizer_optimizer.lr and model.discriminator_optimizer.lr",
+    "model.lr": "set model.tokenizer_optimizer.lr and model.discriminator_optimizer.lr",
+    "data.batch_size": "set data.global_batch_size, over all devices, or data.val_batch_size, on each",
     "trainer.overfit_batches": "set trainer.limit_train_batches and a learning rate that suits it",
 }
 # how types are called, by the names that Python has for them
@@ -112,15 +115,15 @@ def text_of(error: BaseException, command: str) -> str:
     return f"{error}; or give the path of that file with {paths}" if paths else str(error)
 
 
-def plain_message(message: str, options: Sequence[str] = ()) -> str:
+def plain_message(message: str, options: Sequence[str] = (), given: Sequence[str] = ()) -> str:
     """What a parser has to say, in one line and the words of its user.
 
     Args:
         message: of jsonargparse, which quotes every type that an option could have had.
         options: names of all options, for suggestions.
+        given: names of the options that flags and config files have, to tell which one is meant.
     """
-    lines = [line.strip(" -") for line in message.splitlines() if line.strip(" -")]
-    text = " ".join(lines)
+    text = " ".join(line.strip(" -") for line in message.splitlines() if line.strip(" -"))
     if text.endswith("arguments are required: root"):
         return "data.root is missing: --data.root FOLDER, which holds train and val"
     if text.endswith("Option 'root' is not accepted"):
@@ -129,29 +132,54 @@ def plain_message(message: str, options: Sequence[str] = ()) -> str:
         word = found[1].split()[0].partition("=")[0]
         if word.lstrip("-") in INSTEAD:
             return f"there is no {word}: {INSTEAD[word.lstrip('-')]}"
-        return text + hint(word, options)
+        return text + (
+            "; a list is written [a,b]" if not word.startswith("-") else suggestion(word.lstrip("-"), options)
+        )
+    if found := re.search(r"(?:Option|option) '([^']+)' is not accepted|does not accept option '([^']+)'", text):
+        name = found[1] or found[2]
+        key = full_key(name, given)
+        if key in INSTEAD:
+            return f"there is no option {key}: {INSTEAD[key]}"
+        return f"there is no option {key}{suggestion(name, options, '--' + key.removesuffix(name))}"
     if found := re.match(r'Parser key "([^"]+)"', text):
-        value = re.split(r"(?:Got|Given) value: ", text)[-1]
+        key, value = full_key(found[1], given), re.split(r"(?:Got|Given) value: ", text)[-1]
+        if unknown := re.search(r"Expected a dot import path string: (\w+)", text):
+            return f"{key} is {unknown[1]}, and there is no such class{suggestion(unknown[1], class_names(), '')}"
         types = re.search(r"Subtypes: (.*?) Errors:", text) or re.search(r"Expected an? (.*?)\. Got value", text)
-        kinds = expected_kinds(types[1]) if types else []
-        if kinds:
-            return f"{found[1]} is {value}; it must be {' or '.join(kinds)}"
+        kinds, words = expected_kinds(types[1]) if types else ([], [])
+        if kinds or words:
+            near = [match for word in re.findall(r"\w+", value) for match in get_close_matches(word, words, n=1)]
+            wanted = " or ".join([*kinds, *([f"one of: {', '.join(words)}"] if words else [])])
+            return f"{key} is {value}; it must be {wanted}" + (
+                f"; did you mean {near[0]}?" if near and value not in words else ""
+            )
     return text
 
 
-def hint(word: str, known: Sequence[str]) -> str:
-    """What was meant by an option that there is none of."""
-    if not word.startswith("-"):
-        return "; a list is written [a,b]"
-    near = get_close_matches(word.lstrip("-"), known, n=1, cutoff=0.7)
-    return f"; did you mean --{near[0]}?" if near else ""
+def full_key(key: str, given: Sequence[str]) -> str:
+    """The option that a parser names by its last part, as it was given."""
+    if "." in key:
+        return key.replace(".init_args", "")
+    return next((name for name in reversed(given) if name.rpartition(".")[2] == key), key)
 
 
-def expected_kinds(text: str) -> list[str]:
-    """The types that a parser's message names, in words; none where it names others than these."""
-    words = {word: None for found in re.findall(r"Literal\[([^\]]*)\]", text) for word in re.findall(r"'(\w+)'", found)}
-    kinds = {word: None for name, word in KINDS.items() if f"<class '{name}'>" in text}
-    return [*kinds, *([f"one of: {', '.join(words)}"] if words else [])]
+def suggestion(word: str, known: Sequence[str], mark: str = "--") -> str:
+    """A clause with what was meant, or nothing."""
+    near = get_close_matches(word, known, n=1, cutoff=0.7)
+    return f"; did you mean {mark}{near[0]}?" if near else ""
+
+
+def class_names() -> list[str]:
+    """Of the classes of this library that configs name, as far as they are imported."""
+    modules = [module for name, module in sys.modules.items() if name.startswith("gsq_lightning")]
+    return [name for module in modules for name in getattr(module, "__all__", ()) if name[:1].isupper()]
+
+
+def expected_kinds(text: str) -> tuple[list[str], list[str]]:
+    """The types that a parser's message names, in words, and the words that it allows."""
+    words = [word for found in re.findall(r"Literal\[([^\]]*)\]", text) for word in re.findall(r"'(\w+)'", found)]
+    kinds = [kind for name, kind in KINDS.items() if f"<class '{name}'>" in text]
+    return list(dict.fromkeys(kinds)), list(dict.fromkeys(words))
 
 
 def is_out_of_memory(error: BaseException) -> bool:

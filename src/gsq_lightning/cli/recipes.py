@@ -1,6 +1,7 @@
 """Config files of the command: recipes by name, and what a file must be like to be read as a config."""
 
 import itertools
+import re
 from collections.abc import Iterator
 from difflib import get_close_matches
 from pathlib import Path
@@ -31,7 +32,7 @@ def find_recipe(name: str) -> Path:
     for recipe, path in known.items():
         if wanted in (recipe, path.name):
             return path
-    near = get_close_matches(wanted, [*known, *(path.name for path in known.values())], n=3)
+    near = get_close_matches(wanted, {*known, *(path.name for path in known.values())}, n=3)
     plain = sorted(recipe for recipe in known if "/" not in recipe)
     hint = f"; did you mean {' or '.join(near)}?" if near else ""
     raise InputError(
@@ -56,6 +57,22 @@ def read_config(path: Path) -> dict[str, Any]:
     if len(list(itertools.islice(values_within(content, MAX_CONFIG_DEPTH), MAX_CONFIG_VALUES + 1))) > MAX_CONFIG_VALUES:
         raise InputError(f"{path} stands for more than {MAX_CONFIG_VALUES} values, too many for a config")
     return content or {}
+
+
+def check_completeness(names: list[str], paths: list[Path], contents: list[dict[str, Any]]) -> None:
+    """Raises InputError where all configs are overlays, which change a recipe and are none.
+
+    Args:
+        names: as they were given.
+        paths: where they lie.
+        contents: what they say.
+    """
+    if any("class_path" in ((content.get("model") or {}).get("tokenizer") or {}) for content in contents):
+        return
+    found = re.search(r"gsq fit --config (\S+) --config", paths[0].read_text("utf-8"))
+    if found:
+        overlays = " ".join(f"--config {name}" for name in names)
+        raise InputError(f"{names[0]} changes a recipe, which goes before it: --config {found[1]} {overlays}")
 
 
 def values_within(content: Any, depth: int) -> Iterator[Any]:

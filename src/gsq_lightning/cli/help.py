@@ -1,0 +1,107 @@
+"""The first page of help, and words that no command has: answered without torch. `--help all` lists every option."""
+
+from difflib import get_close_matches
+
+TRAINING = """\
+gsq fit --config RECIPE [options]: trains a tokenizer.
+
+  --config, -c NAME              recipe (f8.yaml, f16.yaml, f32.yaml, quickstart.yaml) or a file of your own; again for
+                                 an overlay, such as --config ablations/t7_nld_nv.yaml
+  --data.root FOLDER             images: a folder with train/ and val/, an archive, shards, …
+  --data.image_size N            side of the square images, in pixels
+  --data.global_batch_size N     images per step, over all devices and accumulated batches
+  --data.num_workers N           worker processes per device
+  --model.accumulate_batches N   split the batch where it does not fit in memory
+  --model.tokenizer.base_channels N
+                                 width of the network
+  --model.tokenizer.quantizer CLASS
+                                 GroupedSphericalQuantizer, or FSQ, LFQ, BSQ, ResidualVQ, SimVQ
+  --model.tokenizer.quantizer.codebook_size N
+                                 codes
+  --model.tokenizer.quantizer.num_groups N
+                                 groups, each of which has an index
+  --model.discriminator CLASS    DINODiscriminator, PatchDiscriminator, StyleGANDiscriminator; null: GSQ-VAE
+  --model.tokenizer_optimizer.lr X
+                                 learning rate; --model.discriminator_optimizer.lr likewise
+  --trainer.max_steps N          steps of the tokenizer
+  --trainer.devices N            GPUs of this machine; --trainer.num_nodes machines
+  --trainer.precision WORD       bf16-mixed or 32-true
+  --trainer.logger.name NAME     the run goes to runs/NAME/version_N
+  --auto_resume BOOL             resume the newest run of the same config; true in the recipes
+  --ckpt_path FILE               resume this checkpoint in a new run; or a run's folder
+  --print_config                 show all that is in effect, and end
+"""
+
+EVALUATION = """\
+gsq {command} --ckpt_path CHECKPOINT [options]: {purpose}.
+
+  --ckpt_path PATH               checkpoint; folder of a run or of its recipe (the newest checkpoint); or an exported
+                                 tokenizer
+  --data.root FOLDER             images, if not those that the checkpoint knows
+  --data.val_crop_ratio X        1.0 resizes to the image size; 0.875 as the paper's reference
+  --data.val_batch_size N        images at a time, on each device
+  --data.num_workers N           worker processes per device
+  --weights ema|raw              averaged weights, or those of the last step; averaged by default
+{own}  --trainer.devices N            GPUs of this machine
+  --config, -c FILE              a config over what the checkpoint brings
+  --print_config                 show all that is in effect, and end
+"""
+
+METRICS = """\
+  --model.metrics.names [a,b]    psnr, psnr_set, ssim, lpips_vgg, lpips_alex, codebook, rfid, inception_score, …
+  --name NAME                    what the tokenizer is called in reports
+  --compare REPORT …             reports, checkpoints or folders to print beside the result
+"""
+
+TOKENS = """\
+  --tokens.folder FOLDER         where the shards go; it must not hold any
+  --tokens.images_per_shard N    10,000 by default
+"""
+
+MORE = """
+More:
+  gsq {command} --help all                          every option
+  gsq {command} --data.help ImageNetDataModule      those of a class
+  gsq {command} --model.tokenizer.help
+"""
+
+# what follows the two hyphens of an option, up to its first dot
+SECTIONS = {
+    *("auto_resume", "checkpoint", "ckpt_path", "compare", "config", "data", "help", "model", "name", "print_config"),
+    *("reconstructions", "seed_everything", "tokens", "trainer", "weights"),
+}
+
+
+def first_page(command: str) -> str:
+    """The help of `fit`, `weights`, `validate`, `test` or `predict`."""
+    if command == "weights":
+        return (
+            "gsq weights --config RECIPE: fetches all pretrained weights that the recipe needs, and prints where they "
+            "lie.\nIt takes the options of gsq fit that concern the model.\n"
+        )
+    if command == "fit":
+        return TRAINING + MORE.format(command=command)
+    purposes = {
+        "validate": "computes the metrics of a tokenizer",
+        "test": "computes the metrics of a tokenizer, logged as test",
+        "predict": "turns images into shards of tokens",
+    }
+    own = TOKENS if command == "predict" else METRICS
+    return EVALUATION.format(command=command, purpose=purposes[command], own=own) + MORE.format(command=command)
+
+
+def unknown_word(word: str, known: list[str]) -> str:
+    """What is said of a word that there is none of."""
+    near = get_close_matches(word, known, n=1)
+    return f"there is no {word}" + (f"; did you mean {near[0]}?" if near else f"; there are {', '.join(known)}")
+
+
+def unknown_option(arguments: list[str]) -> str | None:
+    """What is said of the first option whose section no command has, or None."""
+    for argument in arguments:
+        section = argument.removeprefix("--").partition("=")[0].partition(".")[0].rstrip("+")
+        if argument.startswith("--") and section not in SECTIONS:
+            near = get_close_matches(section, SECTIONS, n=1)
+            name = argument.partition("=")[0]
+            return f"there is no option {name}" + (f"; did you mean --{near[0]}?" if near else "; --help lists them")
+    return None

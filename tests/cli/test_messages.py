@@ -1,0 +1,77 @@
+"""What somebody reads who mistypes something, or asks for help."""
+
+import re
+import subprocess
+import sys
+
+import pytest
+
+from gsq_lightning.__main__ import main
+from gsq_lightning.cli.help import EVALUATION, METRICS, TOKENS, TRAINING
+from gsq_lightning.cli.weights import Objects
+from tests.cli.test_fit import error_of
+
+FIT = ["fit", "--config", "quickstart.yaml"]
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["fti"], "there is no fti; did you mean fit?"),
+        (["fit", "--confg", "f8.yaml"], "there is no option --confg; did you mean --config?"),
+        (["fit", "--config", "f9"], "did you mean f8.yaml"),
+        (["fit", "--config", "t7_nld_nv"], "goes before it: --config f8.yaml --config t7_nld_nv"),
+        ([*FIT, "--trainer.max_step=3"], "did you mean --trainer.max_steps?"),
+        ([*FIT, "--data.imagesize=3"], "there is no option data.imagesize; did you mean --data.image_size?"),
+        ([*FIT, "--data.batch_size=3"], "set data.global_batch_size, over all devices, or data.val_batch_size"),
+        ([*FIT, "--model.lr=3"], "set model.tokenizer_optimizer.lr and model.discriminator_optimizer.lr"),
+        (
+            [*FIT, "--model.tokenizer.quantizer.codebok_size=3"],
+            "mean --model.tokenizer.quantizer.codebook_size?",
+        ),
+        ([*FIT, "--data.image_size=x"], "data.image_size is x; it must be a whole number"),
+        ([*FIT, "--model.ema_decay=a"], "model.ema_decay is a; it must be a number or null"),
+        ([*FIT, "--model.discriminator=PatchDiscriminatr"], "no such class; did you mean PatchDiscriminator?"),
+        ([*FIT, "--model.adversarial_loss=Hinge"], "one of: vanilla, hinge, non_saturating; did you mean hinge?"),
+        ([*FIT, "--model.metrics.names=[fid]"], "; did you mean rfid?"),
+    ],
+)
+def test_a_slip_is_named_in_full_and_what_was_meant_is_suggested(
+    arguments: list[str], message: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert message in error_of(arguments, capsys)
+
+
+def test_the_first_page_of_help_names_options_that_there_are() -> None:
+    """It is written by hand; all but those that depend on the command are options of a recipe."""
+    pages = TRAINING + EVALUATION.format(command="validate", purpose="", own=METRICS + TOKENS)
+    named = set(re.findall(r"--((?:data|model|trainer|tokens)\.[\w.]+)", pages))
+    config = Objects("weights", ["--config", "f8.yaml"]).config
+    for name in named - {"trainer.logger.name"}:  # of no logger, outside of training
+        section, *path = name.split(".")
+        found = config[section]
+        for part in path:
+            found = found.get("init_args", found)[part]
+    assert len(named) > 15
+
+
+def test_help_and_slips_need_no_torch() -> None:
+    for arguments in (["fit", "--help"], ["predict", "-h"], ["fit", "--confg"], ["fti"]):
+        program = (
+            "import sys\nfrom gsq_lightning.__main__ import main\n"
+            f"try: main({arguments})\nexcept SystemExit: print('torch' in sys.modules)"
+        )
+        output = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True).stdout
+        assert output.splitlines()[-1] == "False"
+
+
+@pytest.mark.parametrize(
+    "flags", [["--help", "all"], ["--data.help", "ImageNetDataModule"], ["--model.tokenizer.help"]]
+)
+def test_all_options_can_be_seen_without_a_config(flags: list[str], capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit) as exit_info:
+        main(["fit", *flags])
+    assert exit_info.value.code in (0, None)
+    shown = capsys.readouterr().out
+    assert len(shown.splitlines()) > 40
+    assert "gradient_clip_val" not in shown
