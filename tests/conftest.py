@@ -10,6 +10,14 @@ from PIL import Image
 
 from gsq_lightning import GroupedSphericalQuantizer, GSQTokenizer
 
+# quickstart.yaml without trained networks, so that it takes images of any size
+WITHOUT_WEIGHTS = (
+    "--model.discriminator=PatchDiscriminator",
+    "--model.perceptual_loss=null",
+    "--model.tokenizer_scheduler=null",
+    "--model.metrics.names=[psnr,ssim,codebook,rfd_random]",
+)
+
 
 @pytest.fixture(autouse=True)
 def _repeatable() -> None:

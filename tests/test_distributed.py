@@ -20,7 +20,7 @@ from gsq_lightning.data import ImageNetDataModule
 from gsq_lightning.discriminators import PatchDiscriminator
 from gsq_lightning.errors import TrainingDiverged
 from gsq_lightning.losses import LossWeights
-from tests.conftest import write_images
+from tests.conftest import WITHOUT_WEIGHTS, write_images
 from tests.test_two_ranks import free_port
 
 GLOBAL_BATCH = 6
@@ -165,7 +165,7 @@ def test_when_a_process_dies_the_others_end(tmp_path: Path, victim: str) -> None
         *("--data.root=images", "--data.image_size=16", "--data.global_batch_size=4", "--data.num_workers=0"),
         *("--trainer.devices=2", "--trainer.max_steps=100000", "--trainer.limit_val_batches=0"),
         *("--trainer.enable_progress_bar=false", "--trainer.enable_model_summary=false"),
-        *("--checkpoint.every_n_train_steps=5", "--model.tokenizer.base_channels=8"),
+        *("--checkpoint.every_n_train_steps=5", "--model.tokenizer.base_channels=8", *WITHOUT_WEIGHTS),
     ]
     environment = {**os.environ, "OMP_NUM_THREADS": "1", "MASTER_PORT": str(free_port())}
     first = subprocess.Popen(

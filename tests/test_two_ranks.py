@@ -25,7 +25,7 @@ from gsq_lightning.metrics.kernel import KernelDistance
 from gsq_lightning.metrics.precision_recall import PrecisionRecall
 from gsq_lightning.pixels import pixels_to_image
 from gsq_lightning.reports import EvaluationReport, read_report
-from tests.conftest import write_images
+from tests.conftest import WITHOUT_WEIGHTS, write_images
 
 NAMES: list[MetricName] = ["psnr", "psnr_set", "ssim", "codebook", "rfd_random"]
 
@@ -196,7 +196,8 @@ def fit(folder: Path, devices: int, accumulate: int) -> tuple[dict[str, torch.Te
         *("--data.root=images", "--data.image_size=16", "--data.global_batch_size=8", "--data.num_workers=0"),
         *("--data.val_batch_size=2", f"--trainer.devices={devices}", f"--model.accumulate_batches={accumulate}"),
         *("--model.tokenizer.base_channels=8", "--model.tokenizer.channel_multipliers=[1,2]"),
-        *("--model.tokenizer.norm_groups=4", "--model.discriminator.channels=4", "--model.discriminator.num_layers=1"),
+        *("--model.tokenizer.norm_groups=4", *WITHOUT_WEIGHTS),
+        *("--model.discriminator.channels=4", "--model.discriminator.num_layers=1"),
         # batch norm would see other batches on each process
         *("--model.discriminator.norm=none", "--model.discriminator_start_step=2", "--model.adaptive_weight=true"),
         *("--trainer.max_steps=4", "--trainer.enable_progress_bar=false", f"--trainer.logger.name={devices}"),

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import torch
 
-from tests.conftest import write_images
+from tests.conftest import WITHOUT_WEIGHTS, write_images
 from tests.test_two_ranks import free_port
 
 SCRIPT = Path(__file__).parents[2] / "docs" / "slurm.sh"
@@ -27,6 +27,7 @@ ARGUMENTS = (
     *("--model.tokenizer.base_channels=8", "--model.tokenizer.channel_multipliers=[1,2]"),
     *(
         "--model.tokenizer.norm_groups=4",
+        *WITHOUT_WEIGHTS,
         "--model.discriminator=null",
         "--model.discriminator_start_step=0",
         "--model.metrics.names=[psnr]",

@@ -15,13 +15,14 @@ from safetensors.torch import load_file
 from gsq_lightning import GSQTokenizer
 from gsq_lightning.__main__ import main
 from gsq_lightning.reports import read_report
-from tests.conftest import write_images
+from tests.conftest import WITHOUT_WEIGHTS, write_images
 
 TINY = [
     "--model.tokenizer.base_channels=8",
     "--model.tokenizer.channel_multipliers=[1,2]",
     "--model.tokenizer.norm_groups=4",
     "--model.tokenizer.quantizer.codebook_size=16",
+    *WITHOUT_WEIGHTS,
     "--model.discriminator.channels=4",
     "--model.discriminator.num_layers=1",
     "--trainer.enable_progress_bar=false",
@@ -166,7 +167,7 @@ def test_validate_writes_a_report_beside_the_checkpoint(trained: Path, capsys: p
     report = read_report(checkpoint.parent / "validate" / "last" / "metrics.json")
     for one in (report, after_fit):
         assert one.checkpoint_sha256 == hashlib.sha256(checkpoint.read_bytes()).hexdigest()
-        assert (one.recipe, one.step, one.metrics["images"]) == ("quickstart.yaml + 9 flags", 3, 5)
+        assert (one.recipe, one.step, one.metrics["images"]) == ("quickstart.yaml + 13 flags", 3, 5)
         assert one.tokenizer == "f2, D = 32, G = 8, V = 16"
         assert (one.image_size, one.preparation) == ("16×16", "short side to 16, center crop of 16×16")
         assert one.precision == "32-true"
