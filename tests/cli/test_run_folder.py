@@ -21,7 +21,7 @@ def place(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 FIT = [
     *("fit", "--config", "quickstart.yaml", "--config", "config.yaml", *TINY, *images(Path("images"))),
-    *("--model.metrics.names=[psnr]", "--model.discriminator=null"),
+    *("--model.metrics.names=[psnr]", "--model.discriminator=null", "--model.discriminator_start_step=0"),
 ]
 FIT = [flag for flag in FIT if not flag.startswith("--model.discriminator.")]
 
