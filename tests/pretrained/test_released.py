@@ -238,5 +238,12 @@ def test_names_of_the_hub(network: Network, tmp_path: Path, monkeypatch: pytest.
             assert load("HelmholtzAI-FZJ/GSQ-F8-D8-V64k", "v1").downsample_factor == 8
             # without network what was fetched before is taken, at once
             assert asked[-1] == ("HelmholtzAI-FZJ/GSQ-F8-D8-V64k", "v1", not online)
-    with pytest.raises(InputError, match=r"'no/such/place' is neither a folder nor a checkpoint here"):
+    with pytest.raises(InputError, match="there is no no/such/place, and it is no name of a repository"):
         GSQTokenizer.from_pretrained("no/such/place")
+
+    def not_cached(*_: object, **__: object) -> str:
+        raise huggingface_hub.errors.LocalEntryNotFoundError("nothing")
+
+    monkeypatch.setattr(huggingface_hub, "snapshot_download", not_cached)
+    with pytest.raises(InputError, match=r"the Hugging Face Hub does not answer.*hf download owner/name$"):
+        GSQTokenizer.from_pretrained("owner/name")

@@ -163,8 +163,14 @@ def _download(repository: str, revision: str | None) -> Path:
         # asked before the Hub's own client is, which would retry for most of a minute
         offline = constants.HF_HUB_OFFLINE or not reachable(constants.ENDPOINT)
         return Path(snapshot_download(repository, revision=revision, allow_patterns=files, local_files_only=offline))
-    except (HFValidationError, HfHubHTTPError, LocalEntryNotFoundError, OSError) as error:
+    except HFValidationError as error:
+        raise InputError(f"there is no {repository}, and it is no name of a repository on the Hub") from error
+    except LocalEntryNotFoundError as error:
         raise InputError(
-            f"{repository!r} is neither a folder nor a checkpoint here, and could not be fetched from the Hugging Face "
-            f"Hub: {first_line(error)}"
+            f"{repository} is not here, nor in {constants.HF_HUB_CACHE}, and the Hugging Face Hub does not answer; "
+            f"on a machine with network: hf download {repository}"
+        ) from error
+    except (HfHubHTTPError, OSError) as error:
+        raise InputError(
+            f"there is no {repository} here, and the Hugging Face Hub does not give it: {first_line(error)}"
         ) from error

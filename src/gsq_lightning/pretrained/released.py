@@ -78,6 +78,8 @@ def _our_config(config: dict[str, Any], state: Mapping[str, Tensor]) -> dict[str
     unknown = sorted(name for name in config if name not in READ and "kernel_size" not in name and name != "name")
     if unknown:
         logger.warning("the checkpoint's config has what is not known here and ignored: %s", ", ".join(unknown))
+    if "use_l2_norm" not in quantizer:
+        logger.warning("the checkpoint's quantizer_config does not say use_l2_norm; it counts as off")
     require(config.get("input_channels", 3) == 3, f"input_channels is {config.get('input_channels')}; images have 3")
     multipliers = [int(multiplier) for multiplier in config["channel_multipliers"]]
     factors = [2**level for level in range(len(multipliers))]
