@@ -13,6 +13,7 @@ from torch import nn
 from gsq_lightning import GSQTokenizer
 from gsq_lightning.cli.weights import Objects
 from gsq_lightning.metrics import ReconstructionMetrics
+from gsq_lightning.training import TokenizerModule
 
 CONFIGS = Path(__file__).parents[2] / "configs"
 RECIPES = ["f8.yaml", "f16.yaml", "f32.yaml", "photos.yaml", "quickstart.yaml", "tiny_imagenet.yaml"]
@@ -67,6 +68,8 @@ def value_in_effect(command: Objects, path: tuple[str, ...]) -> Any:
             return found.param_groups[0][name]
         elif isinstance(found, torch.optim.lr_scheduler.LRScheduler):
             return command.config.model[names[0]]["init_args"][name]
+        elif isinstance(found, TokenizerModule) and not hasattr(found, name):
+            found = of_a_part(found, name)
         elif isinstance(found, GSQTokenizer) and name != "quantizer":
             found = getattr(found.shape, name)
         elif isinstance(found, ReconstructionMetrics) and name != "names":
@@ -76,13 +79,24 @@ def value_in_effect(command: Objects, path: tuple[str, ...]) -> Any:
     return found
 
 
+def of_a_part(module: TokenizerModule, name: str) -> Any:
+    """What the module has passed on to the part that needs it."""
+    if name.endswith("_clip_norm"):
+        return module.stepper.clip_norms[name.removesuffix("_clip_norm")]
+    if name.startswith("ema_"):
+        return getattr(module.ema, name.removeprefix("ema_"))
+    if name == "max_skipped_steps":
+        return module.stepper.max_skipped_steps
+    return getattr(module.objective, "weights" if name == "loss_weights" else name)
+
+
 def found_optimizer(model: Any, name: str) -> Any:
     parameters = [nn.Parameter(torch.zeros(1))]
     network = name.rsplit("_", 1)[0]
-    optimizer = getattr(model, f"{network}_optimizer")(parameters)
+    optimizer = model.optimizers_of[network](parameters)
     if name.endswith("_optimizer"):
         return optimizer
-    make = getattr(model, name)
+    make = model.schedulers_of[network]
     return None if make is None else make(optimizer)
 
 
@@ -129,6 +143,6 @@ def test_the_paper_recipes_are_those_of_its_tables() -> None:
         assert tokenizer.downsample_factor == factor
         assert (quantizer.latent_channels, quantizer.codebook_size, quantizer.num_groups) == (channels, codes, groups)
         assert quantizer.normalization == normalization
-        assert command.model.ema_decay == 0.999
+        assert command.model.ema.decay == 0.999
         assert command.config.trainer.max_steps == 50_000
         assert command.datamodule.global_batch_size == 512
