@@ -2,6 +2,7 @@
 
 import logging
 import os
+import warnings
 from abc import abstractmethod
 from collections.abc import Mapping
 from typing import Any
@@ -112,6 +113,7 @@ class ImageDataModule(LightningDataModule):
         self._pass_images = pass_batches * share
         if self._is_resumed:
             self._tell_lightning(epoch_batches, pass_batches)
+            warnings.filterwarnings("ignore", message=".*your dataloader is not resumable")  # this data module is
             self._is_resumed = False
         return self._train.train_loader(self._place, self.global_batch_size, self._loading(self._train_batch_size))
 

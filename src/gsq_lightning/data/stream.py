@@ -1,6 +1,7 @@
 """WebDataset shards read from front to back: from object stores, pipes, and disks that are slow at finding places."""
 
 import random
+import warnings
 from collections.abc import Iterable, Iterator
 from hashlib import sha256
 from pathlib import Path
@@ -82,6 +83,8 @@ class StreamedShards(ImageDataset, IterableDataset[Sample | UnreadableImage]):
     def train_loader(self, place: Place, step_images: int, loading: Loading) -> DataLoader:
         self._place, self._loading = place, loading
         self._batches = self.count() // step_images * step_images // (loading.batch_size * loading.world_size)
+        # Lightning and torch warn of workers that all yield everything; these take a share each
+        warnings.filterwarnings("ignore", message="Your `IterableDataset` has `__len__` defined")
         # workers start with each pass, as they take the place along
         return make_loader(self, loading, persistent=False)
 
