@@ -171,9 +171,9 @@ def test_ssim_below_its_window_is_refused() -> None:
 @pytest.mark.filterwarnings("ignore:The ``compute`` method")
 def test_codebook_of_one_code_and_of_none_seen() -> None:
     metric = CodebookUsage(codebook_size=1)
-    assert list(metric.values().values.values()) == [0.0, 1.0]
+    assert list(metric.values().values.values()) == [0.0, 1.0, 0.0]
     metric.update(torch.zeros(3, 1, dtype=torch.int64))
-    assert list(metric.values().values.values()) == [1.0, 1.0]
+    assert list(metric.values().values.values()) == [1.0, 1.0, 1.0]
 
 
 def test_reset_forgets() -> None:

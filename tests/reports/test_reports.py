@@ -4,11 +4,14 @@ import hashlib
 import json
 import math
 import os
+import re
 import subprocess
 import sys
 from pathlib import Path
 
 import pytest
+import yaml
+from matplotlib.text import Text
 from PIL import Image
 
 from gsq_lightning import InputError
@@ -25,6 +28,7 @@ from gsq_lightning.reports import (
     sha256_of,
     write_report,
 )
+from gsq_lightning.reports.table import METRICS
 
 
 def report(name: str = "ours", bits: float = 100.0, **facts: object) -> EvaluationReport:
@@ -125,11 +129,73 @@ def test_a_comparison_is_sorted_by_bits_and_says_what_is_not_comparable() -> Non
     lines = comparison_lines(rows)
     assert [line.split("|")[1].strip() for line in lines[2:5]] == ["few bits", "many bits", "no bits"]
     assert len({len(line) for line in lines[:5]}) == 1
-    assert lines[6:] == [
+    assert lines[-2:] == [
         "not comparable in the original images: few bits: b; many bits: a",
         "not comparable in protocol of rfid: few bits: truncated; many bits: antialiased",
     ]
     assert "–" in lines[4]
+
+
+def test_a_comparison_fits_a_terminal_and_names_once_what_is_equal() -> None:
+    """Two runs with all metrics there are, and long names, beside the paper's."""
+    metrics = {name: 1.0 + number for number, name in enumerate(METRICS)}
+    rows = [
+        report_row(
+            EvaluationReport(f"runs/a_recipe_with_a_long_name/version_{n}", metrics | {"psnr": 20.0 + n}, step=n)
+        )
+        for n in (10, 20)
+    ]
+    lines = comparison_lines(rows)
+    assert max(map(len, lines)) <= 80
+    table = [line for line in lines if line.startswith("|")]
+    assert [cell.strip() for cell in table[0].split("|")[2:-1]] == ["PSNR ↑", "steps"]
+    told = " ".join(lines[len(table) :])
+    assert f"LPIPS (alex) {metrics['lpips_alex']:.4f}" in told
+    lines = comparison_lines([*rows, *published_rows()])
+    assert max(map(len, lines)) <= 80
+    heads = [line for line in lines if line.startswith("| tokenizer")]
+    assert "rFID" in heads[0]
+    assert "PSNR of set" in " ".join(heads)  # a table of its own, of the rows that have it
+
+
+def test_a_comparison_says_which_settings_differ(tmp_path: Path) -> None:
+    for number, decay in ((0, 0.999), (1, 0.99)):
+        run = tmp_path / "f8" / f"version_{number}"
+        (run / "checkpoints").mkdir(parents=True)
+        config = {
+            "model": {
+                "tokenizer": {"class_path": "gsq_lightning.GSQTokenizer", "init_args": {"base_channels": 128}},
+                "discriminator": {"class_path": "gsq_lightning.discriminators.DINODiscriminator"} if number else None,
+                "ema_decay": decay,
+            },
+            "trainer": {"max_steps": 100, "logger": {"init_args": {"name": f"run {number}"}}},
+        }
+        (run / "config.yaml").write_text(yaml.safe_dump(config))
+        write_report(report(f"run {number}", step=100 + number), run)
+    rows = [report_row(find_report(tmp_path / "f8" / f"version_{number}")) for number in (0, 1)]
+    lines = comparison_lines(rows)
+    start = lines.index("settings that differ:")
+    assert lines[start + 1 :] == [
+        "  model.discriminator   run 0: null; run 1: DINODiscriminator",
+        "  model.ema_decay   run 0: 0.999; run 1: 0.99",
+    ]
+    assert [line.split("|")[2].strip() for line in lines[:4]] == ["steps", "----:", "100", "101"]
+
+
+def test_a_checkpoint_has_what_its_training_measured_last_and_a_recipe_its_newest_run(tmp_path: Path) -> None:
+    for number in (0, 1):
+        checkpoint = tmp_path / f"version_{number}" / "checkpoints" / "last.ckpt"
+        checkpoint.parent.mkdir(parents=True)
+        checkpoint.write_bytes(b"weights %d" % number)
+        write_report(report(f"run {number}", checkpoint_sha256=sha256_of(checkpoint)), checkpoint.parent.parent)
+        assert find_report(checkpoint).name == find_report(checkpoint.parent.parent).name == f"run {number}"
+    assert find_report(tmp_path).name == "run 1"
+    earlier = checkpoint.with_name("step=10.ckpt")
+    earlier.write_bytes(b"weights of step 10")
+    with pytest.raises(InputError, match="written for another state of"):
+        find_report(earlier)
+    write_report(report("validated", checkpoint_sha256=sha256_of(earlier)), report_folder(earlier, "validate"))
+    assert find_report(earlier).name == "validated"
 
 
 def test_table_has_known_names_first_and_nothing_lost() -> None:
@@ -138,6 +204,39 @@ def test_table_has_known_names_first_and_nothing_lost() -> None:
     assert metrics_table({}) == []
     grouped = metrics_table({"codebook_usage": 0.5, "codebook_usage_group_0": 0.25, "codebook_usage_group_1": 0.75})
     assert grouped[-1] == "  codebook usage by group: 25.00% 75.00%"
+    counted = metrics_table({"codebook_usage": 1706 / 8192, "codebook_codes_used": 1706.0})
+    assert counted == ["  codebook usage  20.83%  1,706 of 8,192 codes"]
+
+
+def test_the_table_of_all_metrics_fits_a_terminal() -> None:
+    lines = metrics_table(dict.fromkeys(METRICS, 123.4567))
+    assert max(map(len, lines)) <= 80
+
+
+def test_ticks_of_the_plot_are_plain_numbers_and_names_stand_beside_points(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """No powers such as 2⁻³, no numbers that a key explains; no name covers another."""
+    from matplotlib.figure import Figure
+
+    from gsq_lightning.reports.plot import plot_rows
+
+    figures: list[Figure] = []
+    savefig = Figure.savefig
+    monkeypatch.setattr(
+        Figure, "savefig", lambda self, *args, **options: figures.append(self) or savefig(self, *args, **options)
+    )
+    plot_rows([report_row(report("ours", 0.5 * 64)), *published_rows()[:12]], tmp_path / "rd.png")
+    axes = figures[0].axes[0]
+    figures[0].canvas.draw()
+    for axis in (axes.xaxis, axes.yaxis):
+        ticks = [label.get_text() for label in axis.get_ticklabels()]
+        assert all(re.fullmatch(r"[\d.]+", tick) for tick in ticks)
+        low, high = axis.get_view_interval()
+        assert sum(low <= float(tick) <= high for tick in ticks) >= 3
+    assert {"ours", "GSQ D8, f8, V = 8,192"} <= {text.get_text() for text in axes.texts}
+    boxes = [Text.get_window_extent(text) for text in axes.texts]
+    assert not any(a.overlaps(b) for number, a in enumerate(boxes) for b in boxes[:number])
 
 
 def test_published_rows_have_the_papers_figures_and_their_bits() -> None:

@@ -55,7 +55,7 @@ def show(rows: list[Row], paper: bool, plot: str | None) -> None:
         rows = rows + published_rows()
     print("\n".join(comparison_lines(rows)))
     if paper:
-        print("\npaper: as arXiv 2412.02632 prints them, at 256×256 on ImageNet; crops and programs differ among them")
+        print("\nTables: of arXiv 2412.02632, at 256×256 on ImageNet; crops and programs differ")
     if plot:
         from gsq_lightning.reports.plot import plot_rows
 

@@ -88,6 +88,7 @@ class CodebookUsage(ImageMetric):
         values = {
             "codebook_usage": float(usage[:codebooks].mean()),
             "codebook_perplexity": float(perplexity[:codebooks].mean()),
+            "codebook_codes_used": float(torch.count_nonzero(self.uses)) if self.uses is not None else 0.0,
         }
         for group in range(groups if groups > 1 else 0):
             values[f"codebook_usage_group_{group}"] = float(usage[codebooks + group])

@@ -1,21 +1,21 @@
 """Reports beside each other, sorted by bits per image: tokenizers compare fairly only at equal bits."""
 
 import math
+import textwrap
 from dataclasses import dataclass, field
 
 from gsq_lightning.reports.report import EvaluationReport
-from gsq_lightning.reports.table import METRICS, formatted, markdown_table
+from gsq_lightning.reports.table import ARROWS, CODES_USED, METRICS, codes_in_use, formatted, markdown_table
 
-ARROWS = {
-    "psnr": "↑", "psnr_set": "↑", "ssim": "↑", "lpips_alex": "↓", "lpips_vgg": "↓", "rfid": "↓",
-    "rfid_pytorch_fid": "↓", "rfid_clean_fid": "↓", "rfd_dinov2": "↓", "rfd_random": "↓", "inception_score": "↑",
-    "codebook_perplexity": "↑", "codebook_usage": "↑",
-}  # fmt: skip
+WIDTH = 80  # characters of a terminal
 COLUMNS = (
-    "bits_per_image", "bits_per_pixel", "images", "rfid", "rfid_pytorch_fid", "rfid_clean_fid", "rfd_dinov2",
-    "rfd_random", "inception_score", "psnr", "psnr_set", "ssim", "lpips_alex", "lpips_vgg", "codebook_usage",
-    "codebook_perplexity",
+    "bits_per_image", "rfid", "rfid_pytorch_fid", "rfid_clean_fid", "fid", "rfd_efficientnet",
+    "rfd_dinov2", "rfd_random", "rkid", "kid", "rkd_efficientnet", "rkd_dinov2", "precision", "recall",
+    "precision_efficientnet", "recall_efficientnet", "inception_score", "psnr", "psnr_set", "ssim", "lpips_alex",
+    "lpips_vgg", "codebook_usage", "codebook_perplexity", "bits_per_pixel", "images", "real_images",
+    "steps",
 )  # fmt: skip
+MEASURED = "measured"
 
 
 @dataclass(frozen=True)
@@ -27,24 +27,28 @@ class Row:
         source: "measured", or where a published figure stands.
         metrics: values by name.
         conditions: what values depend on, by name; those of measured rows are compared.
+        settings: of its training, by option, where its run has them.
     """
 
     name: str
     source: str
     metrics: dict[str, float]
     conditions: dict[str, str] = field(default_factory=dict)
+    settings: dict[str, str] = field(default_factory=dict)
 
 
 def report_row(report: EvaluationReport) -> Row:
     """The row of a report."""
     conditions = {
-        "number of images": f"{report.metrics.get('images', math.nan):.0f}",
+        "number of images": f"{report.metrics.get('images', math.nan):,.0f}",
         "image size": report.image_size,
         "preparation": report.preparation,
         "the original images": report.originals,
         **{f"protocol of {name}": protocol for name, protocol in report.protocols.items()},
     }
-    return Row(report.name, "measured", report.metrics, {name: fact for name, fact in conditions.items() if fact})
+    steps = {} if report.step is None else {"steps": float(report.step)}
+    known = {name: fact for name, fact in conditions.items() if fact}
+    return Row(report.name, MEASURED, {**report.metrics, **steps}, known, report.settings)
 
 
 def sorted_rows(rows: list[Row]) -> list[Row]:
@@ -53,25 +57,112 @@ def sorted_rows(rows: list[Row]) -> list[Row]:
 
 
 def comparison_lines(rows: list[Row]) -> list[str]:
-    """Lines of a Markdown table, and a line for each thing that keeps measured rows from being comparable."""
+    """Markdown tables of at most 80 characters, what is equal in all rows, and what is not comparable.
+
+    Columns that do not fit beside the others follow in a table of their own.
+    """
     rows = sorted_rows(rows)
     columns = [name for name in COLUMNS if any(name in row.metrics for row in rows)]
-    head = ["tokenizer", *(f"{METRICS[name].name} {ARROWS.get(name, '')}".strip() for name in columns), "source"]
-    cells = [[row.name, *(_cell(row, name) for name in columns), row.source] for row in rows]
-    return [*markdown_table(head, cells, aligned=True), *differences(rows)]
+    if _of_one_size(rows):
+        columns = [name for name in columns if name != "bits_per_pixel"]
+    equal = [name for name in columns if _is_equal(rows, name)]
+    lines: list[str] = []
+    for block in _blocks(rows, [name for name in columns if name not in equal]):
+        lines += ["", *block] if lines else block
+    if equal:
+        told = "; ".join(f"{METRICS[name].name} {_shown(rows, name)}" for name in equal)
+        lines += ["", *_wrapped(f"the same in all that have it: {told}", indent=2)]
+    return [*lines, *differences(rows), *different_settings(rows)]
 
 
 def differences(rows: list[Row]) -> list[str]:
     """A line for each condition in which measured rows differ."""
     measured = [row for row in rows if row.conditions]
-    lines = []
+    lines: list[str] = []
     for name in dict.fromkeys(name for row in measured for name in row.conditions):
         having = [row for row in measured if name in row.conditions]
         if len({row.conditions[name] for row in having}) > 1:
             told = "; ".join(f"{row.name}: {row.conditions[name]}" for row in having)
-            lines.append(f"not comparable in {name}: {told}")
+            lines += _wrapped(f"not comparable in {name}: {told}", indent=2)
     return ["", *lines] if lines else []
 
 
+def different_settings(rows: list[Row]) -> list[str]:
+    """What the runs were trained with, where that differs, and how many steps."""
+    trained = [row for row in rows if row.settings]
+    lines: list[str] = []
+    for name in sorted({name for row in trained for name in row.settings}):
+        if len({row.settings.get(name) for row in trained}) > 1:
+            told = "; ".join(f"{row.name}: {row.settings.get(name, '–')}" for row in trained)
+            lines += _wrapped(f"{name}   {told}", indent=4, first=2)
+    return ["", "settings that differ:", *lines] if lines else []
+
+
+def _blocks(rows: list[Row], columns: list[str]) -> list[list[str]]:
+    """Tables that have the names of the rows and as many columns as fit."""
+    cells = {name: [_head(name), *(_cell(row, name) for row in rows)] for name in columns}
+    if {row.source for row in rows} != {MEASURED}:
+        sources = ["source", *(row.source.removeprefix("paper, ") for row in rows)]
+        first = list(cells.items())[:2]  # beside bits and the main metric
+        cells = {**dict(first), "source": sources, **cells}
+    names = ["tokenizer", *(_short(row.name) for row in rows)]
+    blocks: list[list[str]] = []
+    while cells:
+        chosen: list[str] = []  # in this table
+        width = 4 + max(map(len, names))
+        for name, column in cells.items():
+            width += 3 + max(map(len, column))
+            if width > WIDTH and chosen:
+                break
+            chosen.append(name)
+        table = list(zip(names, *(cells.pop(name) for name in chosen), strict=True))
+        # a row that has nothing to say here says it in another table
+        body = [list(line) for line in table[1:] if any(cell != "–" for cell in line[1:])]
+        blocks.append(markdown_table(list(table[0]), body, aligned=True))
+    return blocks
+
+
+def _head(name: str) -> str:
+    return METRICS[name].head + ARROWS[METRICS[name].better]
+
+
+def _of_one_size(rows: list[Row]) -> bool:
+    """Whether bits per pixel say nothing that bits per image do not."""
+    sizes = {
+        round(row.metrics["bits_per_image"] / row.metrics["bits_per_pixel"])
+        for row in rows
+        if row.metrics.get("bits_per_image") and row.metrics.get("bits_per_pixel")
+    }
+    return len(sizes) == 1
+
+
+def _is_equal(rows: list[Row], name: str) -> bool:
+    """Whether all rows that can have a value have the same."""
+    having = [row for row in rows if row.source == MEASURED or name in row.metrics]
+    return len(having) > 1 and len({_cell(row, name) for row in having}) == 1
+
+
 def _cell(row: Row, name: str) -> str:
+    if name == "codebook_usage" and CODES_USED in row.metrics:
+        return (codes_in_use(row.metrics) or "–").removesuffix(" codes")
     return formatted(name, row.metrics[name]) if name in row.metrics else "–"
+
+
+def _shown(rows: list[Row], name: str) -> str:
+    return next(_cell(row, name) for row in rows if name in row.metrics)
+
+
+def _short(name: str) -> str:
+    return name if len(name) <= WIDTH // 2 else f"{name[: WIDTH // 2 - 1]}…"
+
+
+def _wrapped(text: str, indent: int, first: int = 0) -> list[str]:
+    """Lines of at most 80 characters; words that are longer, such as paths, stay whole."""
+    return textwrap.wrap(
+        text,
+        WIDTH,
+        initial_indent=" " * first,
+        subsequent_indent=" " * indent,
+        break_long_words=False,
+        break_on_hyphens=False,
+    )

@@ -1,24 +1,31 @@
 """Rate-distortion plot: a metric over bits per pixel."""
 
+import itertools
 import math
 from pathlib import Path
 from typing import Any
 
 from gsq_lightning.errors import InputError
-from gsq_lightning.reports.comparison import ARROWS, Row, sorted_rows
+from gsq_lightning.reports.comparison import MEASURED, Row, sorted_rows
 from gsq_lightning.reports.table import METRICS
 
-WAYS = {"↑": "higher is better", "↓": "lower is better"}
-MEASURED = "measured"
 STYLES: dict[str, dict[str, Any]] = {
     MEASURED: {"marker": "o", "color": "#c0392b"},
     "paper": {"marker": "x", "color": "#566573"},
 }
-DISTORTIONS = ("rfid", "lpips_vgg", "lpips_alex", "psnr", "psnr_set", "ssim", "rfd_dinov2", "rfd_random")
+DISTORTIONS = (
+    *("rfid", "rfd_efficientnet", "rkd_efficientnet", "lpips_vgg", "lpips_alex", "psnr", "psnr_set", "ssim"),
+    *("rkid", "rfd_dinov2", "rkd_dinov2", "rfd_random"),
+)
+SIZE = (9.0, 6.0)  # inches of each metric's plot
+FONT = 7  # points
+# where a name may stand: to the right of its point, else to the left, then above and below, then farther away
+SIDES = (("left", 5, -2), ("right", -5, -2), ("left", 4, 5), ("left", 4, -10), ("right", -4, 5), ("right", -4, -10))
+DISTANCES = (1.0, 2.2, 3.6, 5.2, 7.0, 9.0)
 
 
 def plot_rows(rows: list[Row], path: Path) -> None:
-    """Draws each metric that was measured, and published rFIDs, over bits per pixel.
+    """Draws each metric that was measured, and published rFIDs, over bits per pixel, with names beside the points.
 
     Args:
         rows: those without bits are left out.
@@ -28,17 +35,22 @@ def plot_rows(rows: list[Row], path: Path) -> None:
         InputError: where matplotlib is missing, the format is unknown, or nothing can be drawn.
     """
     check_plot(path)
+    from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
 
     placed = sorted_rows([row for row in rows if _has(row, "bits_per_pixel")])
     names = [name for name in DISTORTIONS if _is_worth_drawing(name, placed)]
     if not names:
         raise InputError("there is nothing to plot: no row has both bits per pixel and a metric of distortion")
-    figure = Figure(figsize=(9.0, 4.8 * len(names)), layout="constrained")
-    grid = figure.add_gridspec(len(names), 2, width_ratios=[2.4, 1.0])
-    for number, name in enumerate(names):
-        _draw(figure.add_subplot(grid[number, 0]), placed, name)
-    _write_key(figure.add_subplot(grid[0, 1]), placed)
+    figure = Figure(figsize=(SIZE[0], SIZE[1] * len(names)), layout="constrained")
+    FigureCanvasAgg(figure)  # measures text, whatever the format of the picture
+    drawn = [
+        _draw(axes, placed, name)
+        for axes, name in zip(figure.subplots(len(names), 1, squeeze=False)[:, 0], names, strict=True)
+    ]
+    figure.draw_without_rendering()  # places the axes, before names are placed within them
+    for axes, points in drawn:
+        _name(axes, points)
     path.parent.mkdir(parents=True, exist_ok=True)
     figure.savefig(path, dpi=150)
 
@@ -60,43 +72,80 @@ def _is_worth_drawing(name: str, rows: list[Row]) -> bool:
     return any(row.source == MEASURED for row in having) or (bool(having) and name == "rfid")
 
 
-def _draw(axes: Any, rows: list[Row], name: str) -> None:
-    """Points with their numbers, which the key has the names of."""
+def _draw(axes: Any, rows: list[Row], name: str) -> tuple[Any, list[tuple[Row, float, float]]]:
+    """Draws points; returns them, measured ones first, as their names are placed first."""
+    points = [(row, row.metrics["bits_per_pixel"], row.metrics[name]) for row in rows if _has(row, name)]
+    points.sort(key=lambda point: point[0].source != MEASURED)
     for kind, style in STYLES.items():
-        points = [
-            (number, row.metrics["bits_per_pixel"], row.metrics[name])
-            for number, row in enumerate(rows, 1)
-            if _has(row, name) and (row.source == MEASURED) == (kind == MEASURED)
-        ]
-        if not points:
-            continue
-        axes.scatter([x for _, x, _ in points], [y for _, _, y in points], label=kind, s=28, zorder=3, **style)
-        for number, x, y in points:
-            axes.annotate(str(number), (x, y), (4, 2), textcoords="offset points", fontsize=6, color=style["color"])
-    axes.set_xscale("log", base=2)
-    if name.startswith(("rfid", "rfd")) and min(row.metrics[name] for row in rows if _has(row, name)) > 0:
+        of_kind = [(x, y) for row, x, y in points if (row.source == MEASURED) == (kind == MEASURED)]
+        if of_kind:
+            axes.scatter(*zip(*of_kind, strict=True), label=kind, s=28, zorder=3, **style)
+    distances = name.startswith(("rfid", "rfd", "rkid", "rkd"))
+    axes.set_xscale("log")
+    if distances and min(y for _, _, y in points) > 0:
         axes.set_yscale("log")
+    axes.margins(0.15, 0.08)
+    _plain_ticks(axes.xaxis, [x for _, x, _ in points])
+    if axes.get_yscale() == "log":
+        _plain_ticks(axes.yaxis, [y for _, _, y in points])
     axes.set_xlabel("bits per pixel")
-    axes.set_ylabel(f"{METRICS[name].name} ({WAYS[ARROWS[name]]})")
-    axes.margins(0.08)
+    axes.set_ylabel(f"{METRICS[name].name} ({METRICS[name].better} is better)")
     axes.grid(alpha=0.3)
     axes.legend()
+    return axes, points
 
 
-def _write_key(axes: Any, rows: list[Row]) -> None:
-    axes.set_axis_off()
-    step = min(0.035, 1.0 / len(rows))
-    for number, row in enumerate(rows, 1):
+def _plain_ticks(axis: Any, values: list[float]) -> None:
+    """Ticks 0.1, 0.2, 0.5, 1, … on a logarithmic axis, some of which lie on either side of few values."""
+    from matplotlib.ticker import FixedLocator, FuncFormatter, NullLocator
+
+    low, high = math.floor(math.log10(min(values))) - 1, math.ceil(math.log10(max(values))) + 1
+    steps = (1, 2, 5) if high - low < 6 else (1,)
+    axis.set_major_locator(FixedLocator([step * 10.0**power for power in range(low, high + 1) for step in steps]))
+    axis.set_minor_locator(NullLocator())
+    axis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))
+
+
+def _name(axes: Any, points: list[tuple[Row, float, float]]) -> None:
+    """Writes names beside points, where they cover neither one another nor points; far ones get a line to theirs."""
+    from matplotlib.transforms import Bbox
+
+    renderer = axes.figure.canvas.get_renderer()
+    taken = [Bbox.from_bounds(x - 4, y - 4, 8, 8) for x, y in axes.transData.transform([p[1:] for p in points])]
+    taken.append(axes.get_legend().get_window_extent(renderer))
+    for row, x, y in points:
         color = STYLES[MEASURED if row.source == MEASURED else "paper"]["color"]
-        axes.text(
-            0.0,
-            1.0 - number * step,
-            f"{number}  {row.name}",
-            fontsize=6.5,
-            color=color,
-            transform=axes.transAxes,
-            parse_math=False,
-        )
+        text = None
+        for distance, (side, right, up) in itertools.product(DISTANCES, SIDES):
+            if text is not None:
+                text.remove()
+            far = distance > 1.0
+            line = {"arrowstyle": "-", "color": color, "lw": 0.4, "alpha": 0.6, "relpos": (float(side == "right"), 0.5)}
+            text = axes.annotate(
+                row.name,
+                (x, y),
+                (right if abs(up) == 2 else right * distance, up * distance),
+                textcoords="offset points",
+                fontsize=FONT,
+                color=color,
+                ha=side,
+                parse_math=False,
+                arrowprops=line if far else None,
+            )
+            box = _extent_of_words(text, renderer)
+            corners = (box.x0, box.y0), (box.x1, box.y1)
+            inside = all(axes.bbox.contains(*corner) for corner in corners)
+            if inside and not any(box.overlaps(other) for other in taken):
+                break
+        taken.append(box)
+
+
+def _extent_of_words(text: Any, renderer: Any) -> Any:
+    """Of the words alone: an annotation's extent has its line too."""
+    from matplotlib.text import Text
+
+    text.update_positions(renderer)
+    return Text.get_window_extent(text, renderer)
 
 
 def _has(row: Row, name: str) -> bool:

@@ -4,7 +4,8 @@ import hashlib
 import json
 import math
 import platform
-from dataclasses import asdict, dataclass, field, fields
+from collections.abc import Iterator
+from dataclasses import asdict, dataclass, field, fields, replace
 from datetime import UTC, datetime
 from importlib.metadata import version
 from itertools import takewhile
@@ -12,12 +13,25 @@ from pathlib import Path
 from types import UnionType
 from typing import Any, get_args, get_origin, get_type_hints
 
+import yaml
+
 from gsq_lightning.errors import InputError
 from gsq_lightning.files import locked, write_whole
 from gsq_lightning.reports.table import METRICS, formatted, markdown_table
 
 JSON_NAME = "metrics.json"
+CONFIG_NAME = "config.yaml"  # of a run
 MARKDOWN_NAME = "metrics.md"
+NO_SETTINGS = (
+    "trainer.logger",
+    "trainer.enable",
+    "trainer.default_root_dir",
+    "checkpoint",
+    "reconstructions",
+    "tokens",
+    "ckpt_path",
+    "auto_resume",
+)
 LIBRARIES = ("gsq-lightning", "torch", "torchvision", "torchmetrics", "torch-fidelity", "lpips", "pillow")
 
 
@@ -39,6 +53,7 @@ class EvaluationReport:
         preparation: what was done to the originals.
         protocols: how values were computed, by metric: network and preparation of images, rim, subsets.
         precision: of the tokenizer; metrics are float32 and float64 always.
+        settings: of the run that it was trained in, by option; read from the run's config, not written here.
         versions: of libraries.
         date: UTC, to the second.
     """
@@ -57,6 +72,7 @@ class EvaluationReport:
     preparation: str | None = None
     protocols: dict[str, str] = field(default_factory=dict)
     precision: str | None = None
+    settings: dict[str, str] = field(default_factory=dict)
     versions: dict[str, str] = field(default_factory=lambda: library_versions())
     date: str = field(default_factory=lambda: datetime.now(UTC).strftime("%Y-%m-%dT%H:%M:%SZ"))
 
@@ -67,6 +83,7 @@ def write_report(report: EvaluationReport, folder: Path) -> Path:
     Numbers that JSON lacks (NaN and the infinite PSNR of identical images) are written as strings.
     """
     content = asdict(report)
+    del content["settings"]
     content["metrics"] = {name: value if math.isfinite(value) else str(value) for name, value in report.metrics.items()}
     path, table = folder / JSON_NAME, folder / MARKDOWN_NAME
     text = json.dumps(content, indent=2, ensure_ascii=False) + "\n"
@@ -118,7 +135,10 @@ def read_report(path: Path) -> EvaluationReport:
 
 
 def find_report(source: Path) -> EvaluationReport:
-    """The report of a report file, a folder with one, a checkpoint, or an exported tokenizer.
+    """The report of a report file, a checkpoint, an exported tokenizer, a run, or the newest run of a recipe.
+
+    Of a checkpoint that was not validated on its own it is what its training measured last. `settings` are those of
+    the run's config, where there is one.
 
     Raises:
         InputError: where there is none, or it is that of an earlier state of the checkpoint.
@@ -126,14 +146,18 @@ def find_report(source: Path) -> EvaluationReport:
     if not source.exists():
         raise InputError(f"there is no {source}; give reports ({JSON_NAME}), folders with one, or checkpoints")
     if source.suffix == ".json":
-        return read_report(source)
+        return _with_settings(source)
     places = [report_folder(source, command) / JSON_NAME for command in ("validate", "test")]
     if source.is_dir():
         places = [source / JSON_NAME, source / "validate" / JSON_NAME, source / "test" / JSON_NAME, *places]
+        places += sorted(source.glob(f"checkpoints/*/*/{JSON_NAME}"), key=_written, reverse=True)
+        places += sorted(source.glob(f"version_*/{JSON_NAME}"), key=_written, reverse=True)
+    else:
+        places.append(source.resolve().parent.parent / JSON_NAME)  # of the run that it lies in
     found = [place for place in places if place.is_file()]
     sha256 = sha256_of(source) if weights_file(source).is_file() else None
     for place in found:
-        report = read_report(place)
+        report = _with_settings(place)
         if sha256 in (None, report.checkpoint_sha256):
             return report
     if found:
@@ -168,6 +192,42 @@ def sha256_of(source: Path) -> str:
     """Of a checkpoint, or of the weights of an exported tokenizer, in hexadecimal."""
     with weights_file(source).open("rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def run_settings(path: Path) -> dict[str, str]:
+    """What the run that a report lies in was started with, by option; nothing where it lies in no run.
+
+    Left out is what does not change a training: where it is logged, what it is called, and classes' full paths.
+    """
+    for folder in list(path.resolve().parents)[:4]:  # from the run's own report, or checkpoints/validate/NAME
+        config = folder / CONFIG_NAME
+        if config.is_file() and (folder / "checkpoints").is_dir():
+            try:
+                content = yaml.safe_load(config.read_text("utf-8"))
+            except (OSError, ValueError, yaml.YAMLError):
+                return {}
+            leaves = dict(_leaves(content))
+            return {name: value for name, value in leaves.items() if not name.startswith(NO_SETTINGS)}
+    return {}
+
+
+def _leaves(content: Any, name: str = "") -> Iterator[tuple[str, str]]:
+    """Values of a config by their dotted option."""
+    if isinstance(content, dict):
+        for key, value in content.items():
+            inner = name if key == "init_args" else f"{name}.{key}".lstrip(".")
+            yield from _leaves(value, inner.removesuffix(".class_path"))
+    elif name:
+        word = "null" if content is None else str(content)
+        yield name, word.rsplit(".", 1)[-1] if word.startswith("gsq_lightning.") else word
+
+
+def _with_settings(path: Path) -> EvaluationReport:
+    return replace(read_report(path), settings=run_settings(path))
+
+
+def _written(path: Path) -> int:
+    return path.stat().st_mtime_ns
 
 
 def library_versions() -> dict[str, str]:

@@ -1,5 +1,6 @@
 """Names, units and digits of metrics, and tables of them."""
 
+import math
 from typing import NamedTuple
 
 
@@ -7,51 +8,55 @@ class Label(NamedTuple):
     """How a metric is shown.
 
     Attributes:
-        name: in a table's first column or head.
-        meaning: unit, and which way is better.
+        name: in a table's first column.
+        head: at the top of a narrow column.
+        meaning: unit, and what it is; at most 42 characters, so that a table fits 80.
         form: how its value is written.
+        better: "higher", "lower" or nothing.
     """
 
     name: str
+    head: str
     meaning: str
     form: str
+    better: str = ""
 
 
+FRECHET, KERNEL = "Fréchet distance", "kernel distance"
 METRICS = {
-    "images": Label("images", "", "{:.0f}"),
-    "real_images": Label("real images", "", "{:.0f}"),
-    "nonfinite_images": Label("broken images", "reconstructions that are not finite", "{:.0f}"),
-    "psnr": Label("PSNR", "dB, mean over images, higher is better", "{:.2f}"),
-    "psnr_set": Label("PSNR of the set", "dB, from the mean squared error of all images, higher is better", "{:.2f}"),
-    "ssim": Label("SSIM", "higher is better", "{:.4f}"),
-    "lpips_alex": Label("LPIPS (alex)", "lower is better", "{:.4f}"),
-    "lpips_vgg": Label("LPIPS (vgg)", "lower is better", "{:.4f}"),
-    "rfid": Label("rFID", "Fréchet distance over Inception v3, lower is better", "{:.3f}"),
-    "rfid_pytorch_fid": Label("rFID (pytorch-fid)", "images prepared as by pytorch-fid, lower is better", "{:.3f}"),
-    "rfid_clean_fid": Label("rFID (clean-fid)", "images prepared as by clean-fid, lower is better", "{:.3f}"),
-    "rfd_dinov2": Label("rfd_dinov2", "Fréchet distance over DINOv2, not an rFID, lower is better", "{:.3f}"),
-    "rfd_efficientnet": Label(
-        "rfd_efficientnet", "Fréchet distance over EfficientNet-Lite0, not an rFID, lower is better", "{:.3f}"
-    ),
-    "rkid": Label("rKID", "kernel distance over Inception v3, mean of subsets, lower is better", "{:.6f}"),
-    "rkd_dinov2": Label("rkd_dinov2", "kernel distance over DINOv2, mean of subsets, lower is better", "{:.6f}"),
-    "rkd_efficientnet": Label(
-        "rkd_efficientnet", "kernel distance over EfficientNet-Lite0, mean of subsets, lower is better", "{:.6f}"
-    ),
-    "fid": Label("FID", "Fréchet distance over Inception v3, lower is better", "{:.3f}"),
-    "kid": Label("KID", "kernel distance over Inception v3, mean of subsets, lower is better", "{:.6f}"),
-    "precision": Label("precision", "share of generated images near real ones, higher is better", "{:.4f}"),
-    "recall": Label("recall", "share of real images near generated ones, higher is better", "{:.4f}"),
-    "precision_efficientnet": Label("precision (EfficientNet)", "as precision, over EfficientNet-Lite0", "{:.4f}"),
-    "recall_efficientnet": Label("recall (EfficientNet)", "as recall, over EfficientNet-Lite0", "{:.4f}"),
-    "rfd_random": Label("rfd_random", "Fréchet distance over random features, not an rFID, lower is better", "{:.4f}"),
-    "inception_score": Label("Inception score", "mean of ten splits, higher is better", "{:.2f}"),
-    "inception_score_std": Label("its deviation", "over the splits", "{:.2f}"),
-    "codebook_usage": Label("codebook usage", "share of codes used", "{:.2%}"),
-    "codebook_perplexity": Label("codebook perplexity", "of the codebook's size, higher is better", "{:.1f}"),
-    "bits_per_image": Label("bits per image", "", "{:.0f}"),
-    "bits_per_pixel": Label("bits per pixel", "", "{:.4f}"),
+    "images": Label("images", "images", "", "{:,.0f}"),
+    "real_images": Label("real images", "real images", "", "{:,.0f}"),
+    "nonfinite_images": Label("broken images", "broken", "reconstructions that are not finite", "{:,.0f}"),
+    "steps": Label("steps", "steps", "of training", "{:,.0f}"),
+    "psnr": Label("PSNR", "PSNR", "dB, mean over images", "{:.2f}", "higher"),
+    "psnr_set": Label("PSNR of the set", "PSNR of set", "dB, all images together", "{:.2f}", "higher"),
+    "ssim": Label("SSIM", "SSIM", "", "{:.4f}", "higher"),
+    "lpips_alex": Label("LPIPS (alex)", "LPIPS alex", "", "{:.4f}", "lower"),
+    "lpips_vgg": Label("LPIPS (vgg)", "LPIPS vgg", "", "{:.4f}", "lower"),
+    "rfid": Label("rFID", "rFID", f"{FRECHET}, Inception", "{:.3f}", "lower"),
+    "rfid_pytorch_fid": Label("rFID (pytorch-fid)", "pytorch-fid", "as pytorch-fid", "{:.3f}", "lower"),
+    "rfid_clean_fid": Label("rFID (clean-fid)", "clean-fid", "as clean-fid", "{:.3f}", "lower"),
+    "rfd_dinov2": Label("rfd_dinov2", "rfd_dinov2", f"{FRECHET}, no FID", "{:.3f}", "lower"),
+    "rfd_efficientnet": Label("rfd_efficientnet", "rfd_efficientnet", f"{FRECHET}, no FID", "{:.3f}", "lower"),
+    "rfd_random": Label("rfd_random", "rfd_random", f"{FRECHET}, for tests", "{:.4f}", "lower"),
+    "rkid": Label("rKID", "rKID", f"{KERNEL}, Inception", "{:.6f}", "lower"),
+    "rkd_dinov2": Label("rkd_dinov2", "rkd_dinov2", f"{KERNEL}, no KID", "{:.6f}", "lower"),
+    "rkd_efficientnet": Label("rkd_efficientnet", "rkd_efficientnet", f"{KERNEL}, no KID", "{:.6f}", "lower"),
+    "fid": Label("FID", "FID", f"{FRECHET}, Inception", "{:.3f}", "lower"),
+    "kid": Label("KID", "KID", f"{KERNEL}, Inception", "{:.6f}", "lower"),
+    "precision": Label("precision", "precision", "of generated images", "{:.4f}", "higher"),
+    "recall": Label("recall", "recall", "of real images", "{:.4f}", "higher"),
+    "precision_efficientnet": Label("precision (EffNet)", "precision EN", "", "{:.4f}", "higher"),
+    "recall_efficientnet": Label("recall (EffNet)", "recall EN", "", "{:.4f}", "higher"),
+    "inception_score": Label("Inception score", "IS", "mean of ten splits", "{:.2f}", "higher"),
+    "inception_score_std": Label("its deviation", "IS deviation", "over the splits", "{:.2f}"),
+    "codebook_usage": Label("codebook usage", "codes used", "share of codes used", "{:.2%}", "higher"),
+    "codebook_perplexity": Label("codebook perplexity", "perplexity", "effective codes", "{:,.1f}", "higher"),
+    "bits_per_image": Label("bits per image", "bits", "", "{:,.0f}"),
+    "bits_per_pixel": Label("bits per pixel", "bits/pixel", "", "{:.4f}"),
 }
+ARROWS = {"higher": " ↑", "lower": " ↓", "": ""}
+CODES_USED = "codebook_codes_used"  # shown with codebook_usage
 
 PER_GROUP = {"codebook_usage_group_": "{:.2%}", "codebook_perplexity_group_": "{:.1f}"}
 
@@ -61,14 +66,23 @@ def formatted(name: str, value: float) -> str:
     return METRICS[name].form.format(value) if name in METRICS else f"{value:.4g}"
 
 
+def codes_in_use(values: dict[str, float]) -> str | None:
+    """Such as "1,706 of 8,192 codes"; None where they were not counted."""
+    used, share = values.get(CODES_USED, math.nan), values.get("codebook_usage", math.nan)
+    return f"{used:,.0f} of {used / share:,.0f} codes" if used > 0 and share > 0 else None
+
+
 def metrics_table(values: dict[str, float]) -> list[str]:
     """Lines of a table of metrics, the known ones in a fixed order under their usual names."""
-    values = dict(values)
+    codes = codes_in_use(values)
+    values = {name: value for name, value in values.items() if name != CODES_USED}
     rows = []
     grouped = [_per_group(values, prefix, form) for prefix, form in PER_GROUP.items()]
     for name in [*(name for name in METRICS if name in values), *(name for name in values if name not in METRICS)]:
-        label = METRICS.get(name, Label(name, "", ""))
-        rows.append((label.name, formatted(name, values[name]), label.meaning))
+        label = METRICS.get(name, Label(name, name, "", ""))
+        meaning = codes if codes and name == "codebook_usage" else label.meaning
+        better = f"{label.better} is better" if label.better and not (codes and name == "codebook_usage") else ""
+        rows.append((label.name, formatted(name, values[name]), ", ".join(part for part in (meaning, better) if part)))
     if not rows:
         return []
     widths = [max(len(row[column]) for row in rows) for column in (0, 1)]
@@ -90,18 +104,17 @@ def markdown_table(head: list[str], rows: list[list[str]], aligned: bool = False
     Args:
         head: names of the columns.
         rows: as many cells each.
-        aligned: pad the cells, so that columns stand under each other, all but the first and last to the right.
+        aligned: pad the cells, so that columns stand under each other, all but the first to the right.
     """
     table = [[" ".join(cell.replace("|", "\\|").splitlines()) for cell in row] for row in [head, *rows]]
     if not aligned:
         return _joined(table, ["---"] * len(head))
     widths = [max(len(row[column]) for row in table) for column in range(len(head))]
-    outer = (0, len(head) - 1)
     padded = [
-        [cell.ljust(width) if column in outer else cell.rjust(width) for column, (cell, width) in enumerate(cells)]
+        [cell.rjust(width) if column else cell.ljust(width) for column, (cell, width) in enumerate(cells)]
         for cells in (list(zip(row, widths, strict=True)) for row in table)
     ]
-    rules = ["-" * width if column in outer else "-" * (width - 1) + ":" for column, width in enumerate(widths)]
+    rules = ["-" * (width - 1) + ":" if column else "-" * width for column, width in enumerate(widths)]
     return _joined(padded, rules)
 
 
