@@ -56,7 +56,7 @@ def make_module(**options: Any) -> TokenizerModule:
 def fit(module: TokenizerModule, root: str, world: int, steps: int, callbacks: list[Callback]) -> None:
     strategy: Any = "auto"
     if world > 1:
-        strategy = DDPStrategy(find_unused_parameters=True, broadcast_buffers=False, process_group_backend="gloo")
+        strategy = DDPStrategy(process_group_backend="gloo")  # as `strategy: ddp`, with its defaults
     trainer = Trainer(
         accelerator="cpu",
         devices=world,
