@@ -10,7 +10,7 @@ from torch import Tensor, distributed
 
 Value = TypeVar("Value")
 
-PAUSE = 0.02  # seconds: many times what a thread needs, little for the start of a loading process
+PAUSE = 0.02  # seconds: many times what a thread needs, little for the start of a worker
 
 
 def world_size() -> int:
@@ -47,8 +47,8 @@ def settle_threads() -> None:
 
     A thread of gloo lets go of a tensor after those who waited for it have gone on, and needs Python for that. If the
     interpreter goes down meanwhile, the process aborts (https://github.com/pytorch/pytorch/issues/190489). If the
-    process forks, to make a loading process, that one may wait forever for a lock, which CPython before 3.12 takes
-    before it has made it anew.
+    process forks, to start a worker, the worker may wait forever for a lock, which CPython before 3.12 takes
+    before it has reset it.
     """
     atexit.register(leave_group)
     os.register_at_fork(before=let_threads_end)

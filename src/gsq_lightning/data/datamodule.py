@@ -112,7 +112,7 @@ class ImageDataModule(LightningDataModule):
         pass_batches = self._limited(epoch_batches)
         self._pass_images = pass_batches * share
         if self._is_resumed:
-            self._tell_lightning(epoch_batches, pass_batches)
+            self._count_batches_behind(epoch_batches, pass_batches)
             warnings.filterwarnings("ignore", message=".*your dataloader is not resumable")  # this data module is
             self._is_resumed = False
         return self._train.train_loader(self._place, self.global_batch_size, self._loading(self._train_batch_size))
@@ -184,7 +184,7 @@ class ImageDataModule(LightningDataModule):
         limit = 1.0 if self.trainer is None else self.trainer.limit_train_batches
         return min(batches, limit) if isinstance(limit, int) else int(batches * limit)
 
-    def _tell_lightning(self, epoch_batches: int, pass_batches: int) -> None:
+    def _count_batches_behind(self, epoch_batches: int, pass_batches: int) -> None:
         """Sets how many batches of its epoch Lightning takes as done: their size may have changed since the checkpoint.
 
         Args:

@@ -86,7 +86,7 @@ def short_side_for(image_size: int, crop_ratio: float) -> int:
 
 
 def resize(pixels: Tensor, short_side: int) -> Tensor:
-    """(3, H, W) uint8 → its short side so long, bilinear, antialiased: torchvision's `resize` to the bit.
+    """(3, H, W) uint8 → its short side so long, bilinear, antialiased: bit-exact with torchvision's `resize`.
 
     Straight to the kernel, which knows pixels with their colors next to each other by the stride of a batch of one.
     """
