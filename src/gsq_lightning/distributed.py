@@ -1,4 +1,4 @@
-"""What the processes of a run agree on, where there are several."""
+"""Ranks of a distributed run, and what they exchange; without a process group there is one."""
 
 import atexit
 import os
@@ -43,25 +43,24 @@ def mean_over_ranks(value: Tensor) -> Tensor:
 
 @cache
 def settle_threads() -> None:
-    """Sees to it that threads by which this process talks to others meet neither its end nor a fork at work.
+    """Keeps gloo's threads from working while the interpreter shuts down or the process forks.
 
-    A thread of gloo lets go of a tensor after those who waited for it have gone on, and needs Python for that. If the
-    interpreter goes down meanwhile, the process aborts (https://github.com/pytorch/pytorch/issues/190489). If the
-    process forks, to start a worker, the worker may wait forever for a lock, which CPython before 3.12 takes
-    before it has reset it.
+    A thread of gloo frees a tensor some time after the collective call has returned, and needs the interpreter for it.
+    While that shuts down, the process aborts (https://github.com/pytorch/pytorch/issues/190489). While the process
+    forks a DataLoader worker, the worker may wait forever for a lock that the thread held (CPython before 3.12).
     """
     atexit.register(leave_group)
     os.register_at_fork(before=let_threads_end)
 
 
 def leave_group() -> None:
-    """Ends the threads by which this process talks to the others, where there are any."""
+    """Leaves the process group, which ends its threads."""
     if _are_several():
         distributed.destroy_process_group()
 
 
 def let_threads_end() -> None:
-    """Gives threads a moment to let go of what they have done."""
+    """Gives threads a moment to free what they hold."""
     if _are_several():
         time.sleep(PAUSE)
 

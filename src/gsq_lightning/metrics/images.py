@@ -1,4 +1,4 @@
-"""Which images were seen: how many, of what size, told from others by their pixels; and where a network broke down."""
+"""Which images were seen: how many, of what size, a hash of their pixels, and how many reconstructions are broken."""
 
 from typing import NamedTuple
 

@@ -53,7 +53,7 @@ class PublishedWeights:
 
     @property
     def description(self) -> str:
-        """The file, told from others of that name."""
+        """Name of the file, and of its repository where it has one."""
         return f"{self.file} of {self.repository}" if self.repository else self.file
 
 

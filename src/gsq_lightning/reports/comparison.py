@@ -70,8 +70,8 @@ def comparison_lines(rows: list[Row]) -> list[str]:
     for block in _blocks(rows, [name for name in columns if name not in equal]):
         lines += ["", *block] if lines else block
     if equal:
-        told = "; ".join(f"{METRICS[name].name} {_shown(rows, name)}" for name in equal)
-        lines += ["", *_wrapped(f"the same in all that have it: {told}", indent=2)]
+        values = "; ".join(f"{METRICS[name].name} {_shown(rows, name)}" for name in equal)
+        lines += ["", *_wrapped(f"the same in all that have it: {values}", indent=2)]
     return [*lines, *differences(rows), *different_settings(rows)]
 
 
@@ -82,8 +82,8 @@ def differences(rows: list[Row]) -> list[str]:
     for name in dict.fromkeys(name for row in measured for name in row.conditions):
         having = [row for row in measured if name in row.conditions]
         if len({row.conditions[name] for row in having}) > 1:
-            told = "; ".join(f"{row.name}: {row.conditions[name]}" for row in having)
-            lines += _wrapped(f"not comparable in {name}: {told}", indent=2)
+            values = "; ".join(f"{row.name}: {row.conditions[name]}" for row in having)
+            lines += _wrapped(f"not comparable in {name}: {values}", indent=2)
     return ["", *lines] if lines else []
 
 
@@ -93,8 +93,8 @@ def different_settings(rows: list[Row]) -> list[str]:
     lines: list[str] = []
     for name in sorted({name for row in trained for name in row.settings}):
         if len({row.settings.get(name) for row in trained}) > 1:
-            told = "; ".join(f"{row.name}: {row.settings.get(name, '–')}" for row in trained)
-            lines += _wrapped(f"{name}   {told}", indent=4, first=2)
+            values = "; ".join(f"{row.name}: {row.settings.get(name, '–')}" for row in trained)
+            lines += _wrapped(f"{name}   {values}", indent=4, first=2)
     return ["", "settings that differ:", *lines] if lines else []
 
 

@@ -29,7 +29,7 @@ def plot_rows(rows: list[Row], path: Path) -> None:
 
     Args:
         rows: those without bits are left out.
-        path: of the picture; its suffix tells the format.
+        path: of the picture; its suffix names the format.
 
     Raises:
         InputError: where matplotlib is missing, the format is unknown, or nothing can be drawn.

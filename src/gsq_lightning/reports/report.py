@@ -48,7 +48,7 @@ class EvaluationReport:
         checkpoint: path of what was validated, and its SHA-256.
         step: generator steps of training.
         data: where the originals lie.
-        originals: tells their pixels from those of other images, whatever the order.
+        originals: a hash of their pixels, whatever the order.
         image_size: height × width in pixels, or "several".
         preparation: what was done to the originals.
         protocols: how values were computed, by metric: network and preparation of images, rim, subsets.
@@ -78,7 +78,7 @@ class EvaluationReport:
 
 
 def write_report(report: EvaluationReport, folder: Path) -> Path:
-    """Writes `metrics.json` anew and adds a row to `metrics.md`; the path of the first.
+    """Writes `metrics.json` and adds a row to `metrics.md`; returns the path of the first.
 
     Numbers that JSON lacks (NaN and the infinite PSNR of identical images) are written as strings.
     """
