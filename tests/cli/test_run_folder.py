@@ -97,3 +97,21 @@ def test_one_batch_is_one_batch(place: Path, capsys: pytest.CaptureFixture[str])
     main([*FIT, "--trainer.limit_val_batches=1", "--data.val_batch_size=3"])
     assert "images  " in (output := capsys.readouterr().out)
     assert next(line.split()[1] for line in output.splitlines() if line.strip().startswith("images")) == "3"
+
+
+def test_weights_that_are_missing_are_named_together(
+    place: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """With what fetches them, and what does without."""
+    monkeypatch.setenv("TORCH_HOME", str(place / "images"))
+    monkeypatch.setattr("gsq_lightning.pretrained.weights.reachable", lambda url: False)
+    error = error_of([*FIT, "--model.metrics.names=[psnr,rfid,lpips_vgg,lpips_alex]"], capsys)
+    for part in (
+        "of inception are",
+        "of vgg16 are",
+        "of alexnet are",
+        "--model.metrics.alexnet_weights",
+        "gsq weights",
+    ):
+        assert error.count(part) == 1
+    assert "--config offline.yaml" in error

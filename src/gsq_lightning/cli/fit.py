@@ -29,6 +29,7 @@ from gsq_lightning.cli.arguments import (
     what_is_missing,
 )
 from gsq_lightning.cli.messages import fail, one_line_errors, plain_message
+from gsq_lightning.cli.missing import WeightsAtHand
 from gsq_lightning.cli.recipes import check_completeness, find_recipe, read_config
 from gsq_lightning.cli.source import Source, is_export, parser_defaults, read_source
 from gsq_lightning.cli.trainer import add_trainer_options, make_trainer
@@ -271,7 +272,7 @@ class GSQCommand(LightningCLI):
         evaluated = source and Evaluated(source.path, source.sha256, source.step, source.recipe)
         self.report = Report(objects.get("name"), self.recipe, objects.get("compare") or (), evaluated)
         callbacks: list[Callback] = [*(given if isinstance(given, list) else [given]), objects.reconstructions]
-        callbacks += [objects.tokens, self.report]
+        callbacks += [objects.tokens, self.report, WeightsAtHand()]
         if self.run_folder is not None:
             callbacks.append(self.start)
             self.report.folder = objects.reconstructions.folder = str(self.run_folder.path)
@@ -294,19 +295,26 @@ class GSQCommand(LightningCLI):
             self._fit()
         elif self.command == "predict":
             # tokens go to disk; all of them would not fit in memory
-            self.trainer.predict(self.model, datamodule=self.datamodule, return_predictions=False)
+            self.trainer.predict(self.model, datamodule=self.datamodule, return_predictions=False, weights_only=True)
         else:
             # not verbose: our table instead of Lightning's
-            getattr(self.trainer, self.command)(self.model, datamodule=self.datamodule, verbose=False)
+            getattr(self.trainer, self.command)(
+                self.model, datamodule=self.datamodule, verbose=False, weights_only=True
+            )
 
     def _fit(self) -> None:
         trainer = self.trainer
-        trainer.fit(self.model, datamodule=self.datamodule, ckpt_path=self.checkpoint and str(self.checkpoint))
+        trainer.fit(
+            self.model,
+            datamodule=self.datamodule,
+            ckpt_path=self.checkpoint and str(self.checkpoint),
+            weights_only=True,
+        )
         if self.run_folder is None or trainer.interrupted:
             return
         if self.report.validated_step != trainer.global_step and trainer.limit_val_batches:
             # training ended between two validations
-            trainer.validate(self.model, datamodule=self.datamodule, verbose=False)
+            trainer.validate(self.model, datamodule=self.datamodule, verbose=False, weights_only=True)
         if trainer.is_global_zero:
             with left_out_on_disk_errors(str(self.run_folder.finished)):
                 mark_finished(self.run_folder, trainer.global_step)

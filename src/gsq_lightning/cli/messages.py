@@ -106,13 +106,26 @@ def input_error(error: BaseException) -> BaseException | None:
 
 def text_of(error: BaseException, command: str) -> str:
     """The line for an error: what the library says, and which option of this command helps."""
-    if not isinstance(error, WeightsMissing):
-        return str(error)
-    options = WEIGHTS_OPTIONS.get(error.network, ())
+    return missing_text([error], command) if isinstance(error, WeightsMissing) else str(error)
+
+
+def missing_text(errors: list[WeightsMissing], command: str) -> str:
+    """The line for weights that are not to be had: where they are looked for, how they get there, what does without."""
+    metrics = "model.metrics."
+    parts = []
+    for error in errors:
+        options = WEIGHTS_OPTIONS.get(error.network, ())
+        if command == "evaluate":
+            options = tuple(name.removeprefix(metrics) for name in options if name.startswith(metrics))
+        paths = f"; or give its path with {' or '.join(f'--{name}' for name in options)}" if options else ""
+        parts.append(f"{error}{paths}")
     if command == "evaluate":
-        options = tuple(name.removeprefix("model.metrics.") for name in options if name.startswith("model.metrics."))
-    paths = " or ".join(f"--{name}" for name in options)
-    return f"{error}; or give the path of that file with {paths}" if paths else str(error)
+        return " | ".join([*parts, "--metrics [psnr,ssim] needs none"])
+    fetch = "All that a recipe needs: gsq weights --config RECIPE, on a machine with network"
+    without = (
+        "--config offline.yaml after the recipe trains and measures without, --model.metrics.names [psnr,ssim] measures"
+    )
+    return " | ".join([*parts, fetch, without])
 
 
 def plain_message(message: str, options: Sequence[str] = (), given: Sequence[str] = ()) -> str:

@@ -133,9 +133,8 @@ def data_default(settings: dict[str, Any], with_places: bool) -> dict[str, Any] 
     if kind is None:
         return None
     known = inspect.signature(kind).parameters
-    options = {
-        name: value for name, value in settings.items() if name in known and name not in PLACES and is_plain(value)
-    }
+    options = {name: settings[name] for name in settings if name in known and name not in PLACES}
+    options = {name: value for name, value in options.items() if is_plain(value) or is_names(name, value)}
     if not with_places:  # what says something of those images alone
         options = {
             name: value for name, value in options.items() if name not in ("val_share", "source", "image_column")
@@ -146,6 +145,11 @@ def data_default(settings: dict[str, Any], with_places: bool) -> dict[str, Any] 
     if isinstance(classes, list) and all(isinstance(name, str) for name in classes):
         options["class_names"] = classes  # words of any kind: the option takes no others
     return {"class_path": f"gsq_lightning.data.{kind.__name__}", "init_args": options}
+
+
+def is_names(option: str, value: Any) -> bool:
+    """Whether an option has the names of classes, which may be any text."""
+    return option == "class_names" and isinstance(value, list) and all(isinstance(name, str) for name in value)
 
 
 def is_local(place: Any) -> bool:
