@@ -158,6 +158,12 @@ def test_a_comparison_fits_a_terminal_and_names_once_what_is_equal() -> None:
     assert "PSNR of set" in " ".join(heads)  # a table of its own, of the rows that have it
 
 
+def test_rows_that_do_not_differ_are_a_table_all_the_same() -> None:
+    lines = comparison_lines([report_row(report("one")), report_row(report("two"))])
+    assert [line.split("|")[1].strip() for line in lines[2:4]] == ["one", "two"]
+    assert "1.500" in lines[2]
+
+
 def test_a_comparison_says_which_settings_differ(tmp_path: Path) -> None:
     for number, decay in ((0, 0.999), (1, 0.99)):
         run = tmp_path / "f8" / f"version_{number}"

@@ -66,6 +66,8 @@ def comparison_lines(rows: list[Row]) -> list[str]:
     if _of_one_size(rows):
         columns = [name for name in columns if name != "bits_per_pixel"]
     equal = [name for name in columns if _is_equal(rows, name)]
+    if equal == columns:  # rows that do not differ at all are still to be seen
+        equal = []
     lines: list[str] = []
     for block in _blocks(rows, [name for name in columns if name not in equal]):
         lines += ["", *block] if lines else block
