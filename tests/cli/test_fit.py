@@ -454,6 +454,11 @@ def test_the_weights_that_were_trained_last_may_be_asked_for(trained: Path, tmp_
     assert measured[0] == measured[1] != measured[2]
 
 
+def test_compare_finds_the_newest_run_of_a_recipe(trained: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    main(["compare", str(trained.parent)])
+    assert "| quickstart/version_" in capsys.readouterr().out
+
+
 @pytest.mark.parametrize("folder", ["version_0", "."])
 def test_the_folder_of_a_run_or_of_a_recipe_stands_for_its_newest_checkpoint(trained: Path, folder: str) -> None:
     main(["validate", f"--ckpt_path={trained.parent / folder}", "--model.metrics.names=[psnr]"])

@@ -7,6 +7,7 @@ from typing import Any, NamedTuple
 
 from lightning.pytorch import Callback, LightningModule, Trainer
 from lightning.pytorch.callbacks import TQDMProgressBar
+from lightning.pytorch.utilities.rank_zero import rank_zero_info
 
 from gsq_lightning.callbacks.pictures import ReconstructionGrid
 from gsq_lightning.reports import (
@@ -37,6 +38,18 @@ class LossProgressBar(TQDMProgressBar):
         return {
             name.removeprefix("train/loss_"): f"{float(losses[name]):.4f}" for name in SHOWN_LOSSES if name in losses
         }
+
+
+class ParameterCount(Callback):
+    """Says how many parameters each network has that is trained, when training starts."""
+
+    def on_fit_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        counts = {
+            name: sum(parameter.numel() for parameter in network.parameters() if parameter.requires_grad)
+            for name, network in pl_module.named_children()
+        }
+        shown = ", ".join(f"{name} {count / 1e6:.2f} M" for name, count in counts.items() if count)
+        rank_zero_info(f"parameters: {shown}")
 
 
 class Evaluated(NamedTuple):

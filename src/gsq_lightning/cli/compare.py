@@ -6,7 +6,8 @@ from typing import NoReturn
 
 from gsq_lightning.cli.messages import fail, one_line_errors
 from gsq_lightning.errors import InputError, require
-from gsq_lightning.reports import Row, comparison_lines, find_report, published_rows, report_row
+from gsq_lightning.reports import EvaluationReport, Row, comparison_lines, find_report, published_rows, report_row
+from gsq_lightning.reports.report import JSON_NAME
 
 
 def compare(arguments: list[str]) -> None:
@@ -19,7 +20,7 @@ def compare(arguments: list[str]) -> None:
         SystemExit: with code 2 for bad input.
     """
     parser = _Parser(prog="gsq compare", description="Reports side by side, sorted by bits per image.")
-    parser.add_argument("sources", nargs="*", help="metrics.json files, folders with one, checkpoints")
+    parser.add_argument("sources", nargs="*", help="metrics.json files, checkpoints, exports, folders of runs")
     parser.add_argument("--paper", action="store_true", help="add the published figures of the GSQ paper's tables")
     parser.add_argument("--plot", metavar="PNG", help="draw metrics over bits per pixel")
     given = parser.parse_args(arguments)
@@ -29,7 +30,17 @@ def compare(arguments: list[str]) -> None:
             bool(given.sources) or given.paper,
             "gsq compare needs reports, such as metrics.json or a checkpoint that was validated",
         )
-        show([report_row(find_report(Path(source))) for source in given.sources], given.paper, given.plot)
+        show([report_row(report_at(source)) for source in given.sources], given.paper, given.plot)
+
+
+def report_at(source: str) -> EvaluationReport:
+    """The report of what `find_report` takes, or of the newest run below the folder of a recipe. Raises InputError."""
+    path = Path(source).expanduser()
+    if path.is_dir() and not (path / JSON_NAME).is_file():
+        from gsq_lightning.runs.layout import run_folders  # with lightning, which reports do without
+
+        path = next((run.path for run in run_folders(path) if (run.path / JSON_NAME).is_file()), path)
+    return find_report(path)
 
 
 def check_plot(plot: str | None) -> None:

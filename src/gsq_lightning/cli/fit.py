@@ -19,7 +19,7 @@ from lightning.pytorch.cli import ArgsType, LightningArgumentParser, LightningCL
 from lightning.pytorch.utilities.rank_zero import rank_zero_info
 
 import gsq_lightning
-from gsq_lightning.callbacks import Evaluated, LossProgressBar, ReconstructionGrid, Report, TokenWriter
+from gsq_lightning.callbacks import Evaluated, LossProgressBar, ParameterCount, ReconstructionGrid, Report, TokenWriter
 from gsq_lightning.cli.arguments import (
     EVALUATIONS,
     Arguments,
@@ -90,6 +90,8 @@ def leave_out_noise() -> None:
     # metrics are equal on all ranks when they are logged
     warnings.filterwarnings("ignore", message="It is recommended to use `self.log")
     warnings.filterwarnings("ignore", message=".*isinstance.treespec, LeafSpec.*")
+    # frozen networks and the average are to be in eval mode
+    warnings.filterwarnings("ignore", message="Found .* in eval mode at the start of training")
     # our sampler resumes in the middle of an epoch
     warnings.filterwarnings("ignore", message=".*your dataloader is not resumable")
     threading.excepthook = leave_out_disk_errors
@@ -284,7 +286,10 @@ class GSQCommand(LightningCLI):
         ):
             # each refresh is a line of its own where a log is written
             callbacks.append(LossProgressBar(refresh_rate=1 if sys.stderr.isatty() else LOGGED_REFRESH))
-        return make_trainer(options, callbacks, self.model)
+        if options["enable_model_summary"] is not False:
+            # in place of Lightning's table, which counts frozen networks, and FLOPs as 0
+            callbacks.append(ParameterCount())
+        return make_trainer({**options, "enable_model_summary": False}, callbacks, self.model)
 
     def run(self) -> None:
         """Does what the command is there for."""

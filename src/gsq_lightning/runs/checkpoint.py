@@ -140,7 +140,7 @@ class RunCheckpoint(Checkpoint):
         self._stops = self._is_asked_to_stop(trainer)
         due = trainer.global_step % self.every_n_train_steps == 0 and self.saved_step != trainer.global_step
         if due and self.keep_all and self._folder is not None:
-            trainer.save_checkpoint(self._folder / f"step={trainer.global_step}.ckpt")
+            trainer.save_checkpoint(self._folder / f"step={trainer.global_step}.ckpt", weights_only=False)
         if due or self._stops or self._validation.pending:
             self._save(trainer)
 
@@ -148,7 +148,7 @@ class RunCheckpoint(Checkpoint):
         if self._folder is None:
             return
         path = self._folder / LAST_CHECKPOINT
-        trainer.save_checkpoint(path)
+        trainer.save_checkpoint(path, weights_only=False)
         if self._failure(trainer) is None:
             self.last_path, self.saved_step = path, trainer.global_step
 
