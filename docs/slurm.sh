@@ -5,7 +5,7 @@
 #SBATCH --nodes=2
 #SBATCH --ntasks-per-node=8      # one task for each GPU; Lightning starts none by itself here
 #SBATCH --gpus-per-node=8
-#SBATCH --cpus-per-task=12       # loading processes, and one for training
+#SBATCH --cpus-per-task=12       # workers, and the training process
 #SBATCH --time=24:00:00
 #SBATCH --signal=SIGUSR1@300     # five minutes before the end: checkpoint and requeue
 #SBATCH --requeue
@@ -13,7 +13,7 @@
 #SBATCH --output=slurm-%j.out
 set -euo pipefail
 
-export OMP_NUM_THREADS=1         # loading processes use one core each
+export OMP_NUM_THREADS=1         # workers use one core each
 
 srun gsq fit \
   --config "${CONFIG:-f16.yaml}" \

@@ -21,7 +21,7 @@ FULL_ERROR = 64 / 255  # of the range of pixels: shown white in an error map
 class ReconstructionGrid(Callback):
     """Original, reconstruction and error map of images spread evenly over validation, as PNG and in TensorBoard.
 
-    Writes `reconstructions.png` in the log folder anew after each validation, and logs the same grid and a histogram
+    Writes `reconstructions.png` into the log folder after each validation, and logs the same grid and a histogram
     of how often codes were used (where the module's metrics have "codebook"). The images are the same each time; those
     of another size than the first are not shown.
 

@@ -1,4 +1,4 @@
-"""What a run tells in the terminal and beside its checkpoint: a progress bar with short names, a report at the end."""
+"""What a run shows in the terminal and beside its checkpoint: a progress bar with short names, a report at the end."""
 
 import sys
 from collections.abc import Sequence

@@ -174,7 +174,7 @@ class SourceImages(IndexedImages):
 
     @cached_property
     def fingerprint(self) -> str | None:
-        """Tells these images from others: by their source, and the transform where that is a dataclass.
+        """Identifies these images: by their source, and the transform where that is a dataclass.
 
         None where the transform does not say what it does.
         """

@@ -61,7 +61,7 @@ class FolderImages(Dataset[Tensor]):
 
     @property
     def fingerprint(self) -> str:
-        """Tells the images from others: a hash of names, sizes, times of change, and what is done to them."""
+        """Identifies the images: a hash of names, sizes, times of change, and what is done to them."""
         return hashlib.sha256(f"{self.source.fingerprint()} {self.transform!r}".encode()).hexdigest()
 
     def loader(self, batch_size: int, num_workers: int) -> DataLoader:

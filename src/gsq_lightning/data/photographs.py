@@ -206,7 +206,7 @@ class Tiles(IndexedImages):
 
     @cached_property
     def fingerprint(self) -> str:
-        """Tells these images from others: a hash of their pixels."""
+        """Identifies these images: a hash of their pixels."""
         digest = hashlib.sha256()
         for tile in self.tiles:
             digest.update(tile.pixels.contiguous().numpy().tobytes())

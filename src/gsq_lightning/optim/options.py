@@ -99,7 +99,7 @@ def _with_options(name: str, new: Optimization, old: Mapping[str, Any], saved: d
     """A saved state of an optimizer with the options of a new one."""
     state = new.optimizer.state_dict()
     if [group.keys() for group in old["optimizer"]] != [group.keys() for group in new.options["optimizer"]]:
-        logger.warning("the %s's optimizer is of another kind than the checkpoint's: its averages start anew", name)
+        logger.warning("the %s's optimizer is of another kind than the checkpoint's: its moments start from zero", name)
         return state
     for group, other in zip(state["param_groups"], saved["param_groups"], strict=True):
         group["params"] = other["params"]
