@@ -3,6 +3,7 @@
 import json
 import os
 import re
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -46,6 +47,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
             + ["--data.num_workers=0", "--trainer.max_steps=1", "--trainer.precision=32", "--trainer.accelerator=cpu"]
         )
         GSQTokenizer.from_pretrained(CHECKPOINT).save_pretrained("my-tokenizer")
+        shutil.copytree("runs/f8", "runs/photos")
     return folder
 
 
@@ -77,14 +79,16 @@ def test_commands_without_a_config_run(
     """On small images, and with metrics that need no weights."""
     monkeypatch.chdir(folder)
     main(["validate", f"--ckpt_path={CHECKPOINT}", "--data.root=images", "--model.metrics.names=[psnr,codebook]"])
-    write_images(folder / "reconstructions", 4, size=(16, 16))
+    for name in ("reconstructions", "samples"):
+        write_images(folder / name, 4, size=(16, 16))
     small = {"/data/imagenet/val": "images/val", "256": "16"}
     for arguments in (words for words in commands("gsq") if words[0] in WITHOUT_CONFIG):
-        extra = ["--metrics", "psnr", "--num_workers=0"] if arguments[0] == "evaluate" else []
+        metric = "rfd_random" if "--unpaired" in arguments else "psnr"
+        extra = [f"--metrics=[{metric}]", "--num_workers=0"] if arguments[0] == "evaluate" else []
         main([*(small.get(word, word) for word in arguments), *extra])
     output = capsys.readouterr().out
     assert "| reconstructions " in output
-    assert "paper, Table 14" in output
+    assert "Table 14" in output
     assert (folder / "rd.png").is_file()
 
 

@@ -16,7 +16,8 @@ from tests.pretrained.reference_network import Network, make_config
 
 def write_checkpoint(path: Path, tokenizer: GSQTokenizer) -> None:
     state = {f"tokenizer.{name}": value for name, value in tokenizer.state_dict().items()}
-    torch.save({"tokenizer_config": tokenizer.config, "state_dict": state}, path)
+    training_state = {"ema_updates": 0}
+    torch.save({"tokenizer_config": tokenizer.config, "state_dict": state, "training_state": training_state}, path)
 
 
 @pytest.fixture

@@ -107,7 +107,8 @@ def test_another_root_leaves_the_places_of_a_checkpoint(trained: Path, tmp_path:
 def test_photographs_of_ones_own_are_trained_on_and_what_was_held_out_is_validated(tmp_path: Path) -> None:
     write_images(tmp_path / "photos", 24)
     root = f"--data.root={tmp_path / 'photos'}"
-    small = ["--data.image_size=16", "--data.short_side=32", "--data.global_batch_size=4", "--data.num_workers=0"]
+    sizes = ["--data.image_size=16", "--data.val_image_size=16", "--data.short_side=32"]
+    small = [*sizes, "--data.global_batch_size=4", "--data.num_workers=0"]
     logger = [f"--trainer.logger.save_dir={tmp_path / 'runs'}", "--trainer.max_steps=1", "--data.val_share=0.25"]
     main(["fit", "--config", "quickstart.yaml", *TINY, root, *small, *logger])
     checkpoint = tmp_path / "runs" / "quickstart" / "version_0" / "checkpoints" / "last.ckpt"

@@ -142,22 +142,22 @@ class Objective:
         penalties = {"loss_weights.lecam": weights.lecam, "loss_weights.gradient_penalty": weights.gradient_penalty}
         if discriminator is None:
             for name, value in {**steps, "adaptive_weight": adaptive_weight, **penalties}.items():
-                require(not value, f"{name} {value} has no effect without a discriminator; leave it out")
+                require(not value, f"{name} {value} has no effect without a discriminator; set it to {type(value)(0)}")
         else:
             _check_discriminator(discriminator, weights)
             for name in ("adversarial_start_step", "adversarial_ramp_steps"):
                 require(
                     weights.adversarial > 0 or steps[name] == 0,
-                    f"{name} {steps[name]} has no effect where loss_weights.adversarial is 0; leave it out",
+                    f"{name} {steps[name]} has no effect where loss_weights.adversarial is 0; set it to 0",
                 )
             require(
                 weights.adversarial > 0 or not adaptive_weight,
-                "adaptive_weight has no effect where loss_weights.adversarial is 0; leave it out",
+                "adaptive_weight has no effect where loss_weights.adversarial is 0; set it to false",
             )
             require(
                 adversarial_start_step == 0 or adversarial_start_step >= discriminator_start_step,
                 f"adversarial_start_step {adversarial_start_step} is before discriminator_start_step "
-                f"{discriminator_start_step}, from which on there is an adversarial loss; leave it out",
+                f"{discriminator_start_step}, from which on there is an adversarial loss; set it to 0",
             )
         self.weights = weights
         self.perceptual_loss = perceptual_loss

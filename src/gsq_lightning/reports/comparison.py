@@ -118,8 +118,8 @@ def _blocks(rows: list[Row], columns: list[str]) -> list[list[str]]:
                 break
             chosen.append(name)
         table = list(zip(names, *(cells.pop(name) for name in chosen), strict=True))
-        # a row that has nothing to say here says it in another table
-        body = [list(line) for line in table[1:] if any(cell != "–" for cell in line[1:])]
+        # the first table lists all rows, the others those that have a value
+        body = [list(line) for line in table[1:] if not blocks or any(cell != "–" for cell in line[1:])]
         blocks.append(markdown_table(list(table[0]), body, aligned=True))
     return blocks
 
