@@ -39,7 +39,7 @@ from torchvision.transforms.v2 import functional as F
 
 from gsq_lightning.cli.evaluate import evaluate_folders
 from gsq_lightning.data import PhotographsDataModule
-from gsq_lightning.data.decoding import ImageDecoder
+from gsq_lightning.data.decoding import decode_image
 from gsq_lightning.data.sampler import SampleKey
 from gsq_lightning.data.sources import FolderSource
 from gsq_lightning.data.transforms import ResizeAndCrop
@@ -79,11 +79,11 @@ def originals(arguments: argparse.Namespace) -> Callable[[int], Tensor]:
         module = PhotographsDataModule(arguments.size, crops_per_epoch=arguments.count)
         crops = module.make_train_dataset()
         return lambda number: crops[SampleKey(0, number)].pixels  # type: ignore[union-attr]
-    source, decoder = FolderSource(Path(arguments.root)), ImageDecoder()
+    source = FolderSource(Path(arguments.root))
     if len(source) < arguments.count:
         raise SystemExit(f"{arguments.root} has {len(source)} images, fewer than --count {arguments.count}")
     transform = ResizeAndCrop(arguments.size, arguments.size)
-    return lambda number: transform(decoder.decode(source.read(number)), torch.Generator).clone()
+    return lambda number: transform(decode_image(source.read(number)), torch.Generator)
 
 
 def pixels_of(folder: Path) -> list[np.ndarray]:

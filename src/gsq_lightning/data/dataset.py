@@ -13,7 +13,7 @@ from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
 from gsq_lightning.data.batch import ImageBatch, Sample, UnreadableImage, batch_of, collate
-from gsq_lightning.data.decoding import UNREADABLE, ImageDecoder
+from gsq_lightning.data.decoding import UNREADABLE, decode_image
 from gsq_lightning.data.loader import Loading, make_loader
 from gsq_lightning.data.sampler import EpochSampler, Place, SampleKey
 from gsq_lightning.data.sources.interface import ImageSource
@@ -118,7 +118,6 @@ class SourceImages(IndexedImages):
         self.on_error = on_error
         self.substitute = substitute
         self.epoch_images = len(source) if epoch_images is None else epoch_images
-        self._decoder = ImageDecoder()
         # steps of this width visit every image once, and leave a folder that is gone at the first
         self._stride = next(
             step
@@ -183,9 +182,7 @@ class SourceImages(IndexedImages):
         return hashlib.sha256(f"{self.source.fingerprint()} {self.transform!r}".encode()).hexdigest()
 
     def _read(self, item: int, key: SampleKey) -> Tensor:
-        pixels = self._decoder.decode(self.source.read(item))
-        pixels = self.transform(pixels, key.generator)
-        return pixels.clone() if self._decoder.owns(pixels) else pixels
+        return self.transform(decode_image(self.source.read(item)), key.generator)
 
 
 def key_of(key: SampleKey | int) -> SampleKey:

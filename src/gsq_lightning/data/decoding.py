@@ -3,7 +3,6 @@
 import io
 from functools import cache
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import simplejpeg
@@ -40,8 +39,8 @@ def image_suffixes() -> frozenset[str]:
     return frozenset(suffix for suffix, name in Image.registered_extensions().items() if name in formats)
 
 
-class ImageDecoder:
-    """Decodes image files to 8-bit RGB, by their content whatever their name; of an animation the first picture.
+def decode_image(content: bytes) -> Tensor:
+    """An image file → (3, H, W) uint8 in RGB, by its content whatever its name; of an animation the first picture.
 
     - Transparency is dropped: the colors below it are seen. The EXIF orientation and color profiles (ICC, gamma) are
       ignored: pixels are as stored. ImageNet's users do the same.
@@ -50,54 +49,37 @@ class ImageDecoder:
     - Refused, as their range is unknown: 32-bit and signed integers, other floats, and 16 bits of which the upper two
       are unused, for that is mostly 10, 12 or 14 bits in 16 without a declaration.
 
-    Plain JPEG files, whole and of sane size, go through simplejpeg into memory that is used again, which spares the
-    system the half megabyte of fresh pages that each image would take; all others through Pillow. Both stand on
+    Plain JPEG files, whole and of sane size, go through simplejpeg; all others through Pillow. Both stand on
     libjpeg-turbo and give the same pixels.
+
+    Raises:
+        ValueError: where it is damaged, no image, huge, or of an unknown range.
     """
-
-    def __init__(self) -> None:
-        self._buffer = np.empty(0, dtype=np.uint8)
-        self._start = 0  # its address
-
-    def decode(self, content: bytes) -> Tensor:
-        """An image file → (3, H, W) uint8, which holds until the next call.
-
-        Raises:
-            ValueError: where it is damaged, no image, huge, or of an unknown range.
-        """
-        pixels = self._decode_plain_jpeg(content)
-        if pixels is None:
-            try:
-                with Image.open(io.BytesIO(content), formats=picture_formats()) as image:
-                    pixels = np.array(to_rgb(image))
-            except UnidentifiedImageError as error:
-                raise ValueError("its content is no image of a known format") from error
-            except (ValueError, MemoryError):
-                raise
-            except Exception as error:  # what Pillow's readers make of damaged files
-                raise ValueError(str(error) or type(error).__name__) from error
-        return torch.from_numpy(pixels).permute(2, 0, 1)
-
-    def owns(self, pixels: Tensor) -> bool:
-        """Whether a tensor lies in the memory that the next call writes to."""
-        return self._start <= pixels.data_ptr() < self._start + self._buffer.nbytes
-
-    def _decode_plain_jpeg(self, content: bytes) -> np.ndarray | None:
-        if content[:2] != b"\xff\xd8":
-            return None
+    pixels = decode_plain_jpeg(content)
+    if pixels is None:
         try:
-            height, width, colorspace, _ = simplejpeg.decode_jpeg_header(content)
-            if colorspace not in PLAIN_COLORSPACES or height * width > (Image.MAX_IMAGE_PIXELS or 0):
-                return None
-            if self._buffer.nbytes < 3 * height * width:
-                self._buffer = np.empty(3 * height * width, dtype=np.uint8)
-                self._start = self._buffer.ctypes.data
-            return simplejpeg.decode_jpeg(content, "RGB", buffer=self._buffer)
-        except ValueError:  # damaged, or not quite as the standard has it: Pillow decides
-            return None
+            with Image.open(io.BytesIO(content), formats=picture_formats()) as image:
+                pixels = np.array(to_rgb(image))
+        except UnidentifiedImageError as error:
+            raise ValueError("its content is no image of a known format") from error
+        except (ValueError, MemoryError):
+            raise
+        except Exception as error:  # what Pillow's readers make of damaged files
+            raise ValueError(str(error) or type(error).__name__) from error
+    return torch.from_numpy(pixels).permute(2, 0, 1)
 
-    def __getstate__(self) -> dict[str, Any]:
-        return {"_buffer": np.empty(0, dtype=np.uint8), "_start": 0}
+
+def decode_plain_jpeg(content: bytes) -> np.ndarray | None:
+    """(H, W, 3) uint8; None for what is no plain, whole JPEG file of sane size."""
+    if content[:2] != b"\xff\xd8":
+        return None
+    try:
+        height, width, colorspace, _ = simplejpeg.decode_jpeg_header(content)
+        if colorspace not in PLAIN_COLORSPACES or height * width > (Image.MAX_IMAGE_PIXELS or 0):
+            return None
+        return simplejpeg.decode_jpeg(content, "RGB")
+    except ValueError:  # damaged, or not quite as the standard has it: Pillow decides
+        return None
 
 
 def read_image(path: Path) -> Image.Image:

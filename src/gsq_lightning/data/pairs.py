@@ -12,7 +12,7 @@ from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
 from gsq_lightning.data.dataset import unread_line
-from gsq_lightning.data.decoding import UNREADABLE, ImageDecoder
+from gsq_lightning.data.decoding import UNREADABLE, decode_image
 from gsq_lightning.data.sources import FolderSource
 from gsq_lightning.data.transforms import ResizeAndCrop
 from gsq_lightning.errors import InputError
@@ -41,7 +41,6 @@ class FolderImages(Dataset[Tensor]):
     def __init__(self, folder: Path, transform: ResizeAndCrop | None = None) -> None:
         self.source = FolderSource(folder)
         self.transform = transform
-        self._decoder = ImageDecoder()
 
     def __len__(self) -> int:
         return len(self.source.names)
@@ -49,7 +48,7 @@ class FolderImages(Dataset[Tensor]):
     def __getitem__(self, item: int) -> Tensor:
         name = self.source.name(item)
         try:
-            pixels = self._decoder.decode(self.source.read(item)).clone()
+            pixels = decode_image(self.source.read(item))
         except OSError as error:
             raise InputError(unread_line(name, error)) from error
         except UNREADABLE as error:

@@ -11,7 +11,7 @@ from torch.utils.data import DataLoader, IterableDataset, get_worker_info
 
 from gsq_lightning.data.batch import Sample, UnreadableImage
 from gsq_lightning.data.dataset import ImageDataset, OnError, Transform, unreadable_line
-from gsq_lightning.data.decoding import UNREADABLE, ImageDecoder
+from gsq_lightning.data.decoding import UNREADABLE, decode_image
 from gsq_lightning.data.loader import Loading, make_loader
 from gsq_lightning.data.sampler import Place, SampleKey
 from gsq_lightning.data.sources.archive import ArchiveSource
@@ -59,7 +59,6 @@ class StreamedShards(ImageDataset, IterableDataset[Sample | UnreadableImage]):
         self._loading = Loading()
         self._place: Place | None = None  # in training
         self._batches = 0  # of a whole epoch of training, on this device
-        self._decoder = ImageDecoder()
 
     def count(self) -> int:
         if self.train_images is None:
@@ -169,8 +168,7 @@ class StreamedShards(ImageDataset, IterableDataset[Sample | UnreadableImage]):
 
     def _decode(self, content: bytes, name: str, key: SampleKey) -> Any:
         item = int.from_bytes(sha256(name.encode()).digest()[:7], "big")
-        pixels = self.transform(self._decoder.decode(content), key._replace(item=item).generator)
-        return pixels.clone() if self._decoder.owns(pixels) else pixels
+        return self.transform(decode_image(content), key._replace(item=item).generator)
 
 
 def shuffled(images: Iterable[Image], size: int, generator: random.Random) -> Iterator[Image]:
