@@ -8,7 +8,7 @@ PYTHON ?= python3
 BIN := $(VENV)/bin
 # name this checkout, so that an environment shared by two of them is installed again for each
 CHECKOUT := $(VENV)/.gsq-lightning$(subst /,-,$(CURDIR))
-INSTALL := $(BIN)/python -m pip install --constraint constraints.txt --editable
+INSTALL := $(BIN)/python -m pip install --constraint constraints.txt
 export PIP_DISABLE_PIP_VERSION_CHECK := 1
 
 .PHONY: quickstart test lint format lowest clean
@@ -40,12 +40,12 @@ $(BIN)/python:
 	$(PYTHON) -m venv $(VENV)
 
 $(CHECKOUT)-run: pyproject.toml constraints.txt | $(BIN)/python
-	$(INSTALL) ".[offline]"
+	$(INSTALL) --editable ".[offline]"
 	rm -f $(VENV)/.gsq-lightning-*
 	touch $@
 
 $(CHECKOUT)-dev: pyproject.toml constraints.txt | $(BIN)/python
-	$(INSTALL) --quiet ".[dev]"
+	$(INSTALL) --quiet --editable ".[dev]"
 	rm -f $(VENV)/.gsq-lightning-*
 	touch $@ $(CHECKOUT)-run
 
