@@ -1,10 +1,8 @@
 """`gsq compare`: reports side by side, on a table and as a plot."""
 
-import argparse
 from pathlib import Path
-from typing import NoReturn
 
-from gsq_lightning.cli.messages import fail, one_line_errors
+from gsq_lightning.cli.messages import OneLineParser, one_line_errors
 from gsq_lightning.errors import InputError, require
 from gsq_lightning.reports import EvaluationReport, Row, comparison_lines, find_report, published_rows, report_row
 from gsq_lightning.reports.report import JSON_NAME
@@ -19,7 +17,7 @@ def compare(arguments: list[str]) -> None:
     Raises:
         SystemExit: with code 2 for bad input.
     """
-    parser = _Parser(prog="gsq compare", description="Reports side by side, sorted by bits per image.")
+    parser = OneLineParser(prog="gsq compare", description="Reports side by side, sorted by bits per image.")
     parser.add_argument("sources", nargs="*", help="metrics.json files, checkpoints, exports, folders of runs")
     parser.add_argument("--paper", action="store_true", help="add the published figures of the GSQ paper's tables")
     parser.add_argument("--plot", metavar="PNG", help="draw metrics over bits per pixel")
@@ -75,8 +73,3 @@ def show(rows: list[Row], paper: bool, plot: str | None) -> None:
         except OSError as error:
             raise InputError(f"the plot cannot be written to {plot}: {error.strerror or error}") from error
         print(f"\n  plot  {plot}")
-
-
-class _Parser(argparse.ArgumentParser):
-    def error(self, message: str) -> NoReturn:
-        fail(f"{message}; {self.prog} --help lists the options")

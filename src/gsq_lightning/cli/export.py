@@ -3,9 +3,8 @@
 import argparse
 from dataclasses import asdict
 from pathlib import Path
-from typing import NoReturn
 
-from gsq_lightning.cli.messages import fail, one_line_errors
+from gsq_lightning.cli.messages import OneLineParser, one_line_errors
 from gsq_lightning.errors import InputError, require
 from gsq_lightning.files import write_whole
 from gsq_lightning.pretrained.card import CARD_FILE, model_card
@@ -24,7 +23,9 @@ def export(arguments: list[str]) -> None:
     Raises:
         SystemExit: with code 2 for bad input.
     """
-    parser = _Parser(prog="gsq export", description="The tokenizer of a checkpoint as a folder for from_pretrained.")
+    parser = OneLineParser(
+        prog="gsq export", description="The tokenizer of a checkpoint as a folder for from_pretrained."
+    )
     parser.add_argument("checkpoint", help="of training or of GSQ's authors; or a repository of the Hugging Face Hub")
     parser.add_argument("folder", type=Path, help="to write to; new or empty")
     parser.add_argument("--weights", choices=AVERAGED, default="ema", help="averaged ones where there are, or raw")
@@ -44,7 +45,9 @@ def convert(arguments: list[str]) -> None:
     Raises:
         SystemExit: with code 2 for bad input.
     """
-    parser = _Parser(prog="gsq convert", description="A checkpoint of GSQ's authors as a folder for from_pretrained.")
+    parser = OneLineParser(
+        prog="gsq convert", description="A checkpoint of GSQ's authors as a folder for from_pretrained."
+    )
     parser.add_argument("checkpoint", help="checkpoint.pt, or its repository: HelmholtzAI-FZJ/GSQ-F8-D8-V64k")
     parser.add_argument("folder", type=Path, help="to write to; new or empty")
     parser.add_argument("--license", help="of the weights, for the model card, as the Hub spells it")
@@ -74,8 +77,3 @@ def _write(saved: SavedTokenizer, given: argparse.Namespace) -> None:
     card = model_card(saved, str(given.folder), report, given.license)
     write_whole(given.folder / CARD_FILE, card.encode())
     print(f"  tokenizer  {given.folder}{note}")
-
-
-class _Parser(argparse.ArgumentParser):
-    def error(self, message: str) -> NoReturn:
-        fail(f"{message}; {self.prog} --help lists the options")

@@ -1,5 +1,6 @@
 """What the command says and how it exits: the one place that knows options and exit codes. Imports no torch."""
 
+import argparse
 import re
 import signal
 import sys
@@ -68,6 +69,13 @@ def fail(message: str, code: int = EXIT_BAD_INPUT) -> NoReturn:
     line = " ".join(message.rsplit("InputError: ", 1)[-1].split())
     print(f"gsq: error: {line}", file=sys.stderr)
     raise SystemExit(code)
+
+
+class OneLineParser(argparse.ArgumentParser):
+    """Says what is wrong with an option in one line, without the usage."""
+
+    def error(self, message: str) -> NoReturn:
+        fail(f"{message}; {self.prog} --help lists the options")
 
 
 @contextmanager
