@@ -74,8 +74,9 @@ class ProjectedDiscriminator(TrunkDiscriminator):
 class RandomProjection(nn.Module):
     """Mixes maps across channels, then from coarse to fine across scales, by fixed random 1×1 convolutions.
 
-    As the authors' code, which has 1×1 where the paper (section 3.2) says 3×3; its doubling of every map at the end,
-    which adds nothing to see, is left out. The weights come from a seed.
+    Widths and 1×1 kernels are those of the authors' code (https://github.com/autonomousvision/projected-gan), where the
+    paper (section 3.2) has 3×3 across scales. Left out are its biases and its doubling of every map at the end. The
+    weights come from a seed.
 
     Args:
         channels: of the maps, finest first.
