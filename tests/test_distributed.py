@@ -101,6 +101,10 @@ def train(root: str, world: int) -> dict[str, Any]:
     found["one process poisoned"] = module.state_dict()
     found["skipped"] = {name: skipped.in_all for name, skipped in module.stepper.skipped.items()}
 
+    module = make_module(trained="decoder")
+    fit(module, root, world, 4, [])
+    found["decoder alone"] = module.state_dict()
+
     module = make_module(max_skipped_steps=3)
     try:
         fit(module, root, world, 20, [Poison(rank=world - 1, batches=range(4, 100))])
@@ -135,7 +139,11 @@ def test_two_and_three_processes_train_like_one(tmp_path: Path) -> None:
                     atol=2e-5,
                     msg=lambda text, name=name: f"{name}: {text}",
                 )
-            for training in ("many steps", "one process poisoned", "weights after divergence"):
+            for name, value in make_module().tokenizer.state_dict().items():
+                for network in ("tokenizer", "ema.module"):
+                    after = process["decoder alone"][f"{network}.{name}"]
+                    assert torch.equal(after, value) == name.startswith(("encoder.", "quantizer.")), name
+            for training in ("many steps", "decoder alone", "one process poisoned", "weights after divergence"):
                 for name, value in processes[0][training].items():
                     assert torch.equal(process[training][name], value), f"{training}, rank {rank}: {name}"
                     assert value.isfinite().all(), name

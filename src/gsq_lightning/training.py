@@ -4,7 +4,7 @@ import logging
 from collections.abc import Callable
 from contextlib import AbstractContextManager, nullcontext
 from functools import partial
-from typing import Any, Literal, NamedTuple
+from typing import Any, Literal, NamedTuple, Self
 
 import torch
 from lightning.pytorch import Callback, LightningModule
@@ -31,6 +31,7 @@ from gsq_lightning.tokenizer import GSQTokenizer
 logger = logging.getLogger(__name__)
 
 EvaluatedWeights = Literal["ema", "raw"]
+Trained = Literal["all", "decoder"]
 
 # weights and their averages stay in float32; float16 would need its losses scaled, for two networks
 PRECISIONS = ("bf16-mixed", "32-true")
@@ -65,6 +66,8 @@ class TokenizerModule(LightningModule):
 
     Args:
         tokenizer: what is trained.
+        trained: "all" of the tokenizer, or its "decoder" alone: encoder and codebook then stay bit-identical, so that
+            indices mean what they meant, and no gradients are computed for them.
         discriminator: its adversary, or none. Any module that maps (B, 3, H, W) in [-1, 1] to logits serves.
         perceptual_loss: or none.
         metrics: what validation computes, or none.
@@ -126,6 +129,7 @@ class TokenizerModule(LightningModule):
         max_skipped_steps: int = 50,
         compile_networks: bool = False,
         channels_last: bool = False,
+        trained: Trained = "all",
     ) -> None:
         super().__init__()
         adversary = None if discriminator is None else as_discriminator(discriminator)
@@ -147,6 +151,11 @@ class TokenizerModule(LightningModule):
             "discriminator_scheduler has no effect without a discriminator; leave it out",
         )
         look_up("evaluated_weights", evaluated_weights, {"ema": None, "raw": None})
+        frozen_parts: dict[Trained, list[nn.Module]] = {"all": [], "decoder": [tokenizer.encoder, tokenizer.quantizer]}
+        self._frozen = tuple(look_up("trained", trained, frozen_parts))  # a tuple hides them from nn.Module
+        for part in self._frozen:
+            part.requires_grad_(False).eval()
+        self.trained: Trained = trained
         self.automatic_optimization = False
 
         self.tokenizer = tokenizer
@@ -203,6 +212,13 @@ class TokenizerModule(LightningModule):
         """(B, 3, H, W) in [-1, 1] → reconstruction of the evaluated tokenizer."""
         return self.evaluated_tokenizer(image)
 
+    def train(self, mode: bool = True) -> Self:
+        """As every module's, but frozen parts stay in eval mode: no dropout, no statistics of batches."""
+        super().train(mode)
+        for part in self._frozen:
+            part.eval()
+        return self
+
     # ------------------------------------------------------------------------------------------------ set-up
 
     def configure_callbacks(self) -> list[Callback]:
@@ -251,7 +267,9 @@ class TokenizerModule(LightningModule):
 
     def configure_optimizers(self) -> OptimizerLRScheduler:
         made = {
-            name: make_optimization(name, network.parameters(), self.optimizers_of[name], self.schedulers_of[name])
+            name: make_optimization(
+                name, trained_parameters(network), self.optimizers_of[name], self.schedulers_of[name]
+            )
             for name, network in self.stepper.networks.items()
         }
         self._options = {name: one.options for name, one in made.items()}
@@ -284,7 +302,7 @@ class TokenizerModule(LightningModule):
         """One batch (its first item, or itself, is the image): gradients of both networks; steps where it is due."""
         image = self._start_batch(batch)
         with self._without_ddp_exchange(), self.objective.within_step():
-            output = self.tokenizer.encode(image)
+            output = self._encode(image)
             reconstruction = self.tokenizer.decode(output.quantized)
             self._add_gradients("tokenizer", self.generator_loss_terms(image, output, reconstruction))
             if self.objective.trains_discriminator(self.global_step):
@@ -317,6 +335,14 @@ class TokenizerModule(LightningModule):
         image = _image_of(batch)
         self.stepper.start_batch(len(image), is_last=self.trainer.is_last_batch)
         return image.contiguous(memory_format=torch.channels_last) if self.channels_last else image
+
+    def _encode(self, image: Tensor) -> QuantizerOutput:
+        if self.trained == "all":
+            return self.tokenizer.encode(image)
+        with torch.no_grad():  # nor the quantizer's losses, which would move nothing
+            indices = self.tokenizer.encode_indices(image)
+            quantized = self.tokenizer.quantizer.indices_to_quantized(indices)
+        return QuantizerOutput(quantized, indices, quantized.new_zeros(()), {})
 
     def _add_gradients(self, network: str, loss: Loss) -> None:
         total = loss.total
@@ -456,6 +482,7 @@ class TokenizerModule(LightningModule):
             "skipped": self.stepper.state_dict(),
             "ema_updates": 0 if self.ema is None else self.ema.updates,
             "options": self._options,
+            "trained": self.trained,
         }
         settings = getattr(getattr(self.trainer, "datamodule", None), "settings", None)
         if settings is not None:
@@ -466,6 +493,11 @@ class TokenizerModule(LightningModule):
         self._fit_parts(weights)
         check_weights(self, weights, "the checkpoint")
         state = checkpoint["training_state"]
+        require(
+            not self._fits or state["trained"] == self.trained,
+            f'the checkpoint is of a training with trained "{state["trained"]}", and this one has "{self.trained}", '
+            "for which its optimizers do not fit. Start a new training from its weights instead",
+        )
         self._batches = state["batches"]
         self._stream_seed = state["stream_seed"]
         self.stepper.load_state_dict(state["skipped"])
@@ -487,6 +519,11 @@ class TokenizerModule(LightningModule):
             if not saved and part == "ema" and self.ema is not None:
                 named = [(name.removeprefix("tokenizer."), name) for name in weights if name.startswith("tokenizer.")]
                 weights |= {f"ema.module.{name}": weights[full].clone() for name, full in named}
+
+
+def trained_parameters(network: nn.Module) -> list[nn.Parameter]:
+    """Those that are not frozen."""
+    return [parameter for parameter in network.parameters() if parameter.requires_grad]
 
 
 def _image_of(batch: Any) -> Tensor:
