@@ -214,3 +214,15 @@ def test_images_in_another_range_are_noticed(small_tokenizer: Build, recwarn: py
         tokenizer.encode(image)
     with pytest.warns(UserWarning, match="undo a normalization"):
         tokenizer.encode(4 * image - 2)
+
+
+def test_a_hash_names_config_and_weights(small_tokenizer: Build, tmp_path: Path) -> None:
+    """Tokens carry it: an export keeps it, any other weight or option has another."""
+    tokenizer = small_tokenizer()
+    tokenizer.save_pretrained(tmp_path)
+    assert GSQTokenizer.from_pretrained(tmp_path).hash == tokenizer.hash
+    before = tokenizer.hash
+    with torch.no_grad():
+        tokenizer.quantizer.codebook[3, 0] += 1e-6
+    assert tokenizer.hash != before
+    assert small_tokenizer(normalization="l1").hash not in (before, tokenizer.hash)

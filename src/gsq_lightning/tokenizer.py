@@ -236,6 +236,11 @@ class GSQTokenizer(nn.Module):
             quantizer = {"own_class": cls.__name__}
         return as_plain({**shape, "quantizer": quantizer})
 
+    @property
+    def hash(self) -> str:
+        """SHA-256 of config and weights in hexadecimal: tokens carry it, so that it is known what decodes them."""
+        return SavedTokenizer(self.config, self.state_dict()).hash
+
     @classmethod
     def from_config(cls, config: dict[str, Any], quantizer: Quantizer | None = None) -> "GSQTokenizer":
         """Builds a tokenizer with fresh weights.

@@ -1,4 +1,4 @@
-"""What all data modules of this library share: batch sizes, order, resuming, loaders, counting of unreadable images."""
+"""What all data modules of this library share: batch sizes, order, resuming, loaders."""
 
 import logging
 import os
@@ -12,20 +12,22 @@ from lightning.pytorch import LightningDataModule
 from lightning.pytorch.utilities.rank_zero import rank_zero_info
 from torch.utils.data import DataLoader
 
-from gsq_lightning.data.batch import ImageBatch, per_device_batch_size
+from gsq_lightning.data.batch import per_device_batch_size
 from gsq_lightning.data.dataset import ImageDataset
 from gsq_lightning.data.loader import Loading, default_workers, usable_cores
 from gsq_lightning.data.sampler import Place
 from gsq_lightning.errors import require, whole_number
-from gsq_lightning.pixels import pixels_to_image
 
 logger = logging.getLogger(__name__)
 
 
-class ImageDataModule(LightningDataModule):
-    """Batches of images in an order that (seed, epoch) decides, resumed where a checkpoint left off.
+class ResumableDataModule(LightningDataModule):
+    """Batches of a split in an order that (seed, epoch) decides, resumed where a checkpoint left off.
 
     A subclass makes the data sets of both splits.
+
+    Attributes:
+        how_to_validate: what the user can do where there are no validation images.
 
     Args:
         global_batch_size: images per training step over all devices, nodes and accumulated batches.
@@ -35,6 +37,8 @@ class ImageDataModule(LightningDataModule):
         seed: of order, crops and flips; by default that of `seed_everything`, else torch's initial seed.
     """
 
+    how_to_validate = "data.val names some, and data.val_share holds a share of the training images out"
+
     def __init__(
         self, global_batch_size: int, val_batch_size: int, num_workers: int | None = None, seed: int | None = None
     ) -> None:
@@ -43,7 +47,6 @@ class ImageDataModule(LightningDataModule):
         self.val_batch_size = whole_number("val_batch_size", val_batch_size, 1)
         self.num_workers = None if num_workers is None else whole_number("num_workers", num_workers, 0)
         self.seed = None if seed is None else whole_number("seed", seed, 0)
-        self.unreadable: dict[str, str] = {}
         self._train: ImageDataset | None = None
         self._val: ImageDataset | None = None
         self._place: Place | None = None
@@ -76,10 +79,9 @@ class ImageDataModule(LightningDataModule):
             if self._val is not None:
                 say("validation", self._val)
         if self._val is None:
-            require(stage == "fit", "there are no validation images: name them with data.val")
+            require(stage == "fit", f"there are no validation images; {self.how_to_validate}")
             rank_zero_info(
-                "there are no validation images: training goes on without validation. data.val names some, and "
-                "data.val_share holds a share of the training images out"
+                f"there are no validation images: training goes on without validation; {self.how_to_validate}"
             )
             if self.trainer is not None:
                 self.trainer.limit_val_batches = 0
@@ -123,19 +125,11 @@ class ImageDataModule(LightningDataModule):
     test_dataloader = val_dataloader
     predict_dataloader = val_dataloader
 
-    def on_after_batch_transfer(self, batch: ImageBatch, dataloader_idx: int) -> ImageBatch:
-        """Pixels to [-1, 1], on the device: uint8 crosses the bus at a quarter of the cost."""
+    def on_after_batch_transfer(self, batch: Any, dataloader_idx: int) -> Any:
+        """Counts what training uses."""
         if self.trainer is not None and self.trainer.training and self._place is not None:
             self._place.advance(self._train_batch_size * self._world_size, self._pass_images)
-        for path, reason in batch.unreadable:
-            if path not in self.unreadable:
-                self.unreadable[path] = reason
-                logger.warning("skipped unreadable image %d, %s: %s", len(self.unreadable), path, reason)
-        return batch._replace(image=pixels_to_image(batch.image))
-
-    def teardown(self, stage: str) -> None:
-        if self.unreadable:
-            logger.warning("%d image(s) could not be read and were skipped", len(self.unreadable))
+        return batch
 
     # ------------------------------------------------------------------------------------------- the place in the data
 

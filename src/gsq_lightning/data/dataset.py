@@ -25,7 +25,7 @@ Transform = Callable[[Tensor, Callable[[], torch.Generator]], Tensor]
 MOST_SUBSTITUTES = 1000  # unreadable images in a row that end a run: then it is not the images
 
 
-class ImageDataset(Dataset[Sample | UnreadableImage]):
+class ImageDataset(Dataset[Any]):
     """The images of a split, and how they are loaded.
 
     Attributes:

@@ -6,9 +6,9 @@ from contextlib import suppress
 from functools import cached_property
 from typing import Any, get_args
 
-from gsq_lightning.data.datamodule import ImageDataModule
 from gsq_lightning.data.dataset import ImageDataset, OnError, SourceImages, Transform
 from gsq_lightning.data.holdout import hold_out
+from gsq_lightning.data.image_datamodule import ImageDataModule
 from gsq_lightning.data.sources import ImageSource, ParquetSource
 from gsq_lightning.data.sources.classes import same_name
 from gsq_lightning.data.sources.locate import (

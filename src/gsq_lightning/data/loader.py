@@ -5,6 +5,7 @@ import multiprocessing
 import os
 import signal
 import warnings
+from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import torch
@@ -31,9 +32,13 @@ class Loading(NamedTuple):
 
 
 def make_loader(
-    dataset: Dataset[Any], loading: Loading, sampler: Sampler | None = None, persistent: bool = True
+    dataset: Dataset[Any],
+    loading: Loading,
+    sampler: Sampler | None = None,
+    persistent: bool = True,
+    collate_fn: Callable[[Any], Any] = collate,
 ) -> DataLoader:
-    """A DataLoader of `ImageBatch`es; `persistent` workers live on from one pass to the next."""
+    """A DataLoader of `ImageBatch`es, or what `collate_fn` makes; `persistent` workers live on from pass to pass."""
     with warnings.catch_warnings():
         # the data module says so itself, once, and what to do
         warnings.filterwarnings("ignore", message="This DataLoader will create")
@@ -42,7 +47,7 @@ def make_loader(
             batch_size=loading.batch_size,
             sampler=sampler,
             num_workers=loading.num_workers,
-            collate_fn=collate,
+            collate_fn=collate_fn,
             pin_memory=torch.cuda.is_available(),
             persistent_workers=persistent and loading.num_workers > 0,
             worker_init_fn=ignore_stop_signals,

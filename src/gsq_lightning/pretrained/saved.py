@@ -1,5 +1,7 @@
 """A tokenizer as it is stored, and the reading of checkpoints without running what they contain."""
 
+import hashlib
+import json
 import zipfile
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -22,6 +24,15 @@ class SavedTokenizer(NamedTuple):
 
     config: dict[str, Any]
     weights: dict[str, Tensor]
+
+    @property
+    def hash(self) -> str:
+        """SHA-256 of config and weights in hexadecimal, the same for a checkpoint and what is exported of it."""
+        digest = hashlib.sha256(json.dumps(self.config, sort_keys=True).encode())
+        for name, value in sorted(self.weights.items()):
+            digest.update(f"{name} {value.dtype} {tuple(value.shape)}".encode())
+            digest.update(value.detach().cpu().contiguous().flatten().view(torch.uint8).numpy().data)
+        return digest.hexdigest()
 
 
 class OmegaConfObject:

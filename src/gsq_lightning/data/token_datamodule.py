@@ -1,0 +1,135 @@
+"""Tokens for training and validation of a generator."""
+
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from gsq_lightning.data.datamodule import ResumableDataModule
+from gsq_lightning.data.holdout import hash_of
+from gsq_lightning.data.token_dataset import TokenDataset
+from gsq_lightning.errors import require
+from gsq_lightning.tokens.facts import FACTS_FILE, TokenFacts
+
+
+class TokenDataModule(ResumableDataModule):
+    """`TokenBatch`es in an order that (seed, epoch) decides, resumed where a checkpoint left off; any number of devices
+    sees the same global batches.
+
+    An epoch has each image once: in training as one of its copies, drawn by (seed, epoch, image), in validation as the
+    plain one.
+
+    Args:
+        root: a folder with `train` and `val`, as `gsq predict --tokens.split all` writes it, or with `train` alone; or
+            a folder of tokens (one with `tokens.json`), all of which are for training but for `val_share`.
+        global_batch_size: images per training step over all devices, nodes and accumulated batches.
+        val_batch_size: images per device and step in validation.
+        val_share: share of the training images, in (0, 1), that is held out where there is no `val`. Names decide, so
+            that it is the same on every machine.
+        num_workers: worker processes per device that load tokens; by default its share of the machine's cores, at most
+            8. 0 does where files are on a local disk.
+        seed: of order and copies; by default that of `seed_everything`, else torch's initial seed.
+
+    Raises:
+        InputError: where tokens are missing, or those of `val` are of another tokenizer.
+    """
+
+    how_to_validate = "data.val_share holds a share of the training images out"
+
+    def __init__(
+        self,
+        root: str,
+        global_batch_size: int = 256,
+        val_batch_size: int = 256,
+        val_share: float | None = None,
+        num_workers: int | None = None,
+        seed: int | None = None,
+    ) -> None:
+        super().__init__(global_batch_size, val_batch_size, num_workers, seed)
+        self.root = Path(root).expanduser()
+        self.val_share = None if val_share is None else float(val_share)
+        require(val_share is None or 0 < val_share < 1, f"val_share is {val_share}; it must be above 0 and below 1")
+
+    @property
+    def facts(self) -> TokenFacts:
+        """What `tokens.json` says of the training tokens; needs no `setup`."""
+        return self._all_training_tokens.facts
+
+    @property
+    def num_groups(self) -> int:
+        """G"""
+        return self.facts.num_groups
+
+    @property
+    def codebook_size(self) -> int:
+        """V"""
+        return self.facts.codebook_size
+
+    @property
+    def grid(self) -> tuple[int, int]:
+        """h, w"""
+        return self.facts.height, self.facts.width
+
+    @property
+    def tokenizer_hash(self) -> str:
+        """`GSQTokenizer.hash` of the tokenizer that made them."""
+        return self.facts.tokenizer_hash
+
+    @property
+    def class_names(self) -> list[str] | None:
+        """In the order of the labels; None where labels are numbers of the data's own, or there are none."""
+        return self.facts.class_names
+
+    @property
+    def num_classes(self) -> int:
+        """Of the training tokens; 0 without labels."""
+        return self._all_training_tokens.num_classes
+
+    @property
+    def settings(self) -> dict[str, Any]:
+        return {
+            "class": type(self).__name__,
+            "root": str(self.root.absolute()),
+            "val_share": self.val_share,
+            "val_batch_size": self.val_batch_size,
+            "tokenizer_hash": self.tokenizer_hash,
+        }
+
+    def make_train_dataset(self) -> TokenDataset:
+        every = self._all_training_tokens
+        if self.val_share is None or self._has_val:
+            return TokenDataset(every.folder, "random")
+        return every.part(np.flatnonzero(self._hashes >= self.val_share), "random")
+
+    def make_val_dataset(self) -> TokenDataset | None:
+        if self._has_val:
+            found = TokenDataset(self.root / "val", "plain")
+            require(
+                found.tokenizer_hash == self.tokenizer_hash and found.grid == self.grid,
+                f"{found.folder} is not of the tokenizer and image size of {self._all_training_tokens.folder}",
+            )
+            return found
+        if self.val_share is None:
+            return None
+        held_out = np.flatnonzero(self._hashes < self.val_share)
+        every = self._all_training_tokens
+        require(
+            0 < len(held_out) < every.num_images,
+            f"val_share {self.val_share:g} of {every.num_images} images in {every.folder} leaves "
+            f"{every.num_images - len(held_out)} for training and {len(held_out)} for validation; choose another share",
+        )
+        return every.part(held_out, "plain")
+
+    @property
+    def _has_val(self) -> bool:
+        return (self.root / "val").is_dir()
+
+    @cached_property
+    def _all_training_tokens(self) -> TokenDataset:
+        return TokenDataset(self.root if (self.root / FACTS_FILE).is_file() else self.root / "train", "plain")
+
+    @cached_property
+    def _hashes(self) -> np.ndarray:
+        every = self._all_training_tokens
+        return np.fromiter((hash_of(every.name(image)) for image in range(every.num_images)), np.float64)

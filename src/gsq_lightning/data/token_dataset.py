@@ -1,0 +1,184 @@
+"""The tokens of a folder, by number."""
+
+from collections.abc import Sequence
+from functools import cached_property
+from pathlib import Path
+from typing import Any, Literal, get_args
+
+import numpy as np
+import torch
+from torch.utils.data import DataLoader
+
+from gsq_lightning.data.dataset import ImageDataset, key_of
+from gsq_lightning.data.loader import Loading, make_loader
+from gsq_lightning.data.sampler import EpochSampler, Place, SampleKey
+from gsq_lightning.errors import InputError, look_up, require
+from gsq_lightning.tokens.batch import TokenBatch
+from gsq_lightning.tokens.facts import TokenFacts
+from gsq_lightning.tokens.shards import TokenShard, missing_shards, open_shard, rows_of, shard_name
+
+Copies = Literal["all", "plain", "random"]
+MOST_MAPPED = 4096  # shards: systems allow some ten thousand maps for each process
+
+
+class TokenDataset(ImageDataset):
+    """Tokens that `gsq predict` wrote, in any order, through memory maps: what is not asked for is not read.
+
+    `dataset[7]` is a `TokenBatch` of one image without the dimension B, so that a plain `DataLoader(dataset, 32)` makes
+    `TokenBatch`es; `dataset[2:9]` and `dataset[[4, 1, 1]]` are batches.
+
+    Args:
+        folder: with `tokens.json` and all its shards.
+        copies: of augmented images: "all" are items of their own, those of an image next to each other; "plain" has
+            each image's first one, without augmentation; "random" draws one by seed, epoch and image, where a
+            `SampleKey` asks (the data module's sampler), else the plain one.
+        images: (N,) int64, numbers of images; by default all.
+
+    Attributes:
+        facts: what `tokens.json` says.
+
+    Raises:
+        InputError: where there are no tokens, shards are missing, or they are Parquet files.
+    """
+
+    def __init__(self, folder: str | Path, copies: Copies = "all", images: np.ndarray | None = None) -> None:
+        self.folder = Path(folder).expanduser()
+        self.copies: Copies = look_up("copies", copies, {word: word for word in get_args(Copies)})
+        self.facts = facts = TokenFacts.read(self.folder)
+        require(
+            facts.file_type == "safetensors",
+            f"{self.folder} holds Parquet files, for datasets and polars; TokenDataset reads those that gsq predict "
+            "writes by default",
+        )
+        missing = missing_shards(self.folder, range(facts.shards))
+        if missing:
+            raise InputError(
+                f"{len(missing)} of {facts.shards} shards of tokens are missing in {self.folder}, the first of them "
+                f"{shard_name(missing[0])}; the command that wrote the others writes them"
+            )
+        self._ends = np.cumsum([rows_of(self._path(number)) for number in range(facts.shards)])
+        self._images = images
+        self._mapped: dict[int, TokenShard] = {}
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {**self.__dict__, "_mapped": {}}  # other processes map the files themselves
+
+    @property
+    def num_groups(self) -> int:
+        """G"""
+        return self.facts.num_groups
+
+    @property
+    def codebook_size(self) -> int:
+        """V"""
+        return self.facts.codebook_size
+
+    @property
+    def grid(self) -> tuple[int, int]:
+        """h, w"""
+        return self.facts.height, self.facts.width
+
+    @property
+    def tokenizer_hash(self) -> str:
+        """`GSQTokenizer.hash` of the tokenizer that made them."""
+        return self.facts.tokenizer_hash
+
+    @property
+    def class_names(self) -> list[str] | None:
+        """In the order of the labels; None where labels are numbers of the data's own, or there are none."""
+        return self.facts.class_names
+
+    @cached_property
+    def num_classes(self) -> int:
+        """Classes: as many as have names, else one more than the greatest label; 0 without labels."""
+        return len(self.class_names) if self.class_names is not None else int(self.labels.max(initial=-1)) + 1
+
+    @property
+    def num_images(self) -> int:
+        return len(self._images) if self._images is not None else int(self._ends[-1]) // len(self.facts.copies)
+
+    @cached_property
+    def labels(self) -> np.ndarray:
+        """(num_images,) int64, -1 where an image has none. Reads all labels."""
+        shards = (self._shard(number) for number in range(self.facts.shards))
+        every = torch.cat([shard.label[:: len(self.facts.copies)] for shard in shards]).numpy()
+        return every if self._images is None else every[self._images]
+
+    def name(self, image: int) -> str:
+        """The name of an image, by its number in [0, num_images)."""
+        shard, row = self._find(self._row(image, 0))
+        return shard.name(row)
+
+    def part(self, images: np.ndarray, copies: Copies | None = None) -> "TokenDataset":
+        """Some of the images.
+
+        Args:
+            images: (N,) int64, their numbers in [0, num_images).
+            copies: by default as here.
+        """
+        chosen = images if self._images is None else self._images[images]
+        return TokenDataset(self.folder, copies or self.copies, chosen)
+
+    def __len__(self) -> int:
+        return self.num_images * (len(self.facts.copies) if self.copies == "all" else 1)
+
+    def count(self) -> int:
+        return len(self)
+
+    def __str__(self) -> str:
+        copies = f", {len(self.facts.copies)} copies of each" if len(self.facts.copies) > 1 else ""
+        return f"tokens of {self.num_images} images in {self.folder}{copies}"
+
+    def __getitem__(self, key: SampleKey | int | slice | Sequence[int]) -> TokenBatch:
+        if isinstance(key, slice):
+            key = range(*key.indices(len(self)))
+        if isinstance(key, SampleKey) or not isinstance(key, Sequence | np.ndarray | torch.Tensor):
+            return self._item(key)
+        if not len(key):
+            return self._none()
+        return TokenBatch.stack([self._item(int(item)) for item in key])
+
+    def _item(self, key: SampleKey | int) -> TokenBatch:
+        item, number = key_of(key).item, len(self)
+        if not -number <= item < number:
+            raise IndexError(f"{item} of {number} items of {self.folder}")
+        image, copy = item % number, 0
+        if self.copies == "all":
+            image, copy = divmod(image, len(self.facts.copies))
+        elif self.copies == "random" and isinstance(key, SampleKey):
+            copy = int(torch.randint(len(self.facts.copies), (), generator=key.generator()))
+        shard, row = self._find(self._row(image, copy))
+        name: Any = shard.name(row)
+        return TokenBatch(shard.indices[row].long(), shard.label[row], shard.copy[row].long(), name)
+
+    def _none(self) -> TokenBatch:
+        empty = torch.empty(0, dtype=torch.int64)
+        return TokenBatch(torch.empty(0, *self.grid, self.num_groups, dtype=torch.int64), empty, empty, [])
+
+    def train_loader(self, place: Place, step_images: int, loading: Loading) -> DataLoader:
+        sampler = EpochSampler(len(self), loading.rank, loading.world_size, place, step_images)
+        return make_loader(self, loading, sampler, collate_fn=TokenBatch.stack)
+
+    def val_loader(self, loading: Loading) -> DataLoader:
+        sampler = EpochSampler(len(self), loading.rank, loading.world_size)
+        if len(sampler) == 0:  # a batch of none, so that this device takes part in the others' validation
+            return DataLoader([self._none()], sampler=EpochSampler(1), batch_size=None)  # type: ignore[arg-type]
+        return make_loader(self, loading, sampler, collate_fn=TokenBatch.stack)
+
+    def _row(self, image: int, copy: int) -> int:
+        number = image if self._images is None else int(self._images[image])
+        return number * len(self.facts.copies) + copy
+
+    def _find(self, row: int) -> tuple[TokenShard, int]:
+        number = int(np.searchsorted(self._ends, row, side="right"))
+        return self._shard(number), row - (int(self._ends[number - 1]) if number else 0)
+
+    def _shard(self, number: int) -> TokenShard:
+        if number not in self._mapped:
+            if len(self._mapped) >= MOST_MAPPED:
+                self._mapped.clear()
+            self._mapped[number] = open_shard(self._path(number))
+        return self._mapped[number]
+
+    def _path(self, number: int) -> Path:
+        return self.folder / shard_name(number)
