@@ -55,9 +55,10 @@ def what_is_missing(command: str) -> str:
 
 
 def recipe_name(given: Arguments) -> str | None:
-    """The configs of a command, and how many flags change model or data."""
+    """The configs of a command, and how many flags change model, data or first weights."""
     names = list(given.configs)
-    flags = [name for name in given.flags if name.startswith(("--model", "--data.")) and "--data.root" not in name]
+    changes = ("--model", "--data.", "--init")
+    flags = [name for name in given.flags if name.startswith(changes) and "--data.root" not in name]
     if names and flags:
         names.append("1 flag" if len(flags) == 1 else f"{len(flags)} flags")
     return " + ".join(names) or None

@@ -3,6 +3,7 @@
 Precedence: flags > config files, later ones over earlier > what a checkpoint brings.
 """
 
+import json
 import logging
 import os
 import sys
@@ -28,6 +29,7 @@ from gsq_lightning.cli.arguments import (
     recipe_name,
     what_is_missing,
 )
+from gsq_lightning.cli.initial import InitOptions, check_options, initialize
 from gsq_lightning.cli.messages import fail, one_line_errors, plain_message
 from gsq_lightning.cli.missing import WeightsAtHand
 from gsq_lightning.cli.recipes import check_completeness, find_recipe, read_config
@@ -37,7 +39,7 @@ from gsq_lightning.distributed import settle_threads
 from gsq_lightning.errors import InputError, require
 from gsq_lightning.files import disk_error, left_out_on_disk_errors
 from gsq_lightning.pretrained.saved import check_weights
-from gsq_lightning.reports import report_folder
+from gsq_lightning.reports import report_folder, sha256_of
 from gsq_lightning.runs import RunCheckpoint
 from gsq_lightning.runs.layout import (
     RunFolder,
@@ -135,6 +137,10 @@ class GSQCommand(LightningCLI):
         self.takes_last = given.checkpoint == LAST
         self.source: Source | None = None
         self.run_folder: RunFolder | None = None
+        require(
+            given.checkpoint is None or not any(flag.partition("=")[0] == "--init_from" for flag in given.flags),
+            "--ckpt_path goes on with a run, --init_from starts a new one from weights; give one of the two",
+        )
         configs = [find_recipe(name) for name in given.configs]
         if self.checkpoint is not None and command == "fit":
             require(not is_export(self.checkpoint), f"{self.checkpoint} is an exported tokenizer, {ONLY_EVALUATED}")
@@ -189,6 +195,13 @@ class GSQCommand(LightningCLI):
             default=False,
             help="fit: resume the newest run of this recipe, if it has the same config and is not finished.",
         )
+        parser.add_argument(
+            "--init_from",
+            type=str | None,
+            default=None,
+            help="fit: weights to start from, of a checkpoint, run, export, released file or repository of the Hub.",
+        )
+        parser.add_class_arguments(InitOptions, "init")
         if self.command in EVALUATIONS:
             parser.add_argument(
                 "--weights", choices=["ema", "raw"], default="ema", help="Averaged weights, or the last."
@@ -220,6 +233,10 @@ class GSQCommand(LightningCLI):
             self.checkpoint = newest_checkpoint(runs)
             if self.command != "fit":
                 self.source = read_source(self.checkpoint, self.weights)
+        if self.command == "fit":
+            options = InitOptions(**self.config.init.as_dict())
+            resumes = self.checkpoint is not None
+            check_options(self.config.init_from, options, self.config.model.trained, resumes)
         if self.command == "fit" and not trainer.fast_dev_run:
             self.run_folder = self._choose_run(runs, loggers, yaml.safe_load(text))
             self.start = RunStart(self.run_folder, text)
@@ -309,6 +326,11 @@ class GSQCommand(LightningCLI):
 
     def _fit(self) -> None:
         trainer = self.trainer
+        if self.config.init_from is not None and self.checkpoint is None:  # a run that goes on has its own weights
+            taken = initialize(self.model, self.config.init_from, self.config_init.init)
+            if self.run_folder is not None and trainer.is_global_zero:
+                record = {"sha256": sha256_of(Path(taken.place)), **vars(taken)}
+                self.start.files["init_from.json"] = json.dumps(record, indent=2) + "\n"
         trainer.fit(
             self.model,
             datamodule=self.datamodule,

@@ -29,6 +29,8 @@ gsq fit --config RECIPE [options]: trains a tokenizer.
   --trainer.logger.name NAME     the run goes to runs/NAME/version_N
   --auto_resume BOOL             resume the newest run of the same config; true in the recipes
   --ckpt_path FILE               resume this checkpoint in a new run; or a run's folder
+  --init_from X                  start from the weights of a checkpoint, a run, an export, a released file, the Hub
+  --model.trained decoder        train the decoder alone; --config finetune/decoder.yaml
   --print_config                 show all that is in effect, and end
 """
 
@@ -67,7 +69,20 @@ More:
 
 # what follows the two hyphens of an option, up to its first dot
 SECTIONS = {
-    *("auto_resume", "checkpoint", "ckpt_path", "compare", "config", "data", "help", "model", "name", "print_config"),
+    *(
+        "auto_resume",
+        "checkpoint",
+        "ckpt_path",
+        "compare",
+        "config",
+        "data",
+        "help",
+        "init",
+        "init_from",
+        "model",
+        "name",
+        "print_config",
+    ),
     *("reconstructions", "seed_everything", "tokens", "trainer", "weights"),
 }
 

@@ -37,7 +37,7 @@ def find_recipe(name: str) -> Path:
     hint = f"; did you mean {' or '.join(near)}?" if near else ""
     raise InputError(
         f"there is no config file {name}, here or among the recipes {', '.join(plain)} and the overlays in "
-        f"ablations/ and quantizers/{hint}"
+        f"ablations/, finetune/ and quantizers/{hint}"
     )
 
 

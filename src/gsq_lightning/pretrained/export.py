@@ -61,9 +61,7 @@ def read_tokenizer(source: str | Path, revision: str | None = None, weights: Wei
     Raises:
         InputError: where the source is none of these, or cannot be read.
     """
-    path = _here(source, revision)
-    if path.is_dir() and (path / RELEASED_FILE).is_file() and not (path / CONFIG_FILE).exists():
-        path = path / RELEASED_FILE
+    path = local_copy(source, revision)
     return _read_folder(path) if path.is_dir() else read_checkpoint(path, weights)
 
 
@@ -129,8 +127,18 @@ def tokenizer_in(checkpoint: dict[str, Any], path: Path, weights: Weights = "ema
     return SavedTokenizer(config, found)
 
 
+def local_copy(source: str | Path, revision: str | None = None) -> Path:
+    """The file of a checkpoint or the folder of an export, fetched from the Hub where it is not on this machine.
+
+    Raises:
+        InputError: where it is on neither.
+    """
+    path = _here(source, revision)
+    released = path.is_dir() and (path / RELEASED_FILE).is_file() and not (path / CONFIG_FILE).exists()
+    return path / RELEASED_FILE if released else path
+
+
 def _here(source: str | Path, revision: str | None) -> Path:
-    """The path that is meant, fetched from the Hub where it is none on this machine."""
     path = Path(source).expanduser()
     return path if path.exists() else _download(str(source), revision)
 

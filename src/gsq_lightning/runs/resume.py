@@ -113,8 +113,9 @@ def first_change(before: dict[str, Any] | None, now: dict[str, Any]) -> str | No
     """The first option in which two configs describe different trainings, or None."""
     if before is None:
         return "config.yaml"
-    if before.get("seed_everything") != now.get("seed_everything"):
-        return "seed_everything"
+    for name in ("seed_everything", "init_from", "init"):
+        if before.get(name) != now.get(name):
+            return name
     for section, free in FREE_OPTIONS.items():
         change = _change(_without(before.get(section), free), _without(now.get(section), free), section)
         if change is not None:

@@ -9,17 +9,21 @@ from gsq_lightning.runs.layout import RunFolder
 
 
 class RunStart(Callback):
-    """Writes `config.yaml` when training starts, and removes the folder again where no step was made
+    """Writes `config.yaml` and other files when training starts, and removes the folder again where no step was made
     by the process that wrote it.
 
     Args:
         run: whose folder is made where it is missing.
         config: text of the config file.
+
+    Attributes:
+        files: texts of what else is written beside it, by name.
     """
 
     def __init__(self, run: RunFolder, config: str) -> None:
         self.run = run
         self.config = config
+        self.files: dict[str, str] = {}
         self._made = False
 
     def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
@@ -29,6 +33,8 @@ class RunStart(Callback):
         try:
             with self.run.config.open("x", encoding="utf-8") as file:
                 file.write(self.config)
+            for name, text in self.files.items():
+                (self.run.path / name).write_text(text, "utf-8")
             self._made = True
         except FileExistsError:  # a run that is resumed keeps the config that it was started with
             self._made = False
