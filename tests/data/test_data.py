@@ -159,6 +159,16 @@ def test_resized_crops_take_rectangles_of_every_area_and_repeat_with_their_strea
     assert 60 < flipped < 140
 
 
+def test_resized_crops_are_not_enlarged() -> None:
+    """A share of 0.01 of this image would be 6×6 pixels; the ramp of its columns rises by at least one a pixel."""
+    ramp = torch.arange(64, dtype=torch.uint8)
+    image = torch.stack([ramp.expand(64, 64)] * 3)
+    transform = ResizeAndCrop(16, 16, crop="resized", crop_scale=(0.01, 0.2))
+    slopes = [(crop := drawn(transform, image, seed).float())[0, 0, -1] - crop[0, 0, 0] for seed in range(100)]
+    assert min(slopes) > 15 * 0.8  # the shape of the rectangle may take a little
+    assert max(slopes) > 20
+
+
 class Idle(LightningModule):
     """Notes the names of the images of each training batch, and after how many of them it validates."""
 

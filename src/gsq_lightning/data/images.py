@@ -53,7 +53,7 @@ class ImageNetDataModule(ImageDataModule):
             read from front to back; else those at hand are read in any order.
         train, val: where a split lies, if not in `root`: a folder, list, archive, Parquet file, or pattern of these
             such as imagenet-train-{0000..1023}.tar, local, a URL, or a `pipe:` command; or several, with `::` between.
-        crop_scale: least and greatest share of the image's area that a "resized" crop takes.
+        crop_scale: least and greatest share of the image's area that a "resized" crop takes, at least `image_size`².
         train_images: how many images remote training shards hold; 1,281,167 in ImageNet.
         shuffle_buffer: encoded images that each worker holds to draw from when training from streamed shards.
         val_share: share of the training images, in (0, 1), that is held out for validation where there is no

@@ -24,7 +24,8 @@ class ResizeAndCrop:
         image_size: side of the square, in pixels.
         short_side: what the short side is resized to, at least `image_size`.
         crop: "center"; "random" at any place; or "resized", which crops a rectangle of random area and shape from the
-            original and resizes that (Inception's, https://arxiv.org/abs/1409.4842).
+            original and resizes that (Inception's, https://arxiv.org/abs/1409.4842), of at least the pixels of the
+            square where the original has them: what is enlarged is blurred, and a tokenizer would learn the blur.
         flip: mirror left and right with probability ½.
         crop_scale: least and greatest share of the original's area that a "resized" crop takes.
         enlarge: whether images with a shorter side than `short_side` are enlarged to it; else only to `image_size`.
@@ -73,11 +74,13 @@ class ResizeAndCrop:
         return resize(pixels, short_side)
 
     def _random_resized_crop(self, pixels: Tensor, generator: torch.Generator) -> Tensor:
+        least, greatest = self.crop_scale
+        least = min(max(least, self.image_size**2 / pixels[0].numel()), greatest)
         # torchvision draws from the global stream
         seed = int(torch.randint(2**62, (), generator=generator))
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(seed)
-            return v2.RandomResizedCrop([self.image_size], scale=self.crop_scale, antialias=True)(pixels)
+            return v2.RandomResizedCrop([self.image_size], scale=(least, greatest), antialias=True)(pixels)
 
 
 def short_side_for(image_size: int, crop_ratio: float) -> int:
