@@ -1,7 +1,6 @@
 """The LightningModule: trains a tokenizer against a discriminator, validates it, turns images into tokens."""
 
 import logging
-from collections.abc import Callable
 from contextlib import AbstractContextManager, nullcontext
 from functools import partial
 from typing import Any, Literal, NamedTuple, Self
@@ -13,6 +12,7 @@ from lightning.pytorch.core.optimizer import LightningOptimizer
 from lightning.pytorch.strategies import DDPStrategy, SingleDeviceStrategy
 from lightning.pytorch.utilities.types import OptimizerLRScheduler
 from torch import Tensor, nn
+from torch.optim import Optimizer
 from torch.utils.data import DataLoader, DistributedSampler
 
 from gsq_lightning.discriminators import Discriminator, as_discriminator
@@ -23,7 +23,7 @@ from gsq_lightning.optim.adamw import PaperAdamW
 from gsq_lightning.optim.ema import EMA
 from gsq_lightning.optim.options import make_optimization, restore_options
 from gsq_lightning.optim.random_streams import seed_streams
-from gsq_lightning.optim.stepping import StepOutcome, Stepper
+from gsq_lightning.optim.stepping import OptimizerStep, Stepper
 from gsq_lightning.pretrained.saved import check_weights
 from gsq_lightning.quantizers import QuantizerOutput
 from gsq_lightning.tokenizer import GSQTokenizer
@@ -58,7 +58,8 @@ class TokenizerModule(LightningModule):
     One batch serves both networks: the generator's loss on tokenizer and quantizer, the discriminator's on the same
     images and the detached reconstruction; then both make a step. (The paper's reference draws a second batch for the
     discriminator, after the generator's step.) `trainer.global_step` counts generator steps, so that `max_steps` means
-    the same with and without a discriminator. Logs are means over all images of a step, and carry that count.
+    the same with and without a discriminator. Logs are means over all images of a step, and carry that count. No step
+    waits for the device, as long as optimizers are fused: counts and losses are read where they are logged.
 
     With several devices, take the strategy `ddp` or none.
 
@@ -91,8 +92,8 @@ class TokenizerModule(LightningModule):
         ema_warmup: the decay is at first smaller, min(ema_decay, (1 + n) / (10 + n)) after n steps.
         evaluated_weights: what is validated and predicted with: "ema", the averaged weights where there are any, or
             "raw", those that are trained.
-        max_skipped_steps: steps with non-finite gradients are skipped and counted; after this many in a row the
-            run stops.
+        max_skipped_steps: steps with non-finite gradients change nothing and are counted; after this many in a row the
+            run stops, when the count is next read: every so many steps, or at the Trainer's `log_every_n_steps`.
         compile_networks: compile encoder and decoder when training starts; validation runs uncompiled.
         channels_last: keep weights and images in the layout that CUDA's convolutions prefer.
 
@@ -293,6 +294,9 @@ class TokenizerModule(LightningModule):
         if parts and self.trainer.is_global_zero:
             logger.warning("the update is that of the whole batch except for what sees its parts: %s", ", ".join(parts))
 
+    def on_train_end(self) -> None:
+        self.stepper.stop_if_diverged(self.global_step)
+
     def on_validation_model_zero_grad(self) -> None:
         """Keeps the gradients of a validation in the middle of an accumulation; optimizer steps clear theirs."""
 
@@ -351,35 +355,51 @@ class TokenizerModule(LightningModule):
     def _finish_step(self) -> None:
         made = self.optimizers()
         optimizers: list[LightningOptimizer] = made if isinstance(made, list) else [made]
-        take: dict[str, Callable[[], object]] = {"tokenizer": optimizers[0].step}
+        steps = {"tokenizer": OptimizerStep(optimizers[0].optimizer, optimizers[0].step)}
         if self.discriminator is not None:
-            take["discriminator"] = partial(self._step_uncounted, optimizers[1])
-        outcome = self.stepper.step(take, self.global_step)
-        self.objective.after_step(outcome.means)
-        if outcome.stepped["tokenizer"]:
-            schedulers = self.lr_schedulers()
-            for scheduler in schedulers if isinstance(schedulers, list) else [schedulers] if schedulers else []:
-                scheduler.step()  # type: ignore[call-arg]
-            if self.ema is not None:
-                self.ema.update(self.tokenizer)
-        self._log_step(outcome)
+            second = optimizers[1].optimizer
+            steps["discriminator"] = OptimizerStep(second, partial(self._step_uncounted, second))
+        means = self.stepper.step(steps)
+        self.objective.after_step(means)
+        schedulers = self.lr_schedulers()
+        for scheduler in schedulers if isinstance(schedulers, list) else [schedulers] if schedulers else []:
+            scheduler.step()  # type: ignore[call-arg]
+        if self.ema is not None:
+            self.ema.update(self.tokenizer)
+        self._log_step(means)
+        if self.global_step % self._steps_between_checks == 0:
+            self.stepper.stop_if_diverged(self.global_step)
 
-    def _step_uncounted(self, optimizer: LightningOptimizer) -> None:
+    @property
+    def _steps_between_checks(self) -> int:
+        """Steps after which the counters of skipped steps are read, which waits for the device."""
+        every: int = self.trainer.log_every_n_steps  # type: ignore[attr-defined]
+        return min(every or self.stepper.max_skipped_steps, self.stepper.max_skipped_steps)
+
+    def _step_uncounted(self, optimizer: Optimizer) -> None:
         """A step that trainer.global_step does not count, as it does those of `LightningOptimizer.step`."""
-        self.trainer.strategy.optimizer_step(optimizer.optimizer, lambda: None)
+        self.trainer.strategy.optimizer_step(optimizer, lambda: None)
 
     def _without_ddp_exchange(self) -> AbstractContextManager[Any]:
         strategy = self.trainer.strategy
         return strategy.block_backward_sync() if isinstance(strategy, DDPStrategy) else nullcontext()
 
-    def _log_step(self, outcome: StepOutcome) -> None:
+    def _log_step(self, means: dict[str, Tensor]) -> None:
         """To callbacks at each step, to loggers where it is due. Lightning's log_dict would take milliseconds."""
-        values = {f"train/{name}": value for name, value in outcome.means.items()}
+        values = {f"train/{name}": value for name, value in means.items()}
         self.trainer.callback_metrics.update(values)
         every = self.trainer.log_every_n_steps  # type: ignore[attr-defined]
-        if self.loggers and outcome.stepped["tokenizer"] and every and self.global_step % every == 0:
-            numbers = torch.stack([value.cpu() for value in values.values()]).tolist()
-            self._log(dict(zip(values, numbers, strict=True)))
+        if not every or self.global_step % every:
+            return
+        skipped = {
+            f"train/skipped_steps_{name}": float(steps.in_all)
+            for name, steps in self.stepper.skipped_steps().items()
+            if steps.in_all
+        }
+        self.trainer.callback_metrics.update({name: torch.tensor(value) for name, value in skipped.items()})
+        if self.loggers:
+            numbers = torch.stack(list(values.values())).tolist()
+            self._log(dict(zip(values, numbers, strict=True)) | skipped)
 
     def _log(self, values: dict[str, float]) -> None:
         """To all loggers, at the generator step: Lightning's own count is that of batches."""

@@ -1,7 +1,7 @@
 """From gradients of several batches to one step: means over what came, clipping, steps that are skipped."""
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 import pytest
@@ -10,24 +10,32 @@ from torch import Tensor, nn
 
 from gsq_lightning import InputError
 from gsq_lightning.errors import TrainingDiverged
-from gsq_lightning.optim.stepping import StepOutcome, Stepper
+from gsq_lightning.optim.stepping import OptimizerStep, SkippedSteps, Stepper
 
 
 class Bench:
     """A network w ↦ mean of w·x, trained by SGD, and the stepper that does it."""
 
-    def __init__(self, clip_norm: float | None = None, accumulate: int = 1, max_skipped_steps: int = 3) -> None:
+    def __init__(
+        self,
+        clip_norm: float | None = None,
+        accumulate: int = 1,
+        max_skipped_steps: int = 3,
+        fused: bool = False,
+    ) -> None:
         self.network = nn.Linear(2, 1, bias=False)
         nn.init.zeros_(self.network.weight)
-        self.optimizer = torch.optim.SGD(self.network.parameters(), lr=1.0)
+        self.optimizer = torch.optim.SGD(self.network.parameters(), lr=1.0, fused=fused)
         self.stepper = Stepper({"net": self.network}, {"net": clip_norm}, accumulate, max_skipped_steps)
 
-    def batch(self, x: Sequence[Sequence[float]], is_last: bool = False) -> StepOutcome | None:
+    def batch(self, x: Sequence[Sequence[float]], is_last: bool = False) -> dict[str, Tensor] | None:
         inputs = torch.tensor(x)
         self.stepper.start_batch(len(inputs), is_last)
         loss = self.network(inputs).mean()
         self.stepper.add("net", loss, {"mean_x": inputs[:, 0].mean()}, lambda total: total.backward())
-        return self.stepper.step({"net": self.optimizer.step}, at_step=7) if self.stepper.completes else None
+        if not self.stepper.completes:
+            return None
+        return self.stepper.step({"net": OptimizerStep(self.optimizer, self.optimizer.step)})
 
     @property
     def weight(self) -> list[float]:
@@ -44,14 +52,12 @@ def test_a_step_takes_the_mean_over_all_images_of_the_group(cuts: list[int]) -> 
     """However they are cut into batches, of whatever sizes."""
     bench = Bench(accumulate=len(cuts))
     parts = torch.tensor(IMAGES).split(cuts)
-    outcomes = [bench.batch(part.tolist()) for part in parts]
-    assert outcomes[:-1] == [None] * (len(cuts) - 1)
-    outcome = outcomes[-1]
-    assert outcome is not None
+    *before, means = [bench.batch(part.tolist()) for part in parts]
+    assert before == [None] * (len(cuts) - 1)
+    assert means is not None
     assert bench.weight == pytest.approx([-MEAN[0], -MEAN[1]])
-    assert outcome.means["mean_x"].item() == pytest.approx(3.0)
-    assert outcome.means["gradient_norm_net"].item() == pytest.approx(math.hypot(*MEAN))
-    assert outcome.stepped == {"net": True}
+    assert means["mean_x"].item() == pytest.approx(3.0)
+    assert means["gradient_norm_net"].item() == pytest.approx(math.hypot(*MEAN))
     assert bench.stepper.batches == 0
 
 
@@ -70,37 +76,56 @@ def test_a_group_that_an_epoch_cuts_short_is_divided_by_what_came() -> None:
 def test_clipping_is_of_the_mean_gradient() -> None:
     bench = Bench(clip_norm=2.0, accumulate=2)
     bench.batch([[3.0, 4.0]])
-    outcome = bench.batch([[3.0, 4.0]])
-    assert outcome is not None
-    assert outcome.means["gradient_norm_net"].item() == pytest.approx(5.0)
+    means = bench.batch([[3.0, 4.0]])
+    assert means is not None
+    assert means["gradient_norm_net"].item() == pytest.approx(5.0)
     assert bench.weight == pytest.approx([-2 * 3 / 5, -2 * 4 / 5], rel=1e-5)
     bench = Bench(clip_norm=6.0)
     bench.batch([[3.0, 4.0]])
     assert bench.weight == pytest.approx([-3.0, -4.0])
 
 
-def test_steps_that_are_not_finite_are_skipped_and_counted() -> None:
-    bench = Bench()
+@pytest.mark.parametrize("fused", [False, True])
+def test_steps_that_are_not_finite_are_skipped_and_counted(fused: bool) -> None:
+    bench = Bench(fused=fused)
     bench.batch([[1.0, 1.0]])
-    outcome = bench.batch([[math.inf, 1.0]])
-    assert outcome is not None
-    assert outcome.stepped == {"net": False}
-    assert outcome.means["skipped_steps_net"].item() == 1
+    bench.batch([[math.inf, 1.0]])
+    assert bench.stepper.skipped_steps() == {"net": SkippedSteps(in_a_row=1, in_all=1)}
     assert bench.weight == [-1.0, -1.0]
     assert bench.network.weight.grad is None
     bench.batch([[1.0, 1.0]])
     assert bench.weight == [-2.0, -2.0]
-    assert (bench.stepper.skipped["net"].in_a_row, bench.stepper.skipped["net"].in_all) == (0, 1)
+    assert bench.stepper.skipped_steps() == {"net": SkippedSteps(in_a_row=0, in_all=1)}
+
+
+@pytest.mark.parametrize("fused", [False, True])
+@pytest.mark.parametrize("kind", [torch.optim.SGD, torch.optim.Adam, torch.optim.AdamW, torch.optim.Adagrad])
+def test_a_skipped_step_leaves_weights_and_state_of_the_optimizer_alone(
+    kind: type[torch.optim.Optimizer], fused: bool
+) -> None:
+    """Neither momentum, nor weight decay, nor the count of steps: what follows is as if it had not been."""
+    weights = []
+    for gradients in ([1.0, 2.0, 3.0], [1.0, math.nan, 2.0, math.inf, 3.0]):
+        bench = Bench(fused=fused)
+        options = {"momentum": 0.9} if kind is torch.optim.SGD else {}
+        bench.optimizer = kind(bench.network.parameters(), lr=0.1, weight_decay=0.1, fused=fused, **options)  # type: ignore[call-arg]
+        nn.init.ones_(bench.network.weight)
+        for gradient in gradients:
+            bench.batch([[gradient, 1.0]])
+        weights.append(bench.weight)
+    assert weights[0] == weights[1]
 
 
 def test_too_many_in_a_row_end_the_run_also_over_a_resume() -> None:
     bench = Bench(max_skipped_steps=3)
     for _ in range(2):
         bench.batch([[math.nan, 1.0]])
+    bench.stepper.stop_if_diverged(2)
     resumed = Bench(max_skipped_steps=3)
     resumed.stepper.load_state_dict(bench.stepper.state_dict())
-    with pytest.raises(TrainingDiverged, match="the gradients of the net were not finite 3 times in a row, last at st"):
-        resumed.batch([[math.nan, 1.0]])
+    resumed.batch([[math.nan, 1.0]])
+    with pytest.raises(TrainingDiverged, match="gradients of the net were not finite 3 times in a row, last at step 3"):
+        resumed.stepper.stop_if_diverged(3)
     assert resumed.weight == [0.0, 0.0]
 
 
@@ -109,19 +134,19 @@ def test_networks_step_each_by_itself() -> None:
     for network in networks.values():
         nn.init.zeros_(network.weight)
     stepper = Stepper(networks, dict.fromkeys(networks), 1, 5)
-    take: dict[str, Callable[[], Any]] = {
-        name: torch.optim.SGD(network.parameters(), lr=1.0).step for name, network in networks.items()
-    }
+    optimizers = {name: torch.optim.SGD(network.parameters(), lr=1.0) for name, network in networks.items()}
+    steps = {name: OptimizerStep(optimizer, optimizer.step) for name, optimizer in optimizers.items()}
 
-    def batch(inputs: dict[str, float]) -> StepOutcome:
+    def batch(inputs: dict[str, float]) -> None:
         stepper.start_batch(1, is_last=False)
         for name, x in inputs.items():
             loss = networks[name](torch.tensor([[x]])).mean()
             stepper.add(name, loss, {f"loss_{name}": loss}, Tensor.backward)
-        return stepper.step(take, 0)
+        stepper.step(steps)
 
-    assert batch({"one": 2.0}).stepped == {"one": True}  # the other is not trained yet
-    assert batch({"one": 1.0, "other": math.nan}).stepped == {"one": True, "other": False}
+    batch({"one": 2.0})  # the other is not trained yet
+    batch({"one": 1.0, "other": math.nan})
+    assert stepper.skipped_steps() == {"one": SkippedSteps(0, 0), "other": SkippedSteps(1, 1)}
     assert [network.weight.item() for network in networks.values()] == [-3.0, 0.0]
 
 

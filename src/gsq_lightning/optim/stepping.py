@@ -1,32 +1,31 @@
 """From the gradients of a group of batches to one optimizer step of each network."""
 
-from collections.abc import Callable, Mapping
-from dataclasses import asdict, dataclass
-from typing import Any, NamedTuple
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from typing import NamedTuple
 
 import torch
 from torch import Tensor, distributed, nn
+from torch.optim import Optimizer
 
 from gsq_lightning.distributed import world_size
 from gsq_lightning.errors import TrainingDiverged, require
 
 
-class StepOutcome(NamedTuple):
-    """What became of a group.
+class OptimizerStep(NamedTuple):
+    """How a network makes a step.
 
     Attributes:
-        stepped: of each network that had gradients, whether its optimizer made a step.
-        means: of all that was logged, over the images of the group on all ranks; with the norms of the gradients
-            before clipping, and how many steps have been skipped, where any have.
+        optimizer: of the network.
+        take: makes its step.
     """
 
-    stepped: dict[str, bool]
-    means: dict[str, Tensor]
+    optimizer: Optimizer
+    take: Callable[[], object]
 
 
-@dataclass
-class SkippedSteps:
-    """Steps of a network that were not made because its gradients were not finite."""
+class SkippedSteps(NamedTuple):
+    """Steps of a network that changed nothing, because its gradients were not finite."""
 
     in_a_row: int = 0
     in_all: int = 0
@@ -37,7 +36,11 @@ class Stepper:
 
     A group is `accumulate_batches` batches, or fewer where an epoch ends. A step takes the mean gradient over all
     images that came, of all batches of the group and all ranks, so that accumulated, distributed and whole batches
-    give the same update. A network whose gradients are not finite makes no step; that is counted.
+    give the same update. A network whose gradients are not finite makes a step that changes nothing; that is counted.
+
+    Nothing here waits for the device: whether gradients are finite is decided there, and counted there. Fused
+    optimizers of torch do so; with any other, each step waits for its gradients. `skipped_steps` and `stop_if_diverged`
+    wait, so call them once in many steps.
 
     Gradients are summed over the ranks here, once per network and group, while the next network's backward pass runs.
     DistributedDataParallel's own exchange has to be off: in each backward pass it would wait for both networks.
@@ -46,12 +49,11 @@ class Stepper:
         networks: what is trained, by name.
         clip_norms: largest gradient norm of each network, above 0, or None.
         accumulate_batches: of a group, at least 1.
-        max_skipped_steps: of a network in a row, at least 1, after which the run ends.
+        max_skipped_steps: of a network in a row, at least 1, after which `stop_if_diverged` ends the run.
 
     Attributes:
         batches: of the group that have come; 0 between two steps.
         completes: whether the batch at hand is the last of its group.
-        skipped: steps that were not made, of each network.
 
     Raises:
         InputError: for values that make no sense.
@@ -75,7 +77,7 @@ class Stepper:
         self.clip_norms = dict(clip_norms)
         self.accumulate_batches = accumulate_batches
         self.max_skipped_steps = max_skipped_steps
-        self.skipped = {name: SkippedSteps() for name in networks}
+        self._skipped = {name: torch.zeros(2, dtype=torch.int64) for name in networks}  # in a row, in all
         self.reset()
 
     def reset(self) -> None:
@@ -113,46 +115,66 @@ class Stepper:
             self._exchanges[network] = GradientSum(self.networks[network])
 
     @torch.no_grad()
-    def step(self, take: Mapping[str, Callable[[], object]], at_step: int) -> StepOutcome:
+    def step(self, steps: Mapping[str, OptimizerStep]) -> dict[str, Tensor]:
         """Completes the group.
 
         Args:
-            take: of each network, what makes its optimizer's step.
-            at_step: number of the step, for messages.
+            steps: of each network.
 
-        Raises:
-            TrainingDiverged: after too many steps in a row that were not made. Weights are those of the last good one.
+        Returns:
+            Means of all that was logged, over the images of the group on all ranks, and the norms of the gradients
+            before clipping: scalars on the device.
         """
         images, means = self._mean_log()
-        norms = {}
         for name, exchange in self._exchanges.items():
             exchange.average_over(images)
             limit = self.clip_norms[name]
             parameters = self.networks[name].parameters()
-            norms[name] = nn.utils.clip_grad_norm_(parameters, float("inf") if limit is None else limit)
-        # one wait for the device, for all networks
-        finite = torch.stack(list(norms.values())).isfinite().tolist()
-        stepped = dict(zip(norms, finite, strict=True))
-        for name, is_finite in stepped.items():
-            if is_finite:
-                take[name]()
+            norm = nn.utils.clip_grad_norm_(parameters, float("inf") if limit is None else limit)
+            skips = ~norm.isfinite()
+            if not _decides_on_device(steps[name].optimizer):
+                if skips:
+                    self.networks[name].zero_grad()  # optimizers leave weights without gradients alone
+                steps[name].take()
+            else:
+                with _skipped_where(steps[name].optimizer, skips):
+                    steps[name].take()
             self.networks[name].zero_grad()
-            self._count(name, is_finite)
+            in_a_row, in_all = self._skipped[name].to(norm.device)
+            self._skipped[name] = torch.stack([(in_a_row + 1) * skips, in_all + skips])
+            means[f"gradient_norm_{name}"] = norm
         self._clear()
-        self._stop_if_diverged(at_step)
-        means |= {f"gradient_norm_{name}": norm for name, norm in norms.items()}
-        means |= {
-            f"skipped_steps_{name}": torch.tensor(float(skipped.in_all))
-            for name, skipped in self.skipped.items()
-            if skipped.in_all
-        }
-        return StepOutcome(stepped, means)
+        return means
+
+    def skipped_steps(self) -> dict[str, SkippedSteps]:
+        """Of each network so far; waits for the device."""
+        return {name: SkippedSteps(*counts.tolist()) for name, counts in self._skipped.items()}
+
+    def stop_if_diverged(self, at_step: int) -> None:
+        """Waits for the device.
+
+        Args:
+            at_step: number of the last step, for the message.
+
+        Raises:
+            TrainingDiverged: after too many steps in a row without finite gradients. Weights are those of the last
+                good one.
+        """
+        for name, skipped in self.skipped_steps().items():
+            if skipped.in_a_row >= self.max_skipped_steps:
+                raise TrainingDiverged(
+                    f"the gradients of the {name} were not finite {skipped.in_a_row} times in a row, last at step "
+                    f"{at_step}; its weights are those of the last good step. Lower the learning rate, or start from "
+                    "an earlier checkpoint"
+                )
 
     def state_dict(self) -> dict[str, dict[str, int]]:
-        return {name: asdict(skipped) for name, skipped in self.skipped.items()}
+        return {name: skipped._asdict() for name, skipped in self.skipped_steps().items()}
 
-    def load_state_dict(self, state: Mapping[str, Mapping[str, Any]]) -> None:
-        self.skipped = {name: SkippedSteps(**state.get(name, {})) for name in self.networks}
+    def load_state_dict(self, state: Mapping[str, Mapping[str, int]]) -> None:
+        self._skipped = {
+            name: torch.tensor(SkippedSteps(**state.get(name, {})), dtype=torch.int64) for name in self.networks
+        }
 
     def _mean_log(self) -> tuple[Tensor, dict[str, Tensor]]:
         """Images of the group on all ranks, and the mean over them of what is logged."""
@@ -162,20 +184,6 @@ class Stepper:
             distributed.all_reduce(totals)
         images = totals[0]
         return images, dict(zip(self._totals, (totals[1:] / images).unbind(), strict=True))
-
-    def _count(self, name: str, stepped: bool) -> None:
-        skipped = self.skipped[name]
-        skipped.in_a_row = 0 if stepped else skipped.in_a_row + 1
-        skipped.in_all += not stepped
-
-    def _stop_if_diverged(self, at_step: int) -> None:
-        for name, skipped in self.skipped.items():
-            if skipped.in_a_row >= self.max_skipped_steps:
-                raise TrainingDiverged(
-                    f"the gradients of the {name} were not finite {skipped.in_a_row} times in a row, last at step "
-                    f"{at_step}; its weights are those of the last good step. Lower the learning rate, or start from "
-                    "an earlier checkpoint"
-                )
 
     def _clear(self) -> None:
         self.batches = 0
@@ -211,3 +219,23 @@ class GradientSum:
         torch._foreach_copy_(
             self.gradients, [part.view_as(gradient) for part, gradient in zip(parts, self.gradients, strict=True)]
         )
+
+
+def _decides_on_device(optimizer: Optimizer) -> bool:
+    """Whether the optimizer's kernels take a flag on the device that makes them change nothing.
+
+    That is how `torch.amp.GradScaler` has fused optimizers skip a step; the attribute is its sign of those that can.
+    """
+    return getattr(optimizer, "_step_supports_amp_scaling", False) and all(
+        group.get("fused") for group in optimizer.param_groups
+    )
+
+
+@contextmanager
+def _skipped_where(optimizer: Optimizer, skips: Tensor) -> Iterator[None]:
+    """Within it, a step of a fused optimizer changes neither weights nor its state where `skips`, a scalar, is true."""
+    optimizer.found_inf = skips.float()  # type: ignore[attr-defined]
+    try:
+        yield
+    finally:
+        del optimizer.found_inf  # type: ignore[attr-defined]

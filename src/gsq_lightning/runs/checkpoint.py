@@ -10,6 +10,7 @@ from lightning.pytorch.callbacks import Checkpoint
 
 from gsq_lightning.errors import CheckpointNotWritten, InputError, RunStopped, TrainingDiverged, require
 from gsq_lightning.files import hold_lock
+from gsq_lightning.runs.agreement import Agreement
 from gsq_lightning.runs.checkpoint_io import WholeCheckpointIO, remove_parts
 from gsq_lightning.runs.interrupted_validation import InterruptedValidation
 from gsq_lightning.runs.layout import LAST_CHECKPOINT, LOCK, RunFolder, expanded
@@ -22,9 +23,9 @@ class RunCheckpoint(Checkpoint):
     a signal asks it to stop.
 
     Writes are atomic, and only between optimizer steps: where batches are accumulated, they wait for the step. SIGTERM
-    and SIGINT stop a training after the step at hand, with a checkpoint; a second SIGINT at once, as both do in
-    validation, test and prediction on their own. A run that was stopped in a validation starts with it when it is
-    resumed.
+    and SIGINT stop a training with a checkpoint: one rank after the step at hand, several within about a second. A
+    second SIGINT stops at once, as both do in validation, test and prediction on their own. A run that was stopped in a
+    validation starts with it when it is resumed.
 
     Args:
         every_n_train_steps: generator steps between two checkpoints.
@@ -52,6 +53,7 @@ class RunCheckpoint(Checkpoint):
         self._validation = InterruptedValidation()
         self._folder: Path | None = None  # none where nothing is to be written
         self._stops = False
+        self._agreement = Agreement()
         self._lock: IO[str] | None = None
 
     # --------------------------------------------------------------------------------------------- start, end
@@ -137,8 +139,8 @@ class RunCheckpoint(Checkpoint):
             self._validation.pending = False
             return
         self._validation.look_ahead(trainer)
-        self._stops = self._is_asked_to_stop(trainer)
         due = trainer.global_step % self.every_n_train_steps == 0 and self.saved_step != trainer.global_step
+        self._stops = self._is_asked_to_stop(trainer, pauses=due or self._validation.pending)
         if due and self.keep_all and self._folder is not None:
             trainer.save_checkpoint(self._folder / f"step={trainer.global_step}.ckpt", weights_only=False)
         if due or self._stops or self._validation.pending:
@@ -181,9 +183,10 @@ class RunCheckpoint(Checkpoint):
         if not trainer.sanity_checking:
             self._validation.done()
 
-    def _is_asked_to_stop(self, trainer: Trainer) -> bool:
+    def _is_asked_to_stop(self, trainer: Trainer, pauses: bool) -> bool:
+        """Over several ranks only about once a second, and where training `pauses` anyway."""
         asked = self.signals.received is not None
-        return trainer.strategy.reduce_boolean_decision(asked, all=False) if trainer.world_size > 1 else asked
+        return self._agreement.any_rank(trainer, asked, now=pauses) if trainer.world_size > 1 else asked
 
     def _stop_if_asked(self, trainer: Trainer) -> None:
         if not self._stops:
