@@ -20,7 +20,6 @@ from torch.utils.data import DataLoader, Dataset
 
 from gsq_lightning import GSQTokenizer, InputError, TokenizerModule
 from gsq_lightning.discriminators import (
-    DifferentiableAugmentation,
     DINODiscriminator,
     Discriminator,
     PatchDiscriminator,
@@ -111,9 +110,8 @@ def test_late_discriminator_starts_at_its_step(small_tokenizer: Build, tmp_path:
 ADVERSARIES: dict[str, Callable[[], Discriminator]] = {
     "NLD": discriminator,
     "SGD": lambda: StyleGANDiscriminator(channels=4, multipliers=(1, 2)),
-    "DD": lambda: DINODiscriminator(
-        weights="random", input_size=28, kernel_size=3, augmentation=DifferentiableAugmentation()
-    ),
+    # without augmentation: with it, untrained features need more steps than a test has
+    "DD": lambda: DINODiscriminator(weights="random", input_size=28, kernel_size=3),
 }
 
 
@@ -578,19 +576,20 @@ def test_both_networks_train_with_every_discriminator(small_tokenizer: Build, tm
     module = TokenizerModule(
         small_tokenizer(),
         ADVERSARIES[adversary](),
-        discriminator_start_step=20,
+        discriminator_start_step=10,
+        adversarial_start_step=30,
         tokenizer_optimizer=lambda parameters: PaperAdamW(parameters, lr=2e-3),
         discriminator_optimizer=lambda parameters: PaperAdamW(parameters, lr=2e-3),
         ema_decay=None,
     )
     names = ["loss_reconstruction", "loss_discriminator", "logits_real", "logits_fake"]
     values = torch.tensor(logged(module, tmp_path, 50, names, batch_size=8))
-    reconstruction, judged = values[:, 0], values[20:]
+    reconstruction, judged = values[:, 0], values[10:]
     assert reconstruction[-5:].mean() < 0.7 * reconstruction[:5].mean()
-    assert reconstruction[20:].max() < reconstruction[0]  # no collapse when the discriminator starts
-    learned = judged[5:10].mean(dim=0)  # before the generator has an answer
+    assert reconstruction[30:].max() < reconstruction[0]  # no collapse when the adversarial loss starts
+    learned = judged[10:20].mean(dim=0)  # the generator does not answer yet
     assert learned[1] < judged[:2, 1].mean()
-    assert learned[2] > learned[3]
+    assert learned[2] > learned[3] + 0.1
     assert all(value.isfinite().all() for value in module.state_dict().values())
 
 
