@@ -1,5 +1,6 @@
 """What tests of several parts need: small tokenizers, folders of images, a quiet and repeatable torch."""
 
+import re
 from collections.abc import Callable
 from pathlib import Path
 
@@ -61,6 +62,13 @@ def write_images(folder: Path, count: int, size: tuple[int, int] = (40, 36), see
         coarse.resize(size, Image.Resampling.BICUBIC).save(path)
         paths.append(path)
     return paths
+
+
+def write_page_files(page: str, folder: Path) -> None:
+    """Writes the files that a page of docs/ shows, each of all the code blocks that begin with its name."""
+    for name, content in re.findall(r"```\w+\n# (\S+\.(?:py|yaml))\n(.*?)```", page, flags=re.DOTALL):
+        with (folder / name).open("a") as file:
+            file.write(content)
 
 
 @pytest.fixture

@@ -12,7 +12,7 @@ import pytest
 
 from gsq_lightning import GSQTokenizer
 from gsq_lightning.__main__ import main
-from tests.conftest import write_images
+from tests.conftest import write_images, write_page_files
 
 ROOT = Path(__file__).parents[1]
 README = (ROOT / "README.md").read_text()
@@ -33,8 +33,10 @@ def commands(program: str) -> list[list[str]]:
 
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A folder with the checkpoint of a small f8 tokenizer where the README has one."""
+    """A folder with the checkpoint of a small f8 tokenizer where the README has one, and the files that pages show."""
     folder = tmp_path_factory.mktemp("readme")
+    for page in PAGES:
+        write_page_files(page, folder)
     for split in ("train", "val"):
         write_images(folder / "images" / split, 4)
     small = ["base_channels=8", "norm_groups=4", "encoder_blocks=1", "decoder_blocks=1"]
@@ -54,7 +56,8 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.mark.parametrize("code", blocks("python"))
 def test_python_blocks_run(code: str, folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(folder)
-    exec(compile(code, "page", "exec"), {})
+    monkeypatch.syspath_prepend(folder)
+    exec(compile(code, "page", "exec"), {"__name__": "page"})
 
 
 WITHOUT_CONFIG = ("evaluate", "compare")

@@ -78,7 +78,9 @@ def main(arguments: list[str]) -> None:
 
 
 def prepare_process() -> None:
-    """Sets what holds for the whole process: which imports a config may not name, what is not said, how threads end."""
+    """Sets what holds for the whole process: what a config may import, what is not said, how threads end."""
+    if os.getcwd() not in sys.path:
+        sys.path.append(os.getcwd())  # classes in files of the user's: last, so that they hide nothing installed
     set_parsing_settings(import_path_denylist=[])  # the parser's own list, os and subprocess among it, is obeyed
     leave_out_noise()
     settle_threads()
@@ -147,6 +149,12 @@ class GSQCommand(LightningCLI):
             configs = configs or [config_of_run(self.checkpoint)]
         elif self.checkpoint is not None:
             self.source = read_source(self.checkpoint, self.weights)
+            own = self.source.own_quantizer
+            require(
+                own is None or bool(configs),
+                f"the quantizer of {self.checkpoint} is {own}, which is none of this library's; give the configs of "
+                "its training again, with --config",
+            )
         contents = [read_config(config) for config in configs]
         if self.checkpoint is None and not self.takes_last and contents and not given.asks_for_help:
             check_completeness(given.configs, configs, contents)

@@ -47,6 +47,12 @@ class Source(NamedTuple):
     recipe: str | None = None
     step: int | None = None
 
+    @property
+    def own_quantizer(self) -> str | None:
+        """Name of the quantizer's class where it is not one of this library: a config must then give the tokenizer."""
+        quantizer = self.config.get("quantizer")
+        return str(quantizer["own_class"]) if isinstance(quantizer, dict) and "own_class" in quantizer else None
+
 
 def read_source(path: Path, weights: Weights) -> Source:
     """Reads a checkpoint or an export.
@@ -92,13 +98,14 @@ def parser_defaults(source: Source, with_places: bool) -> dict[str, Any]:
     Raises:
         InputError: where its config is not that of a tokenizer of this version.
     """
-    defaults = {
-        "model.tokenizer": tokenizer_default(source),
+    defaults: dict[str, Any] = {
         "model.metrics": {
             "class_path": "gsq_lightning.metrics.ReconstructionMetrics",
             "init_args": {"names": source.metrics or list(REPORTED)},
         },
     }
+    if source.own_quantizer is None:
+        defaults["model.tokenizer"] = tokenizer_default(source)
     data = data_default(source.data, with_places)
     return defaults | ({"data": data} if data else {})
 

@@ -34,6 +34,7 @@ class MetricSuite(nn.Module):
         options: how they are computed.
         statistics_folder: where what is computed of original images is kept for the next time; "default" is
             `statistics` in $GSQ_CACHE, or in gsq-lightning in the user's cache folder; none keeps nothing.
+        own: metrics beside those of the catalog.
 
     Attributes:
         notes: what the last `compute` has to say about its values.
@@ -41,11 +42,17 @@ class MetricSuite(nn.Module):
     """
 
     def __init__(
-        self, names: Sequence[str], catalog: Mapping[Any, Maker], options: MetricOptions, statistics_folder: str | None
+        self,
+        names: Sequence[str],
+        catalog: Mapping[Any, Maker],
+        options: MetricOptions,
+        statistics_folder: str | None,
+        own: Sequence[ImageMetric] = (),
     ) -> None:
         super().__init__()
-        require(len(names) > 0, "metrics is empty; name one or more, or leave metrics out altogether")
-        require(len(set(names)) == len(names), f"metrics {list(names)} names one of them twice")
+        require(len(names) + len(own) > 0, "metrics is empty; name one or more, or leave metrics out altogether")
+        every = [*names, *(metric.name for metric in own)]
+        require(len(set(every)) == len(every), f"metrics {every} names one of them twice")
         self.names = list(names)
         self.options = options
         self.statistics_folder = statistics_folder
@@ -54,6 +61,7 @@ class MetricSuite(nn.Module):
         self.extractors = nn.ModuleDict()
         self.counts = ImageCounts()
         self.seen: Counts | None = None
+        self._own = list(own)
         self._make = {name: look_up("a metric", name, catalog) for name in names}
         self._codebook: CodebookShape | None = None
         self._originals: OriginalImages | None = None
@@ -75,6 +83,7 @@ class MetricSuite(nn.Module):
         for name in self.names:
             if name not in self.metrics or (name == "codebook" and shape != self._codebook):
                 self.metrics[name] = self._make[name](self.options, shape)
+        self.metrics.update({metric.name: metric for metric in self._own})
         self._codebook = shape
         for metric in self._all():
             if isinstance(metric, FeatureMetric) and metric.wants not in self.extractors:
@@ -120,8 +129,8 @@ class MetricSuite(nn.Module):
         if self._originals is not None and images < self._originals.number:
             self._note(f"{images} of {self._originals.number} images were validated; the others could not be read")
         values: dict[str, float] = {}
-        for name in self.names:
-            result = self._metric(name).values()
+        for metric in self._all():
+            result = metric.values()
             values |= result.values
             for note in result.notes:
                 self._note(note)
@@ -140,7 +149,7 @@ class MetricSuite(nn.Module):
     def protocols(self) -> dict[str, str]:
         """How values were computed, in words, by metric: network and preparation of images, where there are any."""
         protocols = {}
-        for name in self.names:
+        for name in self.metrics:
             metric = self._metric(name)
             network = self._extractor(metric.wants).description if isinstance(metric, FeatureMetric) else ""
             protocols[name] = "; ".join(part for part in (network, metric.protocol) if part)
@@ -243,6 +252,7 @@ class ReconstructionMetrics(MetricSuite):
             GSQ paper's reference.
         statistics_folder: where what is computed of the original images is kept for the next validation; "default" is
             `statistics` in $GSQ_CACHE, or in gsq-lightning in the user's cache folder; none keeps nothing.
+        own: metrics of your own classes, beside those named.
     """
 
     def __init__(
@@ -257,6 +267,7 @@ class ReconstructionMetrics(MetricSuite):
         truncate: bool = False,
         ssim_rim: bool = False,
         statistics_folder: str | None = "default",
+        own: Sequence[ImageMetric] = (),
     ) -> None:
         options = MetricOptions(
             inception_weights=inception_weights,
@@ -268,7 +279,7 @@ class ReconstructionMetrics(MetricSuite):
             truncate=truncate,
             ssim_rim=ssim_rim,
         )
-        super().__init__([names] if isinstance(names, str) else names, METRICS, options, statistics_folder)
+        super().__init__([names] if isinstance(names, str) else names, METRICS, options, statistics_folder, own)
 
     def update(self, image: Tensor, reconstruction: Tensor, indices: Tensor | None = None) -> None:
         """Adds a batch.
