@@ -10,8 +10,9 @@ from lightning.pytorch.utilities.types import OptimizerLRScheduler
 from torch import Tensor
 
 from gsq_lightning import GSQTokenizer
-from gsq_lightning.errors import InputError, require
+from gsq_lightning.errors import require
 from gsq_lightning.optim.random_streams import seed_streams
+from gsq_lightning.tokens import flatten_tokens
 from token_generator.network import HeadName, TokenGenerator, TokenShape, random_mask
 from token_generator.pictures import write_grid, write_pictures
 from token_generator.sampling import Sampling, generate
@@ -72,7 +73,13 @@ class GeneratorModule(LightningModule):
 
     def setup(self, stage: str) -> None:
         if self.tokenizer_path is not None:
-            self._tokenizer = (GSQTokenizer.from_pretrained(self.tokenizer_path),)
+            tokenizer = GSQTokenizer.from_pretrained(self.tokenizer_path)
+            made_by = getattr(getattr(self.trainer, "datamodule", None), "tokenizer_hash", tokenizer.hash)
+            require(
+                made_by == tokenizer.hash,
+                f"the tokens are not of the tokenizer {self.tokenizer_path}; give the one that made them",
+            )
+            self._tokenizer = (tokenizer,)
         require(stage != "predict" or bool(self._tokenizer), "samples need the tokenizer: --model.tokenizer PATH")
 
     def configure_optimizers(self) -> OptimizerLRScheduler:
@@ -104,7 +111,7 @@ class GeneratorModule(LightningModule):
 
     def nats(self, indices: Tensor, label: Tensor) -> Tensor:
         """(B, h, w, G) → −log p in nats of the indices that are to be told: (B, N, G), or (K, G) of those masked."""
-        flat = indices.flatten(1, 2)
+        flat = flatten_tokens(indices, keep_groups=True)
         if not self.network.masked:
             return self.network(flat, label)
         mask = random_mask(flat)
@@ -150,10 +157,4 @@ class GeneratorModule(LightningModule):
     def decode(self, indices: Tensor) -> Tensor:
         """Indices → pictures (B, 3, H, W) in [-1, 1]."""
         (tokenizer,) = self._tokenizer
-        shape, quantizer = self.network.shape, tokenizer.quantizer
-        if (shape.num_groups, shape.codebook_size) != (quantizer.num_groups, quantizer.codebook_size):
-            raise InputError(
-                f"the tokens have {shape.num_groups} groups of {shape.codebook_size} codes, and the tokenizer "
-                f"{self.tokenizer_path} {quantizer.num_groups} of {quantizer.codebook_size}: it is another one"
-            )
         return tokenizer.to(self.device).decode_indices(indices).clamp(-1, 1)

@@ -8,6 +8,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from gsq_lightning.errors import look_up, require, require_at_least
+from gsq_lightning.tokens import add_group_offsets, grid_positions
 from token_generator.heads import DepthHead, Head, IndependentHead
 from token_generator.transformer import Transformer
 
@@ -56,7 +57,7 @@ class TokenGenerator(nn.Module):
         InputError: for sizes that make no sense.
     """
 
-    offsets: Tensor  # (G,): where the codes of each group begin
+    places: Tensor  # (N, 2): row and column of each position
 
     def __init__(
         self,
@@ -86,13 +87,13 @@ class TokenGenerator(nn.Module):
         self.rows = nn.Embedding(shape.height, width)
         self.columns = nn.Embedding(shape.width, width)
         self.mask = nn.Parameter(torch.zeros(width))
-        self.register_buffer("offsets", codes * torch.arange(groups), persistent=False)
+        self.register_buffer("places", grid_positions(shape.height, shape.width), persistent=False)
         for embedding in (self.embedding, self.classes, self.rows, self.columns):
             nn.init.normal_(embedding.weight, std=0.02)
 
     def embed(self, indices: Tensor) -> Tensor:
         """(B, N, G) → (B, N, width)."""
-        return self.embedding(indices + self.offsets).sum(dim=2)
+        return self.embedding(add_group_offsets(indices, self.shape.codebook_size)).sum(dim=2)
 
     def class_token(self, label: Tensor) -> Tensor:
         """(B,), below 0 for no class → (B, 1, width)."""
@@ -100,7 +101,7 @@ class TokenGenerator(nn.Module):
 
     def position_embedding(self) -> Tensor:
         """(N, width): row and column of each position."""
-        return (self.rows.weight[:, None] + self.columns.weight).flatten(0, 1)
+        return self.rows(self.places[:, 0]) + self.columns(self.places[:, 1])
 
     def hidden(self, indices: Tensor, label: Tensor, mask: Tensor | None = None) -> Tensor:
         """What the transformer knows of each position: (B, N, width).

@@ -8,6 +8,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from gsq_lightning.errors import require, require_at_least
+from gsq_lightning.tokens import unflatten_tokens
 from token_generator.heads import Draw, Drawn
 from token_generator.network import TokenGenerator
 
@@ -96,7 +97,7 @@ def generate(
         if network.masked
         else _autoregressive(network, labels, len(label), draw, cached)
     )
-    return indices.unflatten(1, (network.shape.height, network.shape.width))
+    return unflatten_tokens(indices, network.shape.height, network.shape.width)
 
 
 def _autoregressive(network: TokenGenerator, labels: Tensor, images: int, draw: Draw, cached: bool) -> Tensor:

@@ -96,6 +96,9 @@ class TokenDataModule(ResumableDataModule):
             "tokenizer_hash": self.tokenizer_hash,
         }
 
+    # a generator makes a sample of the class of each
+    predict_dataloader = ResumableDataModule.val_dataloader
+
     def make_train_dataset(self) -> TokenDataset:
         every = self._all_training_tokens
         if self.val_share is None or self._has_val:

@@ -1,0 +1,92 @@
+"""The example generator on Lightning: training, resuming, samples as pictures."""
+
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+import torch
+from lightning.pytorch import seed_everything
+from PIL import Image
+
+from gsq_lightning import GSQTokenizer
+from gsq_lightning.data import TokenDataModule
+from tests.data.test_data import quiet_trainer
+from tests.tokens.written import write_tokens
+from token_generator import GeneratorModule, TokenShape
+from token_generator.cli import main
+
+CONFIG = Path(__file__).parents[2] / "examples" / "generator" / "photographs.yaml"
+SMALL = (
+    f"--config={CONFIG}",
+    "--model.width=16",
+    "--model.layers=1",
+    "--model.heads=2",
+    "--data.root=tokens",
+    "--data.global_batch_size=4",
+    "--trainer.max_steps=2",
+    "--trainer.enable_progress_bar=false",
+    "--trainer.enable_model_summary=false",
+)
+
+
+@pytest.mark.parametrize("masked", [False, True])
+def test_a_resumed_training_ends_with_the_same_weights(masked: bool, tmp_path: Path) -> None:
+    """With dropout, dropped labels and random masks, in the middle of an epoch of 5 batches."""
+    write_tokens(tmp_path / "tokens", images=22, codebook_size=32)
+
+    def train(steps: int, folder: str, checkpoint: Path | None = None) -> GeneratorModule:
+        seed_everything(3)
+        shape = TokenShape(2, 32, 2, 3, 2)
+        module = GeneratorModule(
+            shape, width=16, layers=1, heads=2, depth_layers=1, masked=masked, dropout=0.1, label_dropout=0.5
+        )
+        data = TokenDataModule(str(tmp_path / "tokens"), global_batch_size=4, num_workers=0)
+        quiet_trainer(steps, tmp_path / folder).fit(module, data, ckpt_path=checkpoint and str(checkpoint))
+        return module
+
+    whole = train(8, "whole")
+    train(3, "part")
+    torch.rand(5)  # the state of torch's random numbers is not what makes them equal
+    resumed = train(8, "rest", tmp_path / "part" / "step=3.ckpt")
+    assert all(torch.equal(a, b) for a, b in zip(whole.parameters(), resumed.parameters(), strict=True))
+
+
+@pytest.fixture
+def folder(tmp_path: Path, small_tokenizer: Callable[..., GSQTokenizer], monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A tokenizer, and tokens that say that they are of it."""
+    tokenizer = small_tokenizer().eval()
+    tokenizer.save_pretrained(tmp_path / "tokenizer")
+    for split, images in (("train", 8), ("val", 5)):
+        write_tokens(tmp_path / "tokens" / split, images, codebook_size=32, tokenizer_hash=tokenizer.hash)
+    monkeypatch.chdir(tmp_path)
+    return tmp_path
+
+
+@pytest.mark.parametrize("masked", ["false", "true"])
+def test_the_program_trains_and_writes_samples(folder: Path, masked: str) -> None:
+    options = [*SMALL, f"--model.masked={masked}", "--model.tokenizer=tokenizer", "--model.samples=samples"]
+    trained = main(["fit", *options])
+    assert trained.trainer.global_step == 2
+    assert trained.model.network.shape == TokenShape(2, 32, 2, 3, 2)
+    assert list(folder.glob("runs/generator/version_0/samples/step=*.png"))
+    checkpoint = "runs/generator/version_0/checkpoints/last.ckpt"
+
+    drawn = {}
+    for name in ("samples", "again"):
+        main(["predict", *options, f"--ckpt_path={checkpoint}", f"--model.samples={name}"])
+        drawn[name] = {path.name: path.read_bytes() for path in Path(name).iterdir()}
+        assert Image.open(f"{name}.png").mode == "RGB"
+    assert len(drawn["samples"]) == 5  # one for each image of val
+    assert drawn["samples"] == drawn["again"]
+    assert {Image.open(path).size for path in Path("samples").iterdir()} == {(12, 8)}
+
+    state = torch.load(checkpoint, weights_only=True)["state_dict"]
+    assert not any("tokenizer" in name for name in state)
+
+
+def test_the_tokenizer_must_be_that_of_the_tokens(folder: Path, small_tokenizer: Callable[..., GSQTokenizer]) -> None:
+    shutil.rmtree("tokenizer")
+    small_tokenizer().save_pretrained("tokenizer")
+    with pytest.raises(ValueError, match="not of the tokenizer"):
+        main(["fit", *SMALL, "--model.tokenizer=tokenizer"])
