@@ -16,6 +16,7 @@ SUBCOMMANDS = {
     "compare": "reports beside each other: gsq compare a.ckpt b.ckpt --paper --plot rd.png",
     "export": "a checkpoint's tokenizer as a folder for from_pretrained: gsq export last.ckpt my-tokenizer",
     "convert": "the same for a checkpoint of GSQ's authors: gsq convert checkpoint.pt my-tokenizer",
+    "plan": "what a recipe takes on so many GPUs: gsq plan --config f16.yaml --gpus 64 --device h100",
     "weights": "fetch all pretrained weights that a recipe needs: gsq weights --config f8.yaml",
 }
 
@@ -48,6 +49,10 @@ def main(args: list[str] | None = None) -> None:
         from gsq_lightning.cli.weights import fetch_weights
 
         fetch_weights(arguments[1:])
+    elif arguments[0] == "plan":
+        from gsq_lightning.cli.plan import plan
+
+        plan(arguments[1:])
     elif arguments[0] == "evaluate":
         from gsq_lightning.cli.evaluate import evaluate
 

@@ -50,7 +50,7 @@ class Arguments(NamedTuple):
 def what_is_missing(command: str) -> str:
     """The message for a command without a config."""
     recipe = "--config, such as f8.yaml"
-    needed = recipe if command in ("fit", "weights") else f"--ckpt_path, the checkpoint, or {recipe}"
+    needed = recipe if command in ("fit", "weights", "plan") else f"--ckpt_path, the checkpoint, or {recipe}"
     return f"gsq {command} needs {needed}"
 
 

@@ -54,7 +54,7 @@ from gsq_lightning.runs.resume import decide, mark_finished
 from gsq_lightning.runs.start import RunStart
 from gsq_lightning.training import TokenizerModule
 
-CommandName = Literal["fit", "validate", "test", "predict", "weights"]
+CommandName = Literal["fit", "validate", "test", "predict", "weights", "plan"]
 
 ONLY_EVALUATED = "which cannot be trained on; give a checkpoint"
 LAST = "last"  # --ckpt_path of the newest checkpoint of a recipe

@@ -1,0 +1,257 @@
+"""What a training step takes: floating-point operations and memory, counted without a GPU.
+
+The step runs as in training, over tensors that have shapes and no values (FakeTensorMode). A FLOP is a multiplication
+or an addition, of matrix products, convolutions and attention alone; the rest is limited by memory traffic and counts
+in none of the usual figures. The lookup of the nearest code is not run, see `lookup_seconds`.
+"""
+
+import math
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, nullcontext
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor, nn
+from torch._subclasses.fake_tensor import FakeTensorMode
+from torch.autograd.graph import saved_tensors_hooks
+from torch.overrides import TorchFunctionMode
+from torch.utils.flop_counter import FlopCounterMode
+
+from gsq_lightning.quantizers import Quantizer, QuantizerOutput
+from gsq_lightning.training import TokenizerModule
+
+TERA, GIGA = 1e12, 2**30
+
+
+class Device(NamedTuple):
+    """A GPU by its datasheet, dense figures.
+
+    Attributes:
+        bfloat16, tf32: tensor cores, FLOP per second.
+        float32: ordinary units, FLOP per second.
+        memory: bytes.
+        source: where the figures are from.
+    """
+
+    bfloat16: float
+    tf32: float
+    float32: float
+    memory: float
+    source: str
+
+
+_HOPPER = (989.4 * TERA, 494.7 * TERA, 66.9 * TERA)
+_AMPERE = (312 * TERA, 156 * TERA, 19.5 * TERA)
+_NVIDIA = "https://www.nvidia.com/en-us/data-center"
+DEVICES = {
+    "h100": Device(*_HOPPER, 80 * GIGA, f"{_NVIDIA}/h100/"),  # SXM
+    "h200": Device(*_HOPPER, 141 * GIGA, f"{_NVIDIA}/h200/"),
+    "b200": Device(2250 * TERA, 1125 * TERA, 75 * TERA, 180 * GIGA, f"{_NVIDIA}/hgx/"),
+    "a100": Device(*_AMPERE, 80 * GIGA, f"{_NVIDIA}/a100/"),
+    "a100-40gb": Device(*_AMPERE, 40 * GIGA, f"{_NVIDIA}/a100/"),
+    "l40s": Device(362 * TERA, 183 * TERA, 91.6 * TERA, 48 * GIGA, f"{_NVIDIA}/l40s/"),
+    "rtx4090": Device(
+        *(165.2 * TERA, 82.6 * TERA, 82.6 * TERA, 24 * GIGA),
+        "https://images.nvidia.com/aem-dam/Solutions/geforce/ada/nvidia-ada-gpu-architecture.pdf",
+    ),
+}
+
+
+class StepCosts(NamedTuple):
+    """What a training step takes, for one image.
+
+    Attributes:
+        encoder, decoder: FLOPs of their forward pass.
+        tokenizer, discriminator: FLOPs of each network's step, forward and backward.
+        kept: bytes that the larger of the two steps keeps for its backward pass.
+        largest: bytes of the largest tensor among them.
+    """
+
+    encoder: float
+    decoder: float
+    tokenizer: float
+    discriminator: float
+    kept: float
+    largest: float
+
+    @property
+    def flops(self) -> float:
+        return self.tokenizer + self.discriminator
+
+    def memory(self, images: int) -> float:
+        """Bytes for a batch: what is kept, and three tensors that a backward pass has at hand."""
+        return images * (self.kept + 3 * self.largest)
+
+
+class Parameters(NamedTuple):
+    """Of a module.
+
+    Attributes:
+        tokenizer, discriminator: all numbers of each, the codebook with the tokenizer's.
+        trained: those that get gradients.
+        frozen: bytes of networks that are looked through.
+    """
+
+    tokenizer: int
+    discriminator: int
+    trained: int
+    frozen: int
+
+    def memory(self, averages: bool, ranks: int, autocast: bool) -> float:
+        """Bytes on each GPU: weights, gradients, two moments of each (Adam), the average, the copy that ranks exchange
+        gradients in, and that in bfloat16 which autocast computes with; all else in float32."""
+        per_trained = 4 * (1 + 2) + (4 if ranks > 1 else 0) + (2 if autocast else 0)
+        weights = self.tokenizer * (2 if averages else 1) + self.discriminator
+        return 4 * weights + per_trained * self.trained + self.frozen
+
+    def checkpoint(self, averages: bool) -> float:
+        """Bytes: weights, average, two moments."""
+        return 4 * (self.tokenizer * (2 if averages else 1) + self.discriminator + 2 * self.trained)
+
+
+def count_parameters(module: TokenizerModule) -> Parameters:
+    """Of a module whose training networks are loaded."""
+    networks = [module.tokenizer, *([] if module.discriminator is None else [module.discriminator])]
+    numbers = [sum(one.numel() for one in network.parameters()) for network in networks]
+    trained = sum(one.numel() for network in networks for one in network.parameters() if one.requires_grad)
+    held = [inner for part in _parts(module) for hidden in getattr(part, "_held", ()) for inner in hidden.parameters()]
+    return Parameters(numbers[0], sum(numbers[1:]), trained, sum(one.numel() * one.element_size() for one in held))
+
+
+def without_values(module: nn.Module) -> FakeTensorMode:
+    """Gives all weights and buffers of a module, frozen networks included, shapes alone; within the mode that is
+    returned the module computes such. (The meta device would do, but has no autocast.)"""
+    mode = FakeTensorMode(allow_non_fake_inputs=True)
+    with mode:
+        for part in _parts(module):
+            for name, weight in part._parameters.items():
+                if weight is not None:
+                    empty = torch.empty(weight.shape, dtype=weight.dtype)
+                    part._parameters[name] = nn.Parameter(empty, weight.requires_grad)
+            for name, buffer in part._buffers.items():
+                if buffer is not None:
+                    part._buffers[name] = torch.empty(buffer.shape, dtype=buffer.dtype)
+    return mode
+
+
+def _parts(module: nn.Module) -> Iterator[nn.Module]:
+    """All modules of a module, those that are hidden as frozen too."""
+    for part in module.modules():
+        yield part
+        for held in getattr(part, "_held", ()):
+            yield from _parts(held)
+
+
+def count_step(module: TokenizerModule, image_size: int, autocast: bool) -> StepCosts:
+    """Runs a step of a module `without_values`, within its mode.
+
+    Args:
+        module: all of its losses are in effect, as late in training.
+        image_size: of the square images.
+        autocast: matrix products in bfloat16, norms and losses in float32, as CUDA's autocast has it.
+    """
+    batch = 2  # so that batch norms have something to average
+    module.train()
+    image = torch.empty(batch, 3, image_size, image_size)
+    tokenizer, objective, late = module.tokenizer, module.objective, 10**9
+    weights = {one.untyped_storage()._cdata for part in _parts(module) for one in part.parameters(recurse=False)}
+    with objective.within_step(), _Autocast(weights) if autocast else nullcontext():
+        with _kept_tensors(weights) as kept:
+            with _flops() as encoder, torch.set_grad_enabled(module.trained == "all"):
+                latent = tokenizer.latent(image)
+            with _flops() as decoder:
+                output = _without_lookup(tokenizer.quantizer, latent.float())
+                reconstruction = tokenizer.decode(output.quantized)
+            with _flops() as losses:
+                last_layer = tokenizer.decoder.last_layer
+                loss = objective.generator(image, output, reconstruction, last_layer, late).total
+        with _flops() as backward:
+            loss.backward()
+        kept_second: dict[int, int] = {}
+        with _flops() as discriminator:
+            if module.discriminator is not None:
+                with _kept_tensors(weights) as kept_second:
+                    loss = objective.discriminate(image, reconstruction.detach()).total
+                loss.backward()
+    larger = max(list(kept.values()), list(kept_second.values()), key=sum)
+    first = encoder() + decoder() + losses() + backward()
+    totals = (encoder(), decoder(), first, discriminator(), sum(larger), max(larger))
+    return StepCosts(*(total / batch for total in totals))
+
+
+def lookup_seconds(quantizer: Quantizer, vectors: float, device: Device) -> float:
+    """Time of an exact lookup at the limit of the device: a filter of three TF32 products on its tensor cores, whose
+    inner dimension is padded to 8, or six operations for each pair on its ordinary units, whichever takes longer.
+
+    Args:
+        quantizer: with one codebook of V codes in d = D/G dimensions; of others the time is 0.
+        vectors: that are looked up.
+        device: its datasheet.
+    """
+    dimension = getattr(quantizer, "group_channels", 0)
+    if dimension <= 2:  # by sorting: n log V
+        return 0.0
+    pairs = vectors * quantizer.codebook_size
+    padded = 8 * math.ceil(dimension / 8)
+    return pairs * max(3 * 2 * padded / device.tf32, 6 / device.float32)
+
+
+def _without_lookup(quantizer: Quantizer, latent: Tensor) -> QuantizerOutput:
+    """As if each latent were a code."""
+    shape = (len(latent), *latent.shape[2:], quantizer.num_groups)
+    return QuantizerOutput(latent, torch.empty(shape, dtype=torch.int64), latent.square().mean(), {})
+
+
+@contextmanager
+def _flops() -> Iterator[Callable[[], float]]:
+    with FlopCounterMode(display=False) as counter:
+        yield lambda: float(counter.get_total_flops())
+
+
+@contextmanager
+def _kept_tensors(weights: set[int]) -> Iterator[dict[int, int]]:
+    """Bytes of each storage that autograd keeps within it, but for those of weights."""
+    kept: dict[int, int] = {}
+    held: list[Any] = []  # so that no address is used again
+
+    def pack(tensor: Tensor) -> Tensor:
+        storage = tensor.untyped_storage()
+        if storage._cdata not in weights:
+            kept[storage._cdata] = storage.nbytes()
+            held.append(storage)
+        return tensor
+
+    with saved_tensors_hooks(pack, lambda tensor: tensor):
+        yield kept
+
+
+class _Autocast(TorchFunctionMode):
+    """CUDA's autocast for the operations that these networks have; torch's own needs a GPU.
+
+    Args:
+        weights: storages of weights, to which those of their copies are added.
+    """
+
+    LOW = (torch.conv1d, torch.conv2d, nn.functional.linear, nn.functional.scaled_dot_product_attention, torch.matmul)
+    HIGH = (nn.functional.group_norm, nn.functional.layer_norm, nn.functional.mse_loss, torch.softmax)
+
+    def __init__(self, weights: set[int]) -> None:
+        super().__init__()
+        self._weights = weights
+        self._copies: list[Tensor] = []
+
+    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        dtype = torch.bfloat16 if func in self.LOW else torch.float32 if func in self.HIGH else None
+        if dtype is not None:
+            args = [self._cast(one, dtype) for one in args]
+            kwargs = {name: self._cast(one, dtype) for name, one in (kwargs or {}).items()}
+        return func(*args, **(kwargs or {}))
+
+    def _cast(self, value: Any, dtype: torch.dtype) -> Any:
+        if not isinstance(value, Tensor) or not value.is_floating_point() or value.dtype == dtype:
+            return value
+        cast = value.to(dtype)
+        if value.untyped_storage()._cdata in self._weights:
+            self._weights.add(cast.untyped_storage()._cdata)
+            self._copies.append(cast)
+        return cast

@@ -1,0 +1,220 @@
+"""`gsq plan`: what a recipe will take on so many GPUs, counted in seconds without one."""
+
+import argparse
+import logging
+import math
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import torch
+
+from gsq_lightning.cli.costs import (
+    DEVICES,
+    Device,
+    Parameters,
+    StepCosts,
+    count_parameters,
+    count_step,
+    lookup_seconds,
+    without_values,
+)
+from gsq_lightning.cli.fit import prepare_process
+from gsq_lightning.cli.help import unknown_option
+from gsq_lightning.cli.messages import OneLineParser, fail, one_line_errors
+from gsq_lightning.cli.weights import Objects
+from gsq_lightning.errors import require
+from gsq_lightning.training import TokenizerModule
+
+IMAGES_OF_A_WORKER = 900  # per second at 256², JPEG of ImageNet's sizes: measured, benchmarks/RESULTS.md
+BYTES_OF_AN_IMAGE = 147_897_477_120 / 1_281_167  # ILSVRC2012_img_train.tar over its images
+USABLE_MEMORY = 0.9  # of a GPU: the rest goes to the CUDA context, NCCL and fragmentation
+# FLOPs of a forward pass, twice the multiplications that torchvision's tables of models give
+INCEPTION = 2 * 5.71e9  # of an image at 299²
+VGG16_AT_224 = 2 * 15.47e9  # in proportion to the pixels
+INCEPTION_METRICS = ("rfid", "rfid_pytorch_fid", "rfid_clean_fid", "rkid")
+
+
+def plan(arguments: list[str]) -> None:
+    """Prints parameters, work, memory, time, data rate and sizes on disk of a training.
+
+    Args:
+        arguments: as of `gsq fit`, without that word, and those of the plan.
+
+    Raises:
+        SystemExit: with code 2 for bad input.
+    """
+    parser = OneLineParser(
+        prog="gsq plan",
+        allow_abbrev=False,
+        description="What a recipe takes: parameters, FLOPs, memory, time, data rate. Needs no GPU and no weights.",
+        epilog="Options of gsq fit change the recipe: --config f16.yaml --data.global_batch_size 256",
+    )
+    parser.add_argument("--gpus", type=int, default=1, help="over all nodes; 1 by default")
+    parser.add_argument("--device", choices=DEVICES, default="h100", help="by its datasheet; h100 by default")
+    parser.add_argument("--mfu", type=float, default=0.4, help="assumed share of the peak; 0.4 by default")
+    parser.add_argument("--train_images", type=int, default=1_281_167, help="ImageNet's by default")
+    parser.add_argument("--val_images", type=int, default=50_000, help="ImageNet's by default")
+    given, rest = parser.parse_known_args(arguments)
+    if unknown := unknown_option(rest):
+        fail(unknown)
+    prepare_process()
+    with one_line_errors("plan"):
+        require(given.gpus >= 1, f"--gpus is {given.gpus}; it must be at least 1")
+        require(0 < given.mfu <= 1, f"--mfu is {given.mfu}; it must be above 0 and at most 1")
+        with torch.device("meta"), quiet():
+            objects = Objects("plan", rest)
+        print("\n".join(lines_of(objects, given)))
+
+
+def lines_of(objects: Any, given: argparse.Namespace) -> list[str]:
+    """The table, at most 80 columns wide.
+
+    Args:
+        objects: model, datamodule and the Trainer's options.
+        given: of the plan.
+    """
+    module, data, trainer = objects.model, objects.datamodule, objects.config_init.trainer
+    device, gpus = DEVICES[given.device], given.gpus
+    require(hasattr(data, "image_size"), f"{type(data).__name__} has no image_size to plan with")
+    size: int = data.image_size
+    steps_of = module.stepper.accumulate_batches
+    require(
+        data.global_batch_size % (gpus * steps_of) == 0,
+        f"data.global_batch_size {data.global_batch_size} does not divide by {gpus} GPUs × {steps_of} batches",
+    )
+    images = data.global_batch_size // (gpus * steps_of)
+    autocast = trainer.precision == "bf16-mixed"
+    with quiet():
+        load_without_weights(module)
+    parameters = count_parameters(module)
+    with without_values(module):
+        costs = count_step(module, size, autocast)
+    return [
+        f"{objects.recipe} on {gpus} × {given.device}",
+        *("", "model", *_model(module, parameters, size)),
+        *("", "work", *_work(costs, data.global_batch_size)),
+        *("", "memory of a GPU", *_memory(module, costs, parameters, device, images, gpus, autocast)),
+        *_time(module, costs, device, given, data.global_batch_size, trainer.max_steps, size, autocast),
+        *("", "disk", _row("checkpoint", _bytes(parameters.checkpoint(module.ema is not None)), "last.ckpt")),
+        *("", f"peaks: {device.source}"),
+    ]
+
+
+def load_without_weights(module: TokenizerModule) -> None:
+    """The networks of training, on the meta device, with the weights that they would be tested with."""
+    for network in (module.discriminator, module.perceptual_loss):
+        if hasattr(network, "weights"):
+            network.weights = "random"  # type: ignore[union-attr]
+    with torch.device("meta"):
+        module.load_training_networks()
+
+
+@contextmanager
+def quiet() -> Iterator[None]:
+    """Without the warnings that random weights make."""
+    logging.disable(logging.WARNING)
+    try:
+        yield
+    finally:
+        logging.disable(logging.NOTSET)
+
+
+def _model(module: TokenizerModule, parameters: Parameters, size: int) -> Iterator[str]:
+    tokenizer, quantizer = module.tokenizer, module.tokenizer.quantizer
+    side = size // tokenizer.downsample_factor
+    bits = tokenizer.bits_per_image(size, size)
+    yield _row("tokenizer", f"{parameters.tokenizer / 1e6:.2f} M parameters", "with the codebook")
+    if parameters.discriminator:
+        yield _row("discriminator", f"{parameters.discriminator / 1e6:.2f} M parameters", "without its frozen trunk")
+    tokens = tokenizer.tokens_per_image(size, size)
+    yield _row("tokens", f"{tokens:,} per image", f"{side} × {side} × {quantizer.num_groups}")
+    yield _row("bits", f"{bits:,.0f} per image", f"{bits / size**2:.4f} per pixel")
+
+
+def _work(costs: StepCosts, batch: int) -> Iterator[str]:
+    forward = f"{costs.encoder / 1e9:,.1f} + {costs.decoder / 1e9:,.1f} GFLOP"
+    yield _row("encoder + decoder", forward, "forward, one image")
+    yield _row("tokenizer's step", f"{costs.tokenizer / 1e9:,.0f} GFLOP", "forward and backward, with losses")
+    if costs.discriminator:
+        yield _row("discriminator's", f"{costs.discriminator / 1e9:,.0f} GFLOP", "forward and backward")
+    yield _row("a step", f"{costs.flops * batch / 1e12:,.0f} TFLOP", f"of {batch} images")
+
+
+def _memory(
+    module: TokenizerModule,
+    costs: StepCosts,
+    parameters: Parameters,
+    device: Device,
+    images: int,
+    gpus: int,
+    autocast: bool,
+) -> Iterator[str]:
+    fixed = parameters.memory(module.ema is not None, gpus, autocast)
+    usable = USABLE_MEMORY * device.memory
+    largest = max(0, int((usable - fixed) / costs.memory(1)))
+    yield _row("weights and states", _bytes(fixed), "two moments, EMA, frozen networks too")
+    yield _row("activations", f"{_bytes(costs.memory(images))}", f"{images} images of {_bytes(costs.memory(1))} each")
+    yield _row("largest batch", f"{largest} images", f"in {USABLE_MEMORY:.0%} of {_bytes(device.memory)}")
+    if images > largest:
+        times = math.ceil(images / max(1, largest))
+        yield _row("", "does not fit", f"--model.accumulate_batches {module.stepper.accumulate_batches * times}")
+
+
+def _time(
+    module: TokenizerModule,
+    costs: StepCosts,
+    device: Device,
+    given: argparse.Namespace,
+    batch: int,
+    max_steps: int,
+    size: int,
+    autocast: bool,
+) -> Iterator[str]:
+    peak = device.bfloat16 if autocast else device.tf32
+    rate = given.mfu * peak * given.gpus / costs.flops
+    quantizer = module.tokenizer.quantizer
+    lookup = lookup_seconds(quantizer, batch / given.gpus * module.tokenizer.tokens_per_image(size, size), device)
+    step = batch / rate + lookup
+    rate = batch / step
+    yield from ("", f"time, at {given.mfu:.0%} of {peak / 1e12:,.0f} TFLOP/s (--mfu: assumed, not measured)")
+    yield _row("images", f"{rate:,.0f} per second", f"{rate / given.gpus:,.1f} on each GPU")
+    yield _row("a step", f"{step * 1e3:,.1f} ms", f"of {batch} images")
+    yield _row("its lookup", f"{lookup * 1e3:,.2f} ms", f"{lookup / step:.1%}, at the limit of the GPU")
+    steps = given.train_images // batch
+    yield _row("an epoch", f"{steps:,} steps", f"{given.train_images:,} images: {_duration(steps * step)}")
+    if max_steps > 0:
+        yield _row(
+            "the run", f"{max_steps:,} steps", f"{max_steps / max(1, steps):,.1f} epochs: {_duration(max_steps * step)}"
+        )
+        yield _row("", f"{max_steps * step * given.gpus / 3600:,.0f} GPU-hours", "")
+    flops = costs.encoder + costs.decoder + _metric_flops(getattr(module.metrics, "names", []), size)
+    seconds = given.val_images * flops / (given.mfu * peak * given.gpus)
+    yield _row("a validation", _duration(seconds), f"of {given.val_images:,} images, forward alone")
+    yield from ("", "data")
+    traffic = f"{rate * BYTES_OF_AN_IMAGE / 1e6:,.0f} MB/s"
+    yield _row("to be read", traffic, f"{BYTES_OF_AN_IMAGE / 1e3:,.0f} kB an image, ImageNet's mean")
+    workers = math.ceil(rate / given.gpus / IMAGES_OF_A_WORKER)
+    yield _row("workers", f"{workers} for each GPU", f"of {IMAGES_OF_A_WORKER} images/s, a core each")
+
+
+def _metric_flops(names: list[str], size: int) -> float:
+    """Of the large networks of metrics, for one image and its reconstruction."""
+    flops = 2 * VGG16_AT_224 * (size / 224) ** 2 if "lpips_vgg" in names else 0.0
+    if any(name in names for name in INCEPTION_METRICS):
+        return flops + 2 * INCEPTION
+    return flops + (INCEPTION if "inception_score" in names else 0.0)
+
+
+def _row(name: str, value: str, note: str) -> str:
+    return f"  {name:<19}{value:<22}{note}".rstrip()
+
+
+def _bytes(count: float) -> str:
+    return f"{count / 2**30:,.1f} GiB" if count >= 2**30 else f"{count / 2**20:,.0f} MiB"
+
+
+def _duration(seconds: float) -> str:
+    if seconds < 120:
+        return f"{seconds:,.1f} s"
+    return f"{seconds / 60:,.1f} min" if seconds < 7200 else f"{seconds / 3600:,.1f} h"

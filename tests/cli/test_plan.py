@@ -1,0 +1,184 @@
+"""`gsq plan` against arithmetic on paper, and against the real thing where that is small enough."""
+
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+from gsq_lightning import GroupedSphericalQuantizer, GSQTokenizer, TokenizerModule
+from gsq_lightning.__main__ import main
+from gsq_lightning.cli.costs import DEVICES, count_parameters, count_step, lookup_seconds, without_values
+from gsq_lightning.discriminators import PatchDiscriminator
+
+Build = Callable[..., GSQTokenizer]
+
+
+def convolutions(multipliers: list[int], base: int, latent: int, size: int) -> tuple[float, float]:
+    """FLOPs of an encoder and a decoder with 2 blocks per level, AGN and depth-to-space, from the paper's text."""
+
+    def conv(inputs: int, outputs: int, side: int, kernel: int = 3) -> float:
+        return 2.0 * inputs * outputs * kernel**2 * side**2
+
+    def block(inputs: int, outputs: int, side: int) -> float:
+        skip = conv(inputs, outputs, side, 1) if inputs != outputs else 0.0
+        return conv(inputs, outputs, side) + conv(outputs, outputs, side) + skip
+
+    widths = [base * multiplier for multiplier in multipliers]
+    encoder, channels, side = conv(3, base, size), base, size
+    for level, width in enumerate(widths):
+        if level:
+            side //= 2
+            encoder += conv(channels, channels, side)
+        encoder += (block(channels, width, side) if width != channels else 0) + 2 * block(width, width, side)
+        channels = width
+    encoder += 2 * block(channels, channels, side) + conv(channels, latent, side, 1)
+    decoder = conv(latent, channels, side) + 2 * block(channels, channels, side)
+    for level, width in reversed(list(enumerate(widths))):
+        decoder += 2 * 2 * latent * channels  # scale and bias of AGN
+        decoder += (block(channels, width, side) if width != channels else 0) + 2 * block(width, width, side)
+        channels = width
+        if level:
+            decoder += conv(channels, 4 * channels, side)
+            side *= 2
+    return encoder, decoder + conv(channels, 3, side)
+
+
+def test_flops_of_f8_are_those_of_the_formulas() -> None:
+    """To 1 %, and with them the figures of the reference's network, 262 + 407 GFLOP at 256²."""
+    with torch.device("meta"):
+        module = TokenizerModule(GSQTokenizer(GroupedSphericalQuantizer(8, 8192)), ema_decay=None)
+    with without_values(module):
+        costs = count_step(module, 256, autocast=True)
+    encoder, decoder = convolutions([1, 2, 2, 4], 128, 8, 256)
+    assert costs.encoder == pytest.approx(encoder, rel=0.01)
+    assert costs.decoder == pytest.approx(decoder, rel=0.01)
+    assert (encoder / 1e9, decoder / 1e9) == pytest.approx((262, 407), abs=1)
+    # twice as much backward, but for the first convolution, whose input needs no gradient
+    assert costs.flops == pytest.approx(3 * (encoder + decoder), rel=0.01)
+    assert costs.discriminator == 0
+
+
+def kept_by_autograd(outputs: Tensor, weights: set[int]) -> int:
+    """Bytes of the storages that the nodes of a graph hold."""
+    found: dict[int, int] = {}
+    nodes, seen = [outputs.grad_fn], set()
+    while nodes:
+        node: Any = nodes.pop()
+        if node is None or node in seen:
+            continue
+        seen.add(node)
+        for name in dir(node):
+            value = getattr(node, name) if name.startswith("_saved_") else None
+            for tensor in value if isinstance(value, tuple | list) else (value,):
+                if isinstance(tensor, Tensor) and tensor.untyped_storage().data_ptr() not in weights:
+                    found[tensor.untyped_storage().data_ptr()] = tensor.untyped_storage().nbytes()
+        nodes += [following for following, _ in node.next_functions]
+    return sum(found.values())
+
+
+def test_memory_of_activations_is_what_autograd_keeps(small_tokenizer: Build) -> None:
+    tokenizer = small_tokenizer()
+    module = TokenizerModule(tokenizer, ema_decay=None)
+    weights = {one.untyped_storage().data_ptr() for one in tokenizer.parameters()}
+    image = torch.rand(2, 3, 32, 32)
+    latent = tokenizer.latent(image)
+    reconstruction = tokenizer.decode(latent)
+    expected = kept_by_autograd((reconstruction - image).square().mean() + latent.square().mean(), weights)
+    with without_values(module):
+        costs = count_step(module, 32, autocast=False)
+    assert costs.kept == pytest.approx(expected / 2, rel=0.02)
+    with without_values(module):
+        halved = count_step(module, 32, autocast=True)
+    assert 0.6 * costs.kept < halved.kept < 0.95 * costs.kept  # convolutions in bfloat16, norms in float32
+
+
+def test_bytes_of_states_and_checkpoint(small_tokenizer: Build) -> None:
+    module = TokenizerModule(small_tokenizer(), PatchDiscriminator(channels=8, num_layers=1, norm="none"))
+    networks = [module.tokenizer, module.discriminator]
+    moments = 0
+    for network in networks:
+        assert network is not None
+        optimizer = torch.optim.AdamW(network.parameters(), fused=True)
+        for parameter in network.parameters():
+            parameter.grad = torch.zeros_like(parameter)
+        optimizer.step()
+        states = [value for state in optimizer.state.values() for name, value in state.items() if name != "step"]
+        moments += sum(value.nbytes for value in states)
+    assert module.ema is not None
+    weights = sum(one.nbytes for part in (*networks, module.ema) for one in part.parameters())  # type: ignore[union-attr]
+    gradients = sum(one.nbytes for part in networks for one in part.parameters())  # type: ignore[union-attr]
+    parameters = count_parameters(module)
+    assert parameters.checkpoint(averages=True) == weights + moments
+    assert parameters.memory(averages=True, ranks=1, autocast=False) == weights + gradients + moments
+    exchanged = parameters.memory(averages=True, ranks=2, autocast=False)
+    assert exchanged == weights + 2 * gradients + moments
+
+
+def test_frozen_networks_are_counted_once() -> None:
+    class Held(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self._held = (nn.Linear(10, 10),)
+
+    module = TokenizerModule(GSQTokenizer(GroupedSphericalQuantizer(8, 16), base_channels=32, norm_groups=4))
+    module.perceptual_loss = Held()  # type: ignore[assignment]
+    assert count_parameters(module).frozen == 110 * 4
+
+
+@pytest.mark.parametrize(
+    ("dimension", "codebook_size", "milliseconds"),
+    [
+        (8, 8192, (0.10, 0.19)),
+        (8, 262144, (3.1, 6.2)),
+        (16, 262144, (3.1, 6.7)),
+        (64, 8192, (0.28, 0.84)),
+        (2, 99, (0, 0)),
+    ],
+)
+def test_limits_of_the_lookup(dimension: int, codebook_size: int, milliseconds: tuple[float, float]) -> None:
+    """Of 131,072 vectors on an H100: between six operations per pair at 66.9 TFLOP/s and tensor cores in TF32."""
+    quantizer = GroupedSphericalQuantizer(dimension, codebook_size, normalization="none")
+    lowest, highest = milliseconds
+    assert lowest <= 1e3 * lookup_seconds(quantizer, 131072, DEVICES["h100"]) <= highest
+
+
+def test_the_command_prints_a_table_of_80_columns(capsys: pytest.CaptureFixture[str]) -> None:
+    """Its figures follow from each other: rate from FLOPs and MFU, steps from images, hours from steps."""
+    main(
+        [
+            *("plan", "--config", "tiny_imagenet.yaml", "--gpus", "2", "--device", "a100", "--mfu", "0.25"),
+            *("--train_images", "100000", "--model.perceptual_loss=null", "--model.discriminator=PatchDiscriminator"),
+            *("--trainer.precision=bf16-mixed", "--data.global_batch_size=128", "--trainer.max_steps=1000"),
+        ]
+    )
+    lines = capsys.readouterr().out.splitlines()
+    assert max(map(len, lines)) <= 80
+    table = {line[2:21].strip(): line[21:].split() for line in lines if line.startswith("  ")}
+    step_flops = float(table["a step"][0].replace(",", ""))  # the later row of that name: milliseconds
+    rate = float(table["images"][0].replace(",", ""))
+    assert step_flops == pytest.approx(128 / rate * 1e3, rel=0.02)
+    assert table["an epoch"][0] == str(100000 // 128)
+    assert table["the run"][0] == "1,000"
+    hours = float(table["a step"][0]) / 1e3 * 1000 * 2 / 3600
+    assert float(next(line for line in lines if "GPU-hours" in line).split()[0]) == pytest.approx(hours, abs=0.06)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["--gpus", "0"], "--gpus is 0; it must be at least 1"),
+        (["--mfu", "40"], "--mfu is 40.0; it must be above 0 and at most 1"),
+        (["--gpus", "7"], "data.global_batch_size 512 does not divide by 7 GPUs"),
+        (["--device", "h1000"], "invalid choice: 'h1000'"),
+        (["--gpu", "3"], "there is no option --gpu"),
+    ],
+)
+def test_what_cannot_be_planned_ends_in_a_line(
+    arguments: list[str], message: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    with pytest.raises(SystemExit) as exit_info:
+        main(["plan", "--config", "f16.yaml", *arguments])
+    assert exit_info.value.code == 2
+    assert message in capsys.readouterr().err
