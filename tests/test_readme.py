@@ -50,6 +50,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
         )
         GSQTokenizer.from_pretrained(CHECKPOINT).save_pretrained("my-tokenizer")
         shutil.copytree("runs/f8", "runs/photos")
+        main(["predict", f"--ckpt_path={CHECKPOINT}", "--data.root=images", "--tokens.split=all"])
     return folder
 
 

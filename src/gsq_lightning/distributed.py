@@ -31,6 +31,27 @@ def from_rank_0(value: Value) -> Value:
     return cast(Value, values[0])
 
 
+class Tally:
+    """A count over all ranks, to which each adds without waiting for the others.
+
+    It lies in the key-value store through which the ranks found each other; every rank must make it.
+
+    Args:
+        name: of the count, another for each.
+    """
+
+    def __init__(self, name: str) -> None:
+        self._name = name
+        # PyTorch offers the store of a process group under this name alone
+        self._store = distributed.distributed_c10d._get_default_store() if _are_several() else None
+        self._own = 0
+
+    def add(self, number: int) -> int:
+        """Adds to the count; what it is now, over all ranks."""
+        self._own += number
+        return self._own if self._store is None else int(self._store.add(f"gsq/{self._name}", number))
+
+
 def mean_over_ranks(value: Tensor) -> Tensor:
     """The mean over all ranks; every rank must call it. Its gradient is that of the own rank's share, times the number
     of ranks: data-parallel training, which averages gradients, then has that of the mean."""

@@ -3,7 +3,7 @@
 import logging
 from contextlib import AbstractContextManager, nullcontext
 from functools import partial
-from typing import Any, Literal, NamedTuple, Self
+from typing import Any, Literal, Self
 
 import torch
 from lightning.pytorch import Callback, LightningModule
@@ -27,6 +27,7 @@ from gsq_lightning.optim.stepping import OptimizerStep, Stepper
 from gsq_lightning.pretrained.saved import check_weights
 from gsq_lightning.quantizers import QuantizerOutput
 from gsq_lightning.tokenizer import GSQTokenizer
+from gsq_lightning.tokens import TokenBatch
 
 logger = logging.getLogger(__name__)
 
@@ -36,20 +37,6 @@ Trained = Literal["all", "decoder"]
 # weights and their averages stay in float32; float16 would need its losses scaled, for two networks
 PRECISIONS = ("bf16-mixed", "32-true")
 NOTEWORTHY_SHARE = 0.01  # of the initialization in the averaged weights
-
-
-class TokenBatch(NamedTuple):
-    """What prediction makes of a batch of images.
-
-    Attributes:
-        indices: (B, h, w, G) int64.
-        label: (B,) int64, -1 where an image has none.
-        path: B file names.
-    """
-
-    indices: Tensor
-    label: Tensor
-    path: list[str]
 
 
 class TokenizerModule(LightningModule):
@@ -479,14 +466,17 @@ class TokenizerModule(LightningModule):
                 "or infinite, so there is no metric to report; validate an earlier checkpoint"
             )
 
-    def predict_step(self, batch: Any, batch_idx: int) -> TokenBatch:
+    def predict_step(self, batch: Any, batch_idx: int, dataloader_idx: int = 0) -> TokenBatch:
         """A batch of images → their indices."""
         image = _image_of(batch)
-        if len(image) == 0:  # none of them could be read
-            return TokenBatch(torch.empty(0, 0, 0, 0, dtype=torch.int64), torch.empty(0, dtype=torch.int64), [])
-        indices = self.evaluated_tokenizer.encode_indices(image)
-        no_label = torch.full((len(image),), -1, device=image.device)
-        return TokenBatch(indices, getattr(batch, "label", no_label), getattr(batch, "path", [""] * len(image)))
+        number, labelled = len(image), hasattr(batch, "label")
+        if number:
+            indices = self.evaluated_tokenizer.encode_indices(image)
+        else:  # none of them could be read
+            indices = torch.empty(0, 0, 0, self.tokenizer.quantizer.num_groups, dtype=torch.int64, device=image.device)
+        label = batch.label if labelled else torch.full((number,), -1, device=image.device)
+        copy = batch.copy if hasattr(batch, "ends_shard") else torch.zeros_like(label)
+        return TokenBatch(indices, label, copy, batch.path if labelled else [""] * number)
 
     # ------------------------------------------------------------------------------------------- checkpoints
 

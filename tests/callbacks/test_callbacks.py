@@ -1,4 +1,3 @@
-import json
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -9,14 +8,12 @@ from lightning.pytorch import Callback, Trainer
 from lightning.pytorch.callbacks import ModelCheckpoint
 from lightning.pytorch.loggers import TensorBoardLogger
 from PIL import Image
-from safetensors.torch import load_file
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 from torch.utils.data import DataLoader
 
-from gsq_lightning import GSQTokenizer, InputError, TokenizerModule
-from gsq_lightning.callbacks import ReconstructionGrid, Report, TokenWriter
+from gsq_lightning import GSQTokenizer, TokenizerModule
+from gsq_lightning.callbacks import ReconstructionGrid, Report
 from gsq_lightning.callbacks.pictures import FULL_ERROR, error_map, share_of_batch, side_by_side
-from gsq_lightning.callbacks.tokens import smallest_type
 from gsq_lightning.data import ImageNetDataModule
 from gsq_lightning.metrics import ReconstructionMetrics
 from gsq_lightning.reports import read_report, sha256_of
@@ -149,48 +146,3 @@ def test_checkpoints_are_not_all_kept_unless_asked_for(
     keep = RunCheckpoint(every_n_train_steps=2, dirpath=str(tmp_path))
     trainer(tmp_path, callbacks=[keep]).fit(TokenizerModule(small_tokenizer()), data(image_root))
     assert [path.name for path in tmp_path.glob("*.ckpt")] == ["last.ckpt"]
-
-
-def test_tokens_are_written_with_labels_and_names(small_tokenizer: Build, image_root: Path, tmp_path: Path) -> None:
-    module = TokenizerModule(small_tokenizer())
-    folder = tmp_path / "tokens"
-    images = data(image_root)
-    trainer(tmp_path, callbacks=[TokenWriter(str(folder), images_per_shard=4)]).predict(
-        module, images, return_predictions=False
-    )
-    assert json.loads((folder / "classes.json").read_text()) == ["cats", "dogs"]
-    assert sorted(path.name for path in folder.glob("tokens-*")) == [
-        "tokens-00000-00000.json",
-        "tokens-00000-00000.safetensors",
-        "tokens-00000-00001.json",
-        "tokens-00000-00001.safetensors",
-    ]
-    shards = [load_file(path) for path in sorted(folder.glob("*.safetensors"))]
-    names = [name for path in sorted(folder.glob("tokens-*.json")) for name in json.loads(path.read_text())]
-    indices = torch.cat([shard["indices"] for shard in shards])
-    assert indices.dtype == torch.uint8
-    assert indices.shape == (6, 4, 4, 2)
-    assert torch.cat([shard["label"] for shard in shards]).tolist() == [0, 0, 0, 1, 1, 1]
-    assert [Path(name).parent.name for name in names] == ["cats"] * 3 + ["dogs"] * 3
-
-    images.setup("predict")
-    pixels = torch.cat([batch.image for batch in images.predict_dataloader()])
-    module.eval()
-    with torch.no_grad():
-        assert torch.equal(indices.long(), module.tokenizer.encode_indices(pixels.float() / 127.5 - 1))
-
-
-def test_tokens_are_never_written_over(small_tokenizer: Build, image_root: Path, tmp_path: Path) -> None:
-    (tmp_path / "tokens-00000-00000.safetensors").write_bytes(b"precious")
-    with pytest.raises(InputError, match="holds token shards already"):
-        trainer(tmp_path, callbacks=[TokenWriter(str(tmp_path))]).predict(
-            TokenizerModule(small_tokenizer()), data(image_root)
-        )
-
-
-@pytest.mark.parametrize(
-    ("size", "kind"),
-    [(256, torch.uint8), (257, torch.int16), (32768, torch.int16), (32769, torch.int32), (2**31 + 1, torch.int64)],
-)
-def test_smallest_type_holds_the_largest_index(size: int, kind: torch.dtype) -> None:
-    assert smallest_type(size) == kind

@@ -123,7 +123,7 @@ def test_photographs_of_ones_own_are_trained_on_and_what_was_held_out_is_validat
     assert read_report(checkpoint.parent / "validate" / "last" / "metrics.json").metrics["images"] == 9
     tokens = f"--tokens.folder={tmp_path / 'tokens'}"
     main(["predict", f"--ckpt_path={checkpoint}", f"--data.root={tmp_path / 'others'}", tokens])
-    (shard,) = (tmp_path / "tokens").glob("*.safetensors")
+    (shard,) = (tmp_path / "tokens" / "val").glob("*.safetensors")
     assert len(load_file(shard)["indices"]) == 9
 
 
@@ -134,7 +134,7 @@ def test_tokens_leave_out_images_that_cannot_be_read(trained: Path, tmp_path: Pa
     flags = ["--data.on_error=skip", "--data.val_batch_size=1", f"--tokens.folder={tmp_path / 'tokens'}"]
     checkpoint = trained / "checkpoints" / "last.ckpt"
     main(["predict", f"--ckpt_path={checkpoint}", f"--data.root={tmp_path / 'images'}", *flags])
-    (shard,) = (tmp_path / "tokens").glob("*.safetensors")
+    (shard,) = (tmp_path / "tokens" / "val").glob("*.safetensors")
     assert len(load_file(shard)["indices"]) == 2
 
 
@@ -283,7 +283,7 @@ def test_predict_writes_tokens_that_the_exported_tokenizer_decodes(trained: Path
             f"--tokens.folder={tmp_path / 'tokens'}",
         ]
     )
-    (shard,) = (load_file(path) for path in (tmp_path / "tokens").glob("*.safetensors"))
+    (shard,) = (load_file(path) for path in (tmp_path / "tokens" / "val").glob("*.safetensors"))
     tokenizer = GSQTokenizer.from_pretrained(checkpoint)
     assert shard["indices"].shape == (5, 8, 8, 8)
     assert tokenizer.decode_indices(shard["indices"].long()).shape == (5, 3, 16, 16)

@@ -16,11 +16,20 @@ from typing import Any, ClassVar, Literal, NoReturn
 import yaml
 from jsonargparse import set_parsing_settings
 from lightning.pytorch import Callback, LightningDataModule, Trainer
+from lightning.pytorch.callbacks import ProgressBar
 from lightning.pytorch.cli import ArgsType, LightningArgumentParser, LightningCLI
 from lightning.pytorch.utilities.rank_zero import rank_zero_info
 
 import gsq_lightning
-from gsq_lightning.callbacks import Evaluated, LossProgressBar, ParameterCount, ReconstructionGrid, Report, TokenWriter
+from gsq_lightning.callbacks import (
+    Evaluated,
+    LossProgressBar,
+    ParameterCount,
+    ReconstructionGrid,
+    Report,
+    TokenProgress,
+    TokenWriter,
+)
 from gsq_lightning.cli.arguments import (
     EVALUATIONS,
     Arguments,
@@ -300,15 +309,15 @@ class GSQCommand(LightningCLI):
         self.report = Report(objects.get("name"), self.recipe, objects.get("compare") or (), evaluated)
         callbacks: list[Callback] = [*(given if isinstance(given, list) else [given]), objects.reconstructions]
         callbacks += [objects.tokens, self.report, WeightsAtHand()]
+        if self.command == "predict" and options["enable_progress_bar"] is not False:
+            callbacks.append(TokenProgress(objects.tokens))
         if self.run_folder is not None:
             callbacks.append(self.start)
             self.report.folder = objects.reconstructions.folder = str(self.run_folder.path)
             objects.checkpoint.dirpath = str(self.run_folder.checkpoints)
         if options["enable_checkpointing"] is not False:
             callbacks.append(objects.checkpoint)
-        if options["enable_progress_bar"] is not False and not any(
-            "ProgressBar" in type(one).__name__ for one in callbacks
-        ):
+        if options["enable_progress_bar"] is not False and not any(isinstance(one, ProgressBar) for one in callbacks):
             # each refresh is a line of its own where a log is written
             callbacks.append(LossProgressBar(refresh_rate=1 if sys.stderr.isatty() else LOGGED_REFRESH))
         if options["enable_model_summary"] is not False:

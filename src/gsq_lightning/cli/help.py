@@ -56,8 +56,12 @@ METRICS = """\
 """
 
 TOKENS = """\
-  --tokens.folder FOLDER         where the shards go; it must not hold any
+  --tokens.folder FOLDER         shards go to FOLDER/train and FOLDER/val; the same command writes what is missing
+  --tokens.split train|val|all   which images; val by default
+  --tokens.augment flip|ten_crop copies of each image that get tokens too
+  --tokens.format parquet        for datasets and polars; safetensors by default
   --tokens.images_per_shard N    10,000 by default
+  --tokens.part I/N              one of N independent jobs, from 0/N on
 """
 
 MORE = """

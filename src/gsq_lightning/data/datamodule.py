@@ -123,7 +123,6 @@ class ResumableDataModule(LightningDataModule):
         return [] if self._val is None else self._val.val_loader(self._loading(self.val_batch_size))
 
     test_dataloader = val_dataloader
-    predict_dataloader = val_dataloader
 
     def on_after_batch_transfer(self, batch: Any, dataloader_idx: int) -> Any:
         """Counts what training uses."""

@@ -14,6 +14,7 @@ from torch.utils.data import DataLoader, Dataset
 
 from gsq_lightning.data.batch import ImageBatch, Sample, UnreadableImage, batch_of, collate
 from gsq_lightning.data.decoding import UNREADABLE, decode_image
+from gsq_lightning.data.image_shards import Cut, ImageShards, IndexedShards
 from gsq_lightning.data.loader import Loading, make_loader
 from gsq_lightning.data.sampler import EpochSampler, Place, SampleKey
 from gsq_lightning.data.sources.interface import ImageSource
@@ -58,6 +59,10 @@ class ImageDataset(Dataset[Any]):
     def val_loader(self, loading: Loading) -> DataLoader:
         """Batches of this device's share: over all devices each image comes once."""
 
+    def in_shards(self, cut: Cut, images_per_shard: int) -> ImageShards:
+        """The images in the shards that their tokens are written in; streamed ones keep those that they come in."""
+        raise NotImplementedError
+
 
 class IndexedImages(ImageDataset):
     """Images by number: `self[key]` is the one that a `SampleKey`, or a plain number, names."""
@@ -78,6 +83,13 @@ class IndexedImages(ImageDataset):
             # fewer images than devices: a batch of none, so that this device takes part in the others' validation
             return DataLoader(NoImages(), sampler=EpochSampler(1), collate_fn=collate)
         return make_loader(self, loading, sampler)
+
+    def in_shards(self, cut: Cut, images_per_shard: int) -> ImageShards:
+        return IndexedShards(self, cut, images_per_shard)
+
+    def short_name(self, item: int, sample: Sample) -> str:
+        """What an image is called within the data set, wherever that lies."""
+        return sample.path
 
 
 class NoImages(Dataset[ImageBatch]):
@@ -160,6 +172,9 @@ class SourceImages(IndexedImages):
     def __getitems__(self, keys: list[SampleKey | int]) -> ImageBatch:
         """A whole batch, as a DataLoader asks for it."""
         return batch_of((self[key] for key in keys), len(keys))
+
+    def short_name(self, item: int, sample: Sample) -> str:
+        return self.source.short_name(item)
 
     @property
     def root(self) -> str:

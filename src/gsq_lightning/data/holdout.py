@@ -37,6 +37,9 @@ class SourcePart(ImageSource):
     def name(self, item: int) -> str:
         return self.source.name(int(self.items[item]))
 
+    def short_name(self, item: int) -> str:
+        return self.source.short_name(int(self.items[item]))
+
     def read(self, item: int) -> bytes:
         return self.source.read(int(self.items[item]))
 

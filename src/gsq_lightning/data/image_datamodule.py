@@ -1,10 +1,21 @@
 """What the data modules of images share besides: pixels to [-1, 1], and counting of unreadable images."""
 
 import logging
+from abc import abstractmethod
+from collections.abc import Mapping, Sequence
+from typing import Any, Literal, get_args
 
-from gsq_lightning.data.batch import ImageBatch
-from gsq_lightning.data.datamodule import ResumableDataModule
+from torch.utils.data import DataLoader
+
+from gsq_lightning.data.copies import COPIES, Augmentation, side_before
+from gsq_lightning.data.datamodule import ResumableDataModule, say
+from gsq_lightning.data.dataset import ImageDataset
+from gsq_lightning.data.image_shards import Cut, ImageShards
+from gsq_lightning.data.sources.splits import Split
+from gsq_lightning.errors import look_up, require
 from gsq_lightning.pixels import pixels_to_image
+
+PredictedSplit = Literal["train", "val", "all"]
 
 logger = logging.getLogger(__name__)
 
@@ -27,8 +38,70 @@ class ImageDataModule(ResumableDataModule):
     ) -> None:
         super().__init__(global_batch_size, val_batch_size, num_workers, seed)
         self.unreadable: dict[str, str] = {}
+        self._predicted: list[DataLoader] | None = None
 
-    def on_after_batch_transfer(self, batch: ImageBatch, dataloader_idx: int) -> ImageBatch:
+    @abstractmethod
+    def make_predict_dataset(self, split: Split, side: int | None = None) -> ImageDataset | None:
+        """The images of a split as they are evaluated, whole or as squares of another side; None where there are none.
+
+        Args:
+            split: which.
+            side: in pixels; by default `predicted_size`.
+        """
+
+    @property
+    @abstractmethod
+    def predicted_size(self) -> int:
+        """Side of the images that are evaluated, in pixels."""
+
+    def predict_splits(self, split: PredictedSplit) -> list[Split]:
+        """The splits that a word stands for: "all" leaves out a validation split that is not there."""
+        look_up("split", split, dict.fromkeys(get_args(PredictedSplit)))
+        return ["train", "val"] if split == "all" else [split]
+
+    def in_shards(
+        self, split: PredictedSplit, images_per_shard: int, augmentation: Augmentation
+    ) -> dict[Split, ImageShards]:
+        """The images of each split, in the shards that their tokens are written in.
+
+        Args:
+            split: which; or "all" there are.
+            images_per_shard: of those that can be read in any order; streamed ones keep their shards.
+            augmentation: which copies are made of each image.
+
+        Raises:
+            InputError: where there are no such images.
+        """
+        look_up("augment", augmentation, COPIES)
+        cut = Cut(augmentation, self.predicted_size)
+        side = side_before(augmentation, cut.size)
+        found: dict[Split, ImageShards] = {}
+        for name in self.predict_splits(split):
+            images = self.make_predict_dataset(name, None if side == cut.size else side)
+            require(images is not None, f"there are no images of the split {name}; {self.how_to_validate}")
+            assert images is not None
+            say("training" if name == "train" else "validation", images)
+            found[name] = images.in_shards(cut, images_per_shard)
+            found[name].class_names = getattr(self, "class_names", None)
+        return found
+
+    def predict_shards(self, chosen: Mapping[ImageShards, Sequence[int]]) -> None:
+        """Has the next prediction go over these shards on this device, in place of the validation images."""
+        self._predicted = [
+            images.loader(numbers, self._loading(self.val_batch_size)) for images, numbers in chosen.items()
+        ]
+
+    def setup(self, stage: str) -> None:
+        if stage != "predict":  # which images are predicted is not known yet
+            super().setup(stage)
+
+    def predict_dataloader(self) -> DataLoader | list[DataLoader]:
+        if self._predicted is not None:
+            return self._predicted
+        super().setup("predict")
+        return self.val_dataloader()
+
+    def on_after_batch_transfer(self, batch: Any, dataloader_idx: int) -> Any:
         """Pixels to [-1, 1], on the device: uint8 crosses the bus at a quarter of the cost."""
         super().on_after_batch_transfer(batch, dataloader_idx)
         for path, reason in batch.unreadable:

@@ -8,7 +8,7 @@ from typing import Any, get_args
 
 from gsq_lightning.data.dataset import ImageDataset, OnError, SourceImages, Transform
 from gsq_lightning.data.holdout import hold_out
-from gsq_lightning.data.image_datamodule import ImageDataModule
+from gsq_lightning.data.image_datamodule import ImageDataModule, PredictedSplit
 from gsq_lightning.data.sources import ImageSource, ParquetSource
 from gsq_lightning.data.sources.classes import same_name
 from gsq_lightning.data.sources.locate import (
@@ -20,6 +20,7 @@ from gsq_lightning.data.sources.locate import (
     open_images,
     splits_of,
 )
+from gsq_lightning.data.sources.splits import Split
 from gsq_lightning.data.stream import StreamedShards
 from gsq_lightning.data.transforms import MAX_IMAGE_SIZE, Crop, ResizeAndCrop, short_side_for
 from gsq_lightning.errors import InputError, look_up, require, whole_number
@@ -146,15 +147,29 @@ class ImageNetDataModule(ImageDataModule):
         return SourceImages(found, transform, self.on_error, substitute=True)
 
     def make_val_dataset(self) -> ImageDataset | None:
-        return self._evaluated(ResizeAndCrop(self.image_size, short_side_for(self.image_size, self.val_crop_ratio)))
+        return self.make_predict_dataset("val")
 
-    def _evaluated(self, transform: Transform) -> ImageDataset | None:
-        found = self._find_val()
+    def make_predict_dataset(self, split: Split, side: int | None = None) -> ImageDataset | None:
+        if side is None:
+            short_side = short_side_for(self.image_size, self.val_crop_ratio)
+            return self._evaluated(ResizeAndCrop(self.image_size, short_side), split)
+        return self._evaluated(ResizeAndCrop(side, side), split)
+
+    @property
+    def predicted_size(self) -> int:
+        return self.image_size
+
+    def predict_splits(self, split: PredictedSplit) -> list[Split]:
+        splits = super().predict_splits(split)
+        return splits if split != "all" or self._has_val_split() or self.val_share is not None else ["train"]
+
+    def _evaluated(self, transform: Transform, split: Split = "val") -> ImageDataset | None:
+        found = self._find_val() if split == "val" else self._find_train()
         if found is None:
             return None
         if isinstance(found, Shards):
             return StreamedShards(found, transform, self.on_error)
-        names = self._training_classes(found)
+        names = self._training_classes(found) if split == "val" else None
         if names is not None:
             found.number_by(names)
         self.class_names = names or found.class_names

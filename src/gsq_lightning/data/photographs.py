@@ -14,8 +14,10 @@ from torchvision.transforms.v2 import functional as F
 from gsq_lightning.data.batch import NO_LABEL, Sample
 from gsq_lightning.data.dataset import ImageDataset, IndexedImages, OnError, SourceImages, key_of
 from gsq_lightning.data.decoding import read_image
+from gsq_lightning.data.image_datamodule import PredictedSplit
 from gsq_lightning.data.images import ImageNetDataModule
 from gsq_lightning.data.sampler import SampleKey
+from gsq_lightning.data.sources.splits import Split
 from gsq_lightning.data.transforms import ResizeAndCrop, random_crop
 from gsq_lightning.errors import InputError, require, whole_number
 
@@ -135,11 +137,25 @@ class PhotographsDataModule(ImageNetDataModule):
         found = self._in_any_order(self._find_train())
         return SourceImages(found, transform, self.on_error, substitute=True, epoch_images=self.crops_per_epoch)
 
-    def make_val_dataset(self) -> ImageDataset | None:
-        if self._trains_on_bundled and self.val is None:
-            photographs = {name: load_photograph(name, self.short_side) for name in VAL_PHOTOGRAPHS}
-            return Tiles(photographs, self.val_image_size)
-        return self._evaluated(ResizeAndCrop(self.val_image_size, self.short_side, enlarge=False))
+    def make_predict_dataset(self, split: Split, side: int | None = None) -> ImageDataset | None:
+        """Of scikit-image's photographs the crops of a first epoch, and tiles."""
+        size = self.val_image_size if side is None else side
+        if split == "train" and self._trains_on_bundled:
+            photographs = [load_photograph(name, self.short_side) for name in TRAIN_PHOTOGRAPHS]
+            return RandomCrops(photographs, size, self.crops_per_epoch, self.flip, self.shuffle_colors)
+        if split == "val" and self._trains_on_bundled and self.val is None:
+            return Tiles({name: load_photograph(name, self.short_side) for name in VAL_PHOTOGRAPHS}, size)
+        short_side = self.short_side if side is None else max(side, self.short_side)
+        return self._evaluated(ResizeAndCrop(size, short_side, enlarge=False), split)
+
+    @property
+    def predicted_size(self) -> int:
+        return self.val_image_size
+
+    def predict_splits(self, split: PredictedSplit) -> list[Split]:
+        if split == "all" and self._trains_on_bundled:
+            return ["train", "val"]
+        return super().predict_splits(split)
 
 
 class RandomCrops(IndexedImages):
@@ -162,6 +178,14 @@ class RandomCrops(IndexedImages):
 
     def __len__(self) -> int:
         return self.length
+
+    @cached_property
+    def fingerprint(self) -> str:
+        """Identifies these crops: a hash of the photographs and of what is done to them."""
+        digest = hashlib.sha256(f"{self.size} {self.length} {self.flip} {self.shuffle_colors}".encode())
+        for photograph in self.photographs:
+            digest.update(photograph.contiguous().numpy().tobytes())
+        return digest.hexdigest()
 
     def __str__(self) -> str:
         return f"{len(self)} crops of {len(self.photographs)} photographs"

@@ -3,6 +3,8 @@
 import random
 import warnings
 from collections.abc import Iterable, Iterator
+from dataclasses import is_dataclass
+from functools import cached_property
 from hashlib import sha256
 from pathlib import Path
 from typing import Any, TypeVar
@@ -12,6 +14,7 @@ from torch.utils.data import DataLoader, IterableDataset, get_worker_info
 from gsq_lightning.data.batch import Sample, UnreadableImage
 from gsq_lightning.data.dataset import ImageDataset, OnError, Transform, unreadable_line
 from gsq_lightning.data.decoding import UNREADABLE, decode_image
+from gsq_lightning.data.image_shards import Cut, ImageShards, StreamShards
 from gsq_lightning.data.loader import Loading, make_loader
 from gsq_lightning.data.sampler import Place, SampleKey
 from gsq_lightning.data.sources.archive import ArchiveSource
@@ -90,6 +93,27 @@ class StreamedShards(ImageDataset, IterableDataset[Sample | UnreadableImage]):
     def val_loader(self, loading: Loading) -> DataLoader:
         self._loading = loading
         return make_loader(self, loading)
+
+    def in_shards(self, cut: Cut, images_per_shard: int) -> ImageShards:
+        return StreamShards(self, cut)
+
+    def samples_of(self, shard: int) -> Iterator[Sample | UnreadableImage]:
+        """The images of one shard in its order, under short names: SHARD/IMAGE."""
+        url = self.urls[shard]
+        before = url[: url.rstrip("/").rfind("/") + 1]
+        for sample in self._samples([url], SampleKey(0, 0)):
+            yield sample._replace(path=sample.path.removeprefix(before)) if isinstance(sample, Sample) else sample
+
+    @cached_property
+    def fingerprint(self) -> str | None:
+        """Identifies these images by the names of the shards, the sizes of local ones, and the transform.
+
+        None where the transform does not say what it does.
+        """
+        if not is_dataclass(self.transform):
+            return None
+        sizes = [Path(url).stat().st_size if not is_remote(url) and Path(url).is_file() else 0 for url in self.urls]
+        return sha256(f"{self.urls} {sizes} {self.transform!r}".encode()).hexdigest()
 
     def __iter__(self) -> Iterator[Sample | UnreadableImage]:
         worker = get_worker_info()

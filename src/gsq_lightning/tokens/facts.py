@@ -13,16 +13,16 @@ PLAIN = ("plain",)  # the copies where nothing is augmented
 
 # what all shards of a folder have in common, in words: with another one of these they do not belong together
 COMMON = {
-    "tokenizer_hash": "another tokenizer",
-    "precision": "a tokenizer of another precision",
-    "data_fingerprint": "other images, or images prepared in another way",
-    "split": "another split",
-    "images": "another number of images",
-    "shards": "another number of shards",
-    "images_per_shard": "another number of images in each shard",
-    "copies": "other copies of images",
-    "file_type": "another type of files",
-    "class_names": "other names of classes",
+    "tokenizer_hash": "of another tokenizer",
+    "precision": "computed in another precision",
+    "data_fingerprint": "of other images, or of images prepared in another way",
+    "split": "of another split",
+    "images": "of another number of images",
+    "shards": "in another number of shards",
+    "images_per_shard": "with another number of images in each shard",
+    "copies": "of other copies of images",
+    "file_type": "in another type of files",
+    "class_names": "with other names of classes",
 }
 
 

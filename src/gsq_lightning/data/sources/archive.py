@@ -60,6 +60,11 @@ class ArchiveSource(ImageSource):
     def name(self, item: int) -> str:
         return f"{self._paths[self._listing.places[item, 0]]}/{self.names[item]}"
 
+    def short_name(self, item: int) -> str:
+        """With the archive's name, as several may hold images of the same name."""
+        archive = self._paths[self._listing.places[item, 0]]
+        return f"{os.path.basename(archive)}/{self.names[item]}"
+
     def read(self, item: int) -> bytes:
         archive, offset, size, method, unpacked = self._listing.places[item].tolist()
         descriptor = self._open(archive)

@@ -39,6 +39,10 @@ class ImageSource(ABC):
         """The whole name of an image, for messages."""
         return f"{self.place}/{self.names[item]}"
 
+    def short_name(self, item: int) -> str:
+        """What an image is called wherever the source lies, such as n01440764/n01440764_10026.JPEG."""
+        return self.names[item]
+
     @abstractmethod
     def read(self, item: int) -> bytes:
         """The bytes of an image file. Raises ValueError where it is damaged or gone, OSError where the system fails."""

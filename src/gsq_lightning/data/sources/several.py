@@ -44,6 +44,10 @@ class SeveralSources(ImageSource):
         source, item = self._find(item)
         return source.name(item)
 
+    def short_name(self, item: int) -> str:
+        source, item = self._find(item)
+        return source.short_name(item)
+
     def read(self, item: int) -> bytes:
         source, item = self._find(item)
         return source.read(item)
