@@ -29,7 +29,8 @@ class NetworkShape:
         residual_kernel_size: of the residual blocks and of the decoder's first convolution; odd, as are the others.
         input_kernel_size: of the encoder's first convolution.
         output_kernel_size: of the decoder's last convolution.
-        norm_groups: groups of every GroupNorm; divides every width.
+        norm_groups: groups of every GroupNorm; divides every width. A group of one channel forgets its brightness: keep
+            about four channels to a group, as the paper does (128 / 32), or colors drift.
 
     Raises:
         InputError: for sizes that do not fit each other.
