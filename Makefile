@@ -1,4 +1,5 @@
 # make quickstart   set up, train a small tokenizer on bundled photographs, validate it
+# make example      the same tokenizer, its tokens, a generator trained on them, pictures: in runs/example
 # make test         set up, lint, check types, run all tests
 # make lowest       run the tests with the oldest versions that pyproject.toml allows
 # VENV=path reuses an environment; PYTHON=python3.12 picks the interpreter for a new one.
@@ -11,9 +12,22 @@ CHECKOUT := $(VENV)/.gsq-lightning$(subst /,-,$(CURDIR))
 INSTALL := $(BIN)/python -m pip install --constraint constraints.txt
 export PIP_DISABLE_PIP_VERSION_CHECK := 1
 
-.PHONY: quickstart test lint format lowest clean
+.PHONY: quickstart example test lint format lowest clean
 
 quickstart: $(CHECKOUT)-run
+	$(BIN)/gsq fit --config quickstart.yaml
+
+GENERATOR := $(BIN)/python examples/generator/main.py
+GENERATED := runs/generator/version_0/checkpoints/last.ckpt
+
+example: runs/quickstart/version_0/.finished
+	$(BIN)/gsq predict --ckpt_path runs/quickstart/version_0 --data.val_image_size 64 --data.crops_per_epoch 3000 \
+		--tokens.split all --tokens.folder runs/example/tokens
+	$(GENERATOR) fit --config examples/generator/photographs.yaml $(if $(wildcard $(GENERATED)),--ckpt_path $(GENERATED))
+	$(GENERATOR) predict --config examples/generator/photographs.yaml --ckpt_path $(GENERATED)
+	@echo "samples: runs/example/samples.png"
+
+runs/quickstart/version_0/.finished: | $(CHECKOUT)-run
 	$(BIN)/gsq fit --config quickstart.yaml
 
 # one thread for each test process: two would compete for the same core

@@ -11,6 +11,7 @@ from PIL import Image
 
 from gsq_lightning import GSQTokenizer
 from gsq_lightning.data import TokenDataModule
+from gsq_lightning.tokens.shards import TokenShard, shard_name, write_shard
 from tests.data.test_data import quiet_trainer
 from tests.tokens.written import write_tokens
 from token_generator import GeneratorModule, TokenShape
@@ -90,3 +91,31 @@ def test_the_tokenizer_must_be_that_of_the_tokens(folder: Path, small_tokenizer:
     small_tokenizer().save_pretrained("tokenizer")
     with pytest.raises(ValueError, match="not of the tokenizer"):
         main(["fit", *SMALL, "--model.tokenizer=tokenizer"])
+
+
+def test_the_comparison_of_heads_sees_that_indices_depend_on_each_other(
+    folder: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Where the second index of a position repeats the first, only the depth head can save its bits."""
+    from compare_heads import main as compare
+
+    for split, images in (("train", 64), ("val", 16)):
+        every = write_tokens(Path("tokens", split), images, images_per_shard=images, codebook_size=4)
+        repeated = every.indices[..., :1].expand_as(every.indices)
+        write_shard(Path("tokens", split, shard_name(0)), TokenShard.of(every._replace(indices=repeated), 4))
+    options = [
+        *SMALL,
+        "--model.tokenizer=null",
+        "--model.width=32",
+        "--trainer.max_steps=60",
+        "--model.optimizer.lr=0.01",
+    ]
+    options += ["--model.optimizer.lr=0.01", "--model.scheduler=null", "--trainer.check_val_every_n_epoch=100"]
+    table = compare([*options, "--seeds=1", "--independent_layers=2", "--folder=runs/heads"])
+    bits = {row.split("|")[1].strip(): float(row.split("|")[-3]) for row in table.splitlines()[2:4]}
+    positions, bits_per_index = 6, 2
+    assert bits["independent"] > 2 * positions * bits_per_index - 0.5
+    assert bits["depth"] < 1.1 * positions * bits_per_index
+    capsys.readouterr()
+
+    assert compare(["--seeds=1", "--folder=runs/heads"]) == table  # nothing is trained again
