@@ -73,6 +73,8 @@ def test_the_program_trains_and_writes_samples(folder: Path, masked: str) -> Non
     assert list(folder.glob("runs/generator/version_0/samples/step=*.png"))
     checkpoint = "runs/generator/version_0/checkpoints/last.ckpt"
 
+    Path("samples").mkdir()
+    Path("samples", "000099-000.png").touch()  # of a longer prediction
     drawn = {}
     for name in ("samples", "again"):
         main(["predict", *options, f"--ckpt_path={checkpoint}", f"--model.samples={name}"])

@@ -11,7 +11,7 @@ from token_generator.network import TokenShape
 class GeneratorCLI(LightningCLI):
     def add_arguments_to_parser(self, parser: LightningArgumentParser) -> None:
         parser.link_arguments("data", "model.shape", compute_fn=shape_of, apply_on="instantiate")
-        parser.link_arguments("seed_everything", "model.seed", compute_fn=int)
+        parser.link_arguments("seed_everything", "model.seed", compute_fn=lambda seed: int(seed or 0))
 
 
 def shape_of(data: TokenDataModule) -> TokenShape:

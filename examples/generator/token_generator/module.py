@@ -1,5 +1,6 @@
 """Trains the generator on tokens, and draws samples as pictures."""
 
+import math
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +15,7 @@ from gsq_lightning.errors import require
 from gsq_lightning.optim.random_streams import seed_streams
 from gsq_lightning.tokens import flatten_tokens
 from token_generator.network import HeadName, TokenGenerator, TokenShape, random_mask
-from token_generator.pictures import write_grid, write_pictures
+from token_generator.pictures import remove_pictures, write_grid, write_pictures
 from token_generator.sampling import Sampling, generate
 
 GRID = 64  # samples in a picture
@@ -97,16 +98,16 @@ class GeneratorModule(LightningModule):
         seed_streams(self.seed, self.trainer.fit_loop.total_batch_idx, self.global_rank)
         hidden = torch.rand(len(batch.label), device=self.device) < self.label_dropout
         loss = self.nats(batch.indices, batch.label.masked_fill(hidden, -1)).mean()
-        self.log("train/bits_per_index", loss.detach() / torch.log(loss.new_tensor(2.0)), prog_bar=True)
+        self.log("train/bits_per_index", loss.detach() / math.log(2), prog_bar=True)
         return loss
 
     def validation_step(self, batch: Any, batch_idx: int) -> None:
         seed_streams(self.seed, batch_idx, self.global_rank)  # of masks
-        bits = self.nats(batch.indices, batch.label) / torch.log(torch.tensor(2.0, device=self.device))
-        images = len(batch.label)
-        self.log("val/bits_per_index", bits.mean(), batch_size=images, sync_dist=True, prog_bar=True)
+        nats, images, shape = self.nats(batch.indices, batch.label), len(batch.label), self.network.shape
+        bits = nats.sum() / max(1, nats.numel()) / math.log(2)  # a device without a share has a batch of none
+        self.log("val/bits_per_index", bits, batch_size=images, sync_dist=True, prog_bar=True)
         if not self.network.masked:  # where some positions are seen, the others have no likelihood of the image
-            per_image = bits.mean() * bits.shape[1] * self.network.shape.num_groups
+            per_image = bits * shape.positions * shape.num_groups
             self.log("val/bits_per_image", per_image, batch_size=images, sync_dist=True)
 
     def nats(self, indices: Tensor, label: Tensor) -> Tensor:
@@ -131,6 +132,9 @@ class GeneratorModule(LightningModule):
 
     def on_predict_start(self) -> None:
         self._grid: list[Tensor] = []
+        if self.trainer.is_global_zero:
+            remove_pictures(self.samples)  # of an earlier prediction, which may have made more
+        self.trainer.strategy.barrier()
 
     def predict_step(self, batch: Any, batch_idx: int) -> Tensor:
         """A sample of the class of each image: indices (B, h, w, G)."""

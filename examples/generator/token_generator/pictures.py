@@ -15,6 +15,12 @@ def write_pictures(folder: Path, pictures: Tensor, name: str) -> None:
         image_to_picture(picture).save(folder / f"{name}-{number:03d}.png")
 
 
+def remove_pictures(folder: Path) -> None:
+    """Removes what `write_pictures` wrote under numbers."""
+    for path in folder.glob("[0-9]*-[0-9][0-9][0-9].png"):
+        path.unlink()
+
+
 def write_grid(path: Path, pictures: Tensor) -> None:
     """(B, 3, H, W) in [-1, 1] as one PNG file, in rows of about the square root of B."""
     path.parent.mkdir(parents=True, exist_ok=True)
