@@ -46,7 +46,10 @@ def _count_codes(rank: int, world: int, port: int, folder: str) -> None:
     distances = [
         compared(kind, range(rank, 7, 2) if rank < 2 else range(0)) for kind in (KernelDistance, PrecisionRecall)
     ]
-    torch.save([counted, distances], f"{folder}/{rank}.pt")
+    tally = ranks.Tally("images")
+    tally.add(rank + 1)
+    distributed.barrier()
+    torch.save([counted, distances, tally.add(0)], f"{folder}/{rank}.pt")
     distributed.destroy_process_group()
 
 
@@ -72,7 +75,8 @@ def test_metrics_on_three_processes_are_those_of_one(tmp_path: Path, world: int)
     metric.update(indices)
     expected = [*metric.compute(), metric.counts.sum(dim=0)]
     for rank in range(world):
-        counted, distances = torch.load(tmp_path / f"{rank}.pt")
+        counted, distances, total = torch.load(tmp_path / f"{rank}.pt")
+        assert total == 1 + 2 + 3
         for got, want in zip(counted, expected, strict=True):
             assert torch.equal(got, want)
         # in another order, but sorted by the images' hashes

@@ -25,6 +25,7 @@ from gsq_lightning.data.decoding import decode_image
 from gsq_lightning.data.transforms import ResizeAndCrop
 from gsq_lightning.pixels import pixels_to_image
 from tests.conftest import write_images
+from tests.test_two_ranks import free_port
 
 Build = Callable[..., GSQTokenizer]
 
@@ -236,9 +237,10 @@ def test_the_bar_counts_images_and_the_time_left(
     assert re.search(r"tokens: 100%.* 16/16 \[00:\d\d<00:00, .* images/s\]", last)
 
 
-def test_a_killed_run_ends_with_the_same_bytes_on_one_process_and_two(
+def test_a_killed_run_goes_on_under_torchrun_and_ends_with_the_bytes_of_one_process(
     module: TokenizerModule, image_root: Path, tmp_path: Path
 ) -> None:
+    """Two processes each time: those that Lightning starts, then those of torchrun."""
     module.tokenizer.save_pretrained(tmp_path / "tokenizer")
     options = ["--tokens.split=all", "--tokens.images_per_shard=2", "--data.image_size=16", "--data.num_workers=0"]
     command = [sys.executable, "-m", "gsq_lightning", "predict", f"--ckpt_path={tmp_path / 'tokenizer'}", *options]
@@ -255,7 +257,9 @@ def test_a_killed_run_ends_with_the_same_bytes_on_one_process_and_two(
     os.killpg(process.pid, signal.SIGKILL)
     process.communicate()
     assert 0 < len(list((tmp_path / "killed").rglob("tokens-*"))) <= 11
-    result = subprocess.run([*command, "--trainer.devices=2"], env=environment, capture_output=True, text=True)
+    torchrun = [sys.executable, "-m", "torch.distributed.run", "--nproc-per-node=2", f"--master-port={free_port()}"]
+    again = [*torchrun, *command[1:], "--trainer.devices=2"]
+    result = subprocess.run(again, env=environment, capture_output=True, text=True)
     assert result.returncode == 0, result.stderr[-2000:]
     assert "8 of 8 shard(s) of tokens" in result.stdout + result.stderr
     write(tmp_path / "whole", module, images(image_root, val_batch_size=1), split="all", images_per_shard=2)

@@ -3,14 +3,20 @@
 import os
 import subprocess
 import sys
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
+import pytest
 import torch
 
+from gsq_lightning import GSQTokenizer, ImageNetDataModule, TokenizerModule
+from tests.callbacks.test_tokens import contents, write
 from tests.conftest import WITHOUT_WEIGHTS, write_images
 from tests.test_two_ranks import free_port
 
-SCRIPT = Path(__file__).parents[2] / "docs" / "slurm.sh"
+DOCS = Path(__file__).parents[2] / "docs"
+SCRIPT = DOCS / "slurm.sh"
 
 # starts the job's tasks as SLURM would, each as if it were alone on its machine
 SRUN = """#!/bin/bash
@@ -72,16 +78,36 @@ def test_the_slurm_script_and_torchrun_train_alike_on_two_machines(tmp_path: Pat
     assert all(torch.equal(by_slurm[name], by_torchrun[name]) for name in by_slurm)
 
 
-def test_the_slurm_script_is_sound() -> None:
-    subprocess.run(["bash", "-n", str(SCRIPT)], check=True)
-    directives = [line for line in SCRIPT.read_text().splitlines() if line.startswith("#SBATCH")]
-    first_command = next(
-        number for number, line in enumerate(SCRIPT.read_text().splitlines()) if line and not line.startswith("#")
-    )
+def test_jobs_of_an_array_write_tokens_without_knowing_of_each_other(
+    small_tokenizer: Callable[..., GSQTokenizer], image_root: Path, tmp_path: Path
+) -> None:
+    tokenizer = small_tokenizer().eval()
+    tokenizer.save_pretrained(tmp_path / "tokenizer")
+    (tmp_path / "bin").mkdir()
+    (tmp_path / "bin" / "gsq").write_text(f'#!/bin/bash\nexec "{sys.executable}" -m gsq_lightning "$@"\n')
+    (tmp_path / "bin" / "gsq").chmod(0o755)
+    options = [f"--data.root={image_root}", "--data.image_size=16", "--tokens.images_per_shard=4"]
+    job = {"SLURM_ARRAY_TASK_COUNT": "2", "SLURM_CPUS_PER_TASK": "1", "CKPT": str(tmp_path / "tokenizer")}
+    command = ["bash", str(DOCS / "tokens.sh"), *options, "--trainer.accelerator=cpu"]
+    with ThreadPoolExecutor() as jobs:
+        list(jobs.map(lambda number: run(command, tmp_path, **job, SLURM_ARRAY_TASK_ID=number), ("0", "1")))
+    data = ImageNetDataModule(str(image_root), 16, num_workers=0)
+    write(tmp_path / "whole", TokenizerModule(tokenizer), data, split="train", images_per_shard=4)
+    assert contents(tmp_path / "tokens") == contents(tmp_path / "whole")
+
+
+@pytest.mark.parametrize(
+    ("name", "needed"),
+    [
+        ("slurm.sh", {"--nodes", "--ntasks-per-node", "--gpus-per-node", "--requeue"}),
+        ("tokens.sh", {"--array", "--gpus", "--requeue"}),
+    ],
+)
+def test_the_slurm_scripts_are_sound(name: str, needed: set[str]) -> None:
+    subprocess.run(["bash", "-n", str(DOCS / name)], check=True)
+    lines = (DOCS / name).read_text().splitlines()
+    directives = [line for line in lines if line.startswith("#SBATCH")]
+    first_command = next(number for number, line in enumerate(lines) if line and not line.startswith("#"))
     # SLURM reads no directive after the first command
-    assert all(
-        number < first_command for number, line in enumerate(SCRIPT.read_text().splitlines()) if line in directives
-    )
-    assert {"--nodes", "--ntasks-per-node", "--gpus-per-node", "--requeue"} <= {
-        directive.split()[1].partition("=")[0] for directive in directives
-    }
+    assert all(number < first_command for number, line in enumerate(lines) if line in directives)
+    assert needed <= {directive.split()[1].partition("=")[0] for directive in directives}

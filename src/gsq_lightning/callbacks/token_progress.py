@@ -27,6 +27,7 @@ class TokenProgress(ProgressBar):
         self.writer = writer
         self._enabled = True
         self._bar: Any = None
+        self._runs = 0
 
     def disable(self) -> None:
         """Called on all ranks but the first, which count on."""
@@ -36,7 +37,8 @@ class TokenProgress(ProgressBar):
         self._enabled = True
 
     def on_predict_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        self._images, self._shards = Tally("predicted_images"), Tally("predicted_shards")
+        self._runs += 1  # on all ranks alike
+        self._images, self._shards = Tally(f"images {self._runs}"), Tally(f"shards {self._runs}")
         if self._enabled:
             interval = 0.1 if sys.stderr.isatty() else LOGGED_SECONDS
             total = self.writer.images_left

@@ -1,22 +1,18 @@
 """Turns the predictions of a data set into token shards, those that are not there yet."""
 
 from contextlib import suppress
-from importlib.metadata import version
 from pathlib import Path
 from typing import Any, Literal, NamedTuple
 
-import torch
 from lightning.pytorch import Callback, LightningModule, Trainer
 from lightning.pytorch.utilities.rank_zero import rank_zero_info
 
 from gsq_lightning.errors import InputError, look_up, require, whole_number
 from gsq_lightning.tokens.batch import TokenBatch
-from gsq_lightning.tokens.facts import FACTS_FILE, TokenFacts
-from gsq_lightning.tokens.parquet import check_parquet, write_parquet
-from gsq_lightning.tokens.shards import TokenShard, missing_shards, shard_name, smallest_type, write_shard
-
-FileType = Literal["safetensors", "parquet"]
-WRITERS = {"safetensors": write_shard, "parquet": write_parquet}
+from gsq_lightning.tokens.facts import TokenFacts
+from gsq_lightning.tokens.parquet import check_parquet
+from gsq_lightning.tokens.shards import missing_shards, smallest_type
+from gsq_lightning.tokens.writing import WRITERS, FileType, claim_folder, facts_of, write_rows
 
 
 class SplitWork(NamedTuple):
@@ -79,7 +75,7 @@ class TokenWriter(Callback):
         self.split = look_up("split", split, {"train": "train", "val": "val", "all": "all"})
         self.augment = look_up("augment", augment, {"none": "none", "flip": "flip", "ten_crop": "ten_crop"})
         self.format: FileType = format
-        self._write = look_up("format", format, WRITERS)
+        look_up("format", format, WRITERS)
         if format == "parquet":
             check_parquet()
         self.part = Part(0, 1) if part is None else part_of(part)
@@ -132,7 +128,8 @@ class TokenWriter(Callback):
                 TokenBatch(outputs.indices.to(kind).cpu(), outputs.label.cpu(), outputs.copy.cpu(), outputs.name)
             )
         if batch.ends_shard:
-            self._finish(work, batch.shard, self._rows.pop((dataloader_idx, batch.shard)))
+            del self._rows[dataloader_idx, batch.shard]
+            self._written += write_rows(work.folder, batch.shard, rows, work.facts)
 
     def on_predict_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         nothing = self._written == 0 and bool(self.work) and any(work.left for work in self.work)
@@ -149,8 +146,8 @@ class TokenWriter(Callback):
         folder, problem, facts, left = self.folder / split, None, None, []
         if trainer.is_global_zero:
             try:
-                facts = self._facts(str(trainer.precision), module, split, images)
-                agree(folder, facts)
+                facts = facts_of(module.evaluated_tokenizer, images, split, str(trainer.precision), self.format)
+                claim_folder(folder, facts)
                 left = missing_shards(folder, range(self.part.number, images.shards, self.part.of), self.format)
             except (InputError, OSError) as error:
                 problem = error
@@ -159,58 +156,6 @@ class TokenWriter(Callback):
             raise problem
         assert facts is not None
         return SplitWork(folder, images, facts, left[trainer.global_rank :: trainer.world_size], left)
-
-    def _facts(self, precision: str, module: Any, split: str, images: Any) -> TokenFacts:
-        tokenizer = module.evaluated_tokenizer
-        factor = tokenizer.downsample_factor
-        tokenizer.tokens_per_image(images.size, images.size)  # which refuses sizes that do not divide
-        return TokenFacts(
-            tokenizer_hash=tokenizer.hash,
-            precision=precision,
-            num_groups=tokenizer.quantizer.num_groups,
-            codebook_size=tokenizer.quantizer.codebook_size,
-            downsample_factor=factor,
-            height=images.size // factor,
-            width=images.size // factor,
-            split=split,
-            images=images.images,
-            shards=images.shards,
-            images_per_shard=images.images_per_shard,
-            copies=list(images.copies),
-            data_fingerprint=images.fingerprint,
-            class_names=images.class_names,
-            file_type=self.format,
-            version=version("gsq-lightning"),
-        )
-
-    def _finish(self, work: SplitWork, number: int, rows: list[TokenBatch]) -> None:
-        facts = work.facts
-        indices = torch.empty(0, facts.height, facts.width, facts.num_groups, dtype=torch.int64)
-        none = torch.empty(0, dtype=torch.int64)
-        whole = TokenBatch(
-            torch.cat([part.indices for part in rows]) if rows else indices,
-            torch.cat([none, *(part.label for part in rows)]),
-            torch.cat([none, *(part.copy for part in rows)]),
-            [name for part in rows for name in part.name],
-        )
-        path = work.folder / shard_name(number, self.format)
-        for left_over in work.folder.glob(f".{path.name}.*"):  # of a process that was killed while it wrote
-            left_over.unlink(missing_ok=True)
-        self._write(path, TokenShard.of(whole, facts.codebook_size))
-        self._written += len(whole.name)
-
-
-def agree(folder: Path, facts: TokenFacts) -> None:
-    """Writes what a folder of tokens is, or raises InputError where it is something else already."""
-    if not (folder / FACTS_FILE).exists():
-        require(
-            not any(folder.glob("tokens-*")),
-            f"{folder} holds shards of tokens, and no {FACTS_FILE} says what they are; name another folder",
-        )
-        facts.write(folder)
-        return
-    difference = TokenFacts.read(folder).difference(facts)
-    require(difference is None, f"{folder} holds tokens {difference}; name another folder, or remove it")
 
 
 def part_of(text: str) -> Part:

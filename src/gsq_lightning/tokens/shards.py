@@ -5,6 +5,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import NamedTuple
 
+import numpy as np
 import torch
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save
@@ -36,12 +37,12 @@ class TokenShard(NamedTuple):
     def of(cls, rows: TokenBatch, codebook_size: int) -> "TokenShard":
         encoded = [os.fsencode(name) for name in rows.name]
         ends = torch.tensor([len(name) for name in encoded], dtype=torch.int64).cumsum(0)
-        names = torch.frombuffer(bytearray(b"".join(encoded)), dtype=torch.uint8) if len(ends) else torch.empty(0)
+        names = torch.from_numpy(np.frombuffer(b"".join(encoded), dtype=np.uint8).copy())
         return cls(
             rows.indices.to(smallest_type(codebook_size)).contiguous(),
             rows.label.to(torch.int64),
             rows.copy.to(torch.uint8),
-            names.to(torch.uint8),
+            names,
             ends,
         )
 

@@ -1,0 +1,92 @@
+"""How a folder of tokens comes about: what it is, that new shards belong to it, and the rows of one shard as a file."""
+
+from collections.abc import Sequence
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any, Literal
+
+import torch
+
+from gsq_lightning.errors import require
+from gsq_lightning.tokens.batch import TokenBatch
+from gsq_lightning.tokens.facts import FACTS_FILE, TokenFacts
+from gsq_lightning.tokens.parquet import write_parquet
+from gsq_lightning.tokens.shards import TokenShard, shard_name, write_shard
+
+FileType = Literal["safetensors", "parquet"]
+WRITERS = {"safetensors": write_shard, "parquet": write_parquet}
+
+
+def facts_of(tokenizer: Any, images: Any, split: str, precision: str, file_type: FileType) -> TokenFacts:
+    """What the tokens of a split are.
+
+    Args:
+        tokenizer: a `GSQTokenizer`.
+        images: the split, `ImageShards` of a data module.
+        split: its name.
+        precision: in which the tokenizer computes, as the Trainer calls it.
+        file_type: of the shards.
+
+    Raises:
+        InputError: where the tokenizer cannot encode images of this size.
+    """
+    factor = tokenizer.downsample_factor
+    tokenizer.tokens_per_image(images.size, images.size)  # which refuses sizes that do not divide
+    return TokenFacts(
+        tokenizer_hash=tokenizer.hash,
+        precision=precision,
+        num_groups=tokenizer.quantizer.num_groups,
+        codebook_size=tokenizer.quantizer.codebook_size,
+        downsample_factor=factor,
+        height=images.size // factor,
+        width=images.size // factor,
+        split=split,
+        images=images.images,
+        shards=images.shards,
+        images_per_shard=images.images_per_shard,
+        copies=list(images.copies),
+        data_fingerprint=images.fingerprint,
+        class_names=images.class_names,
+        file_type=file_type,
+        version=version("gsq-lightning"),
+    )
+
+
+def claim_folder(folder: Path, facts: TokenFacts) -> None:
+    """Writes what a folder of tokens is, or raises InputError where it is something else already."""
+    if not (folder / FACTS_FILE).exists():
+        require(
+            not any(folder.glob("tokens-*")),
+            f"{folder} holds shards of tokens, and no {FACTS_FILE} says what they are; name another folder",
+        )
+        facts.write(folder)
+        return
+    difference = TokenFacts.read(folder).difference(facts)
+    require(difference is None, f"{folder} holds tokens {difference}; name another folder, or remove it")
+
+
+def write_rows(folder: Path, number: int, rows: Sequence[TokenBatch], facts: TokenFacts) -> int:
+    """Writes one shard, whole or not at all.
+
+    Args:
+        folder: of all shards.
+        number: of this one.
+        rows: its batches, in order and on the CPU; those that hold no image may be left out.
+        facts: of the folder.
+
+    Returns:
+        how many rows were written.
+    """
+    none = torch.empty(0, dtype=torch.int64)
+    no_indices = torch.empty(0, facts.height, facts.width, facts.num_groups, dtype=torch.int64)
+    whole = TokenBatch(
+        torch.cat([part.indices for part in rows]) if rows else no_indices,
+        torch.cat([none, *(part.label for part in rows)]),
+        torch.cat([none, *(part.copy for part in rows)]),
+        [name for part in rows for name in part.name],
+    )
+    path = folder / shard_name(number, facts.file_type)
+    for left_over in folder.glob(f".{path.name}.*"):  # of a process that was killed while it wrote
+        left_over.unlink(missing_ok=True)
+    WRITERS[facts.file_type](path, TokenShard.of(whole, facts.codebook_size))
+    return len(whole.name)

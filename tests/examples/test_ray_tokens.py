@@ -1,0 +1,51 @@
+"""The example that writes tokens by Ray, on a Ray of this machine with two workers."""
+
+import os
+import subprocess
+import sys
+import tarfile
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from gsq_lightning import GSQTokenizer, ImageNetDataModule, TokenizerModule
+from tests.callbacks.test_tokens import contents, write
+from tests.conftest import write_images
+
+PROGRAM = Path(__file__).parents[2] / "examples" / "ray_tokens.py"
+
+
+def test_ray_goes_on_where_predict_was_stopped_with_the_same_bytes(
+    small_tokenizer: Callable[..., GSQTokenizer], tmp_path: Path
+) -> None:
+    pytest.importorskip("ray.data", reason="comes with the extra `ray`")
+    for shard, count in enumerate((5, 1, 3, 4)):
+        paths = write_images(tmp_path / str(shard), count, seed=shard)
+        with tarfile.open(tmp_path / f"{shard}.tar", "w") as archive:
+            for path in paths:
+                archive.add(path, path.name)
+    tokenizer = small_tokenizer(codebook_size=300)
+    tokenizer.save_pretrained(tmp_path / "tokenizer")
+    images = str(tmp_path / "{0..3}.tar")
+    data = ImageNetDataModule(train=images, image_size=16, val_batch_size=2, num_workers=0, source="webdataset")
+    for name in ("predict", "ray"):
+        write(tmp_path / name, TokenizerModule(tokenizer.eval()), data, split="train", augment="flip")
+    for shard in (0, 2, 3):
+        (tmp_path / "ray" / "train" / f"tokens-00000{shard}.safetensors").unlink()
+    options = {
+        "tokenizer": tmp_path / "tokenizer",
+        "images": images,
+        "image_size": 16,
+        "folder": tmp_path / "ray",
+        "augment": "flip",
+        "batch_size": 2,
+        "workers": 2,
+    }
+    command = [sys.executable, str(PROGRAM), *(f"--{name}={value}" for name, value in options.items())]
+    environment = {**os.environ, "OMP_NUM_THREADS": "1", "RAY_USAGE_STATS_ENABLED": "0"}
+    result = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=600)
+    assert result.returncode == 0, result.stderr[-3000:]
+    assert "3 of 4 shard(s) of tokens are to be written" in result.stdout
+    assert "24 rows in 3 shard(s)" in result.stdout
+    assert contents(tmp_path / "ray") == contents(tmp_path / "predict")
