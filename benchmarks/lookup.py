@@ -2,7 +2,8 @@
 
     python benchmarks/lookup.py                                  # all shapes of the paper's Table 13
     python benchmarks/lookup.py --n 8192 --shape 2 262144 --shape 8 262144
-    python benchmarks/lookup.py --device cuda
+    python benchmarks/lookup.py --device cuda                    # compiles its kernels at first: minutes
+    python benchmarks/lookup.py --device cuda --mismatches 1000000000 --shape 8 8192
     python benchmarks/lookup.py --quick
 
 In one run, on the same inputs, for each (d, V) of Table 13 (f8 at D = 8 from Fig. 4 as well) and each n:
@@ -10,7 +11,12 @@ In one run, on the same inputs, for each (d, V) of Table 13 (f8 at D = 8 from Fi
 - ours: `nearest_code(..., "auto")`, building its index included, as a training step does it;
 - expanded: ‖x‖² + ‖c‖² − 2 x·cᵀ in float32 and an argmin, over as many rows at once as memory holds;
 - library: vector-quantize-pytorch's `VectorQuantize` in eval mode, with cosine similarity on the sphere;
+- flash-kmeans (on CUDA, where it is installed: pip install flash-kmeans): the assignment step of a k-means library;
 - cdist (with --cdist): `torch.cdist` in float32 and an argmin.
+
+On CUDA two more columns have ours alone: with its index kept, as in evaluation, and replayed as a CUDA graph, index
+included, which leaves out what Python takes to launch its kernels. With --mismatches so many lookups of new random
+points are compared with the float64 search, and nothing else is done.
 
 Ours always runs on all n rows. The others run on as many as fit `--budget` seconds; their time is then scaled
 to n and marked ≈. Time is the median of three runs, or of as many as fit. Extra memory is the peak above the
@@ -35,7 +41,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from gsq_lightning.quantizers.lookup import choose_method, nearest_code
+from gsq_lightning.quantizers.lookup import CodeIndex, choose_method, nearest_code
 
 
 class Shape(NamedTuple):
@@ -107,11 +113,43 @@ def library(shape: Shape, codes: Tensor) -> Search | None:
     return search
 
 
+def flash_kmeans() -> Search | None:
+    try:
+        from flash_kmeans.assign_euclid_triton import euclid_assign_triton
+    except ImportError:
+        return None
+
+    def search(points: Tensor, codes: Tensor) -> Tensor:
+        return euclid_assign_triton(points[None], codes[None], points.square().sum(dim=1)[None])[0].long()
+
+    return search
+
+
+def graphed(search: Search, points: Tensor, codes: Tensor) -> Search:
+    """The same, recorded once on these very tensors and replayed."""
+    stream = torch.cuda.Stream()
+    with torch.cuda.stream(stream):
+        search(points, codes)
+    torch.cuda.synchronize()
+    graph = torch.cuda.CUDAGraph()
+    with torch.cuda.graph(graph):
+        index = search(points, codes)
+
+    def replay(points: Tensor, codes: Tensor) -> Tensor:
+        graph.replay()
+        return index
+
+    return replay
+
+
 def baselines(shape: Shape, codes: Tensor, with_cdist: bool) -> dict[str, Baseline]:
     found = {"expanded": Baseline(expanded, 12)}  # the sum, the product, twice the product
     from_library = library(shape, codes)
     if from_library is not None:
         found["library"] = Baseline(from_library, 20)  # distances and a one-hot matrix of int64 and float32
+    from_kmeans = flash_kmeans() if codes.is_cuda else None
+    if from_kmeans is not None:
+        found["flash-kmeans"] = Baseline(from_kmeans, 1)
     if with_cdist:
         found["cdist"] = Baseline(by_cdist, 8)
     return found
@@ -208,9 +246,24 @@ def print_peaks(request: str) -> None:
 
 def exact_share(index: Tensor, points: Tensor, codes: Tensor) -> float:
     """Share of `index` that a float64 search over all codes finds too."""
+    if points.is_cuda:
+        return (index == nearest_code(points, codes, "brute")).double().mean().item()
     points, codes = points.double().cpu(), codes.double().cpu()
     exact = torch.stack([(point - codes).square_().sum(dim=1).argmin() for point in points])
     return (index.cpu() == exact).double().mean().item()
+
+
+def count_mismatches(shape: Shape, lookups: int, device: str) -> int:
+    """Of lookups of random points in batches of 131,072, how many differ from the float64 search."""
+    _, codes = make_inputs(shape, 1, device)
+    index, generator = CodeIndex(codes, unit_norm=shape.normalized), torch.Generator(device).manual_seed(1)
+    wrong = torch.zeros((), dtype=torch.int64, device=device)
+    for start in range(0, lookups, 131072):
+        points = torch.randn(min(131072, lookups - start), shape.dimension, generator=generator, device=device)
+        if shape.normalized:
+            points = torch.nn.functional.normalize(points, dim=1)
+        wrong += (index.query(points) != nearest_code(points, codes, "brute")).sum()
+    return int(wrong)
 
 
 def milliseconds(timing: Timing | None, rows: int) -> str:
@@ -223,7 +276,7 @@ def compare(shape: Shape, rows: int, arguments: argparse.Namespace) -> float:
     """Prints one line of the table; returns the exact share of ours."""
     points, codes = make_inputs(shape, rows, arguments.device)
     rivals = baselines(shape, codes, arguments.cdist)
-    names = ["expanded", "library", *(["cdist"] if arguments.cdist else [])]
+    names = rival_names(arguments)
     method = choose_method(shape.dimension, shape.codebook_size, rows, arguments.device, shape.normalized)
     sample = min(rows, max(32, 2**26 // codes.numel()))
 
@@ -251,6 +304,7 @@ def compare(shape: Shape, rows: int, arguments: argparse.Namespace) -> float:
         "sphere" if shape.normalized else "no norm",
         method,
         milliseconds(time_ours, rows),
+        *(milliseconds(timing, rows) for timing in on_cuda(shape, points, codes, method, arguments)),
         *(milliseconds(times.get(name), rows) for name in names),
         *(f"{times[name].seconds / time_ours.seconds:,.1f}×" if name in times else "–" for name in names),
         *(peaks.get(name, "–") for name in ["ours", *names]),
@@ -263,6 +317,28 @@ def compare(shape: Shape, rows: int, arguments: argparse.Namespace) -> float:
     return shares["ours"]
 
 
+def rival_names(arguments: argparse.Namespace) -> list[str]:
+    return [
+        *("expanded", "library"),
+        *(["flash-kmeans"] if arguments.device == "cuda" else []),
+        *(["cdist"] if arguments.cdist else []),
+    ]
+
+
+def on_cuda(
+    shape: Shape, points: Tensor, codes: Tensor, method: str, arguments: argparse.Namespace
+) -> list[Timing | None]:
+    """Ours with its index kept, and as a CUDA graph, which takes a method that waits for nothing."""
+    if not points.is_cuda:
+        return []
+    index = CodeIndex(codes, unit_norm=shape.normalized)
+    kept = measure_time(lambda points, _: index.query(points), points, codes, arguments.budget, whole=True)
+    if method != "triton":
+        return [kept, None]
+    replay = graphed(ours(shape), points, codes)
+    return [kept, measure_time(replay, points, codes, arguments.budget, whole=True)]
+
+
 def main() -> int:
     parser = argparse.ArgumentParser(description="Nearest-code lookup: speed, memory, exactness.")
     parser.add_argument("--n", type=int, nargs="+", default=[8192, 131072], help="numbers of lookups")
@@ -272,6 +348,7 @@ def main() -> int:
     parser.add_argument("--quick", action="store_true", help="three small shapes, 2,048 lookups, 0.5 s each")
     parser.add_argument("--cdist", action="store_true", help="torch.cdist as well")
     parser.add_argument("--no-memory", action="store_true", help="skip peak memory (it starts a process each)")
+    parser.add_argument("--mismatches", type=int, metavar="N", help="compare N lookups with float64, no times")
     parser.add_argument("--peaks", help=argparse.SUPPRESS)
     arguments = parser.parse_args()
     if arguments.peaks is not None:
@@ -287,10 +364,19 @@ def main() -> int:
             known = ", ".join(f"{shape.dimension} {shape.codebook_size}" for shape in TABLE_13)
             parser.error(f"--shape must name (d, V) from: {known}")
 
+    if arguments.mismatches is not None:
+        print("| d | V | lookups | mismatches |\n|---|---|---|---|")
+        found = [count_mismatches(shape, arguments.mismatches, arguments.device) for shape in shapes]
+        for shape, wrong in zip(shapes, found, strict=True):
+            print(f"| {shape.dimension} | {shape.codebook_size} | {arguments.mismatches:,} | {wrong} |")
+        return 1 if any(found) else 0
+
     device = torch.cuda.get_device_name() if arguments.device == "cuda" else f"{torch.get_num_threads()} CPU threads"
     print(f"torch {torch.__version__}, {device}, budget {arguments.budget} s\n")
-    names = ["expanded", "library", *(["cdist"] if arguments.cdist else [])]
+    names = rival_names(arguments)
     header = ["d", "V", "n", "inputs", "ours: method", "ours, ms", *(f"{name}, ms" for name in names)]
+    if arguments.device == "cuda":
+        header[6:6] = ["index kept, ms", "CUDA graph, ms"]
     header += [f"{name} / ours" for name in names]
     header += [f"{name}, MiB" for name in ["ours", *names]] + [f"{name}, exact" for name in ["ours", *names]]
     print("| " + " | ".join(header) + " |\n|" + "---|" * len(header), flush=True)

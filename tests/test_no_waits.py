@@ -1,8 +1,4 @@
-"""A training step queues its work and goes on: between two logged steps nothing waits for the device.
-
-Without a GPU to watch, what would wait there is counted here: reading a value of a tensor (`.item()`, `bool()`,
-`float()`, `.tolist()`), shapes that depend on values (`nonzero`, masks), copies to another device.
-"""
+"""A training step queues its work and goes on: between two logged steps nothing waits for the device."""
 
 from collections.abc import Callable
 from pathlib import Path
@@ -11,9 +7,6 @@ from typing import Any
 import pytest
 import torch
 from lightning.pytorch import Trainer
-from torch import Tensor
-from torch.overrides import TorchFunctionMode
-from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils.data import DataLoader
 
 from gsq_lightning import GSQTokenizer, TokenizerModule
@@ -22,52 +15,7 @@ from gsq_lightning.losses import LPIPS, LossWeights
 from gsq_lightning.optim import WarmupDecay
 from gsq_lightning.quantizers import spherical
 from gsq_lightning.quantizers.lookup.dense import dense_nearest_code
-
-aten = torch.ops.aten
-OPERATORS = {
-    *(aten._local_scalar_dense, aten.is_nonzero, aten.nonzero, aten.equal, aten.masked_select, aten.unique_dim),
-    *(aten._unique2, aten.bincount, aten.repeat_interleave.Tensor.overloadpacket),
-}
-METHODS = ("item", "tolist", "numpy", "cpu", "cuda", "__bool__", "__float__", "__int__", "__index__")
-
-
-class Waits:
-    """What was called inside that would wait for a device."""
-
-    def __init__(self) -> None:
-        self.found: list[str] = []
-
-    def __enter__(self) -> "Waits":
-        found = self.found
-
-        class Operators(TorchDispatchMode):
-            """Below autograd: also what torch's own Python and C++ code calls."""
-
-            def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-                indexed = func.overloadpacket in (aten.index, aten.index_put, aten.index_put_) and any(
-                    isinstance(index, Tensor) and index.dtype == torch.bool for index in args[1]
-                )
-                if func.overloadpacket in OPERATORS or indexed:
-                    found.append(str(func))
-                return func(*args, **(kwargs or {}))
-
-        class Methods(TorchFunctionMode):
-            """What reads memory directly on a CPU, and does nothing where tensors are on a CPU already."""
-
-            def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-                name = getattr(func, "__name__", "")
-                if name in METHODS and args and isinstance(args[0], Tensor):
-                    found.append(name)
-                return func(*args, **(kwargs or {}))
-
-        self._modes = [Operators(), Methods()]
-        for mode in self._modes:
-            mode.__enter__()
-        return self
-
-    def __exit__(self, *error: Any) -> None:
-        for mode in reversed(self._modes):
-            mode.__exit__(*error)
+from tests.waits import Waits
 
 
 @pytest.mark.filterwarnings("ignore:.*not.*implemented for this mode")

@@ -7,6 +7,7 @@ import sys
 import tracemalloc
 from collections.abc import Iterator
 from itertools import count
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -312,11 +313,53 @@ for dimension, size, rows in [(1, 300, 70), (2, 513, 65), (3, 64, 64), (5, 129, 
 print("all equal")
 """
 
+# more of them, as in the tests of the other methods; and that nothing waits for the device, but for the kernels
+# themselves, which are Python on a CPU
+TRITON_ON_INPUTS_OF_ALL_KINDS = """
+import torch
+from gsq_lightning.quantizers.lookup import nearest_code, triton
+from tests.quantizers.test_lookup import INPUTS, gaussian, on_sphere
+from tests.waits import Waits
+for dimension in (3, 4, 11, 21):
+    for name, (make_points, make_codes) in INPUTS.items():
+        points, codes = make_points(33, dimension, 3), make_codes(130, dimension, 4)
+        expected = nearest_code(points, codes, "brute")
+        assert torch.equal(nearest_code(points, codes, "triton"), expected), (name, dimension)
+codes = on_sphere(100, 8, 5)
+codes[3:] = codes[3]  # a collapsed codebook: every point is a tie
+assert torch.equal(nearest_code(gaussian(40, 8, 6), codes, "triton"), nearest_code(gaussian(40, 8, 6), codes, "brute"))
+codes[:] = torch.nan
+assert not nearest_code(gaussian(40, 8, 6), codes, "triton").any()
+
+class Unwatched:
+    def __init__(self, kernel):
+        self.kernel = kernel
+    def __getitem__(self, grid):
+        def launch(*arguments, **options):
+            with torch._C.DisableTorchFunction(), torch.utils._python_dispatch._disable_current_modes():
+                self.kernel[grid](*arguments, **options)
+        return launch
+
+triton._score_kernel = Unwatched(triton._score_kernel)
+triton._distance_kernel = Unwatched(triton._distance_kernel)
+for dimension in (3, 8):
+    points, codes = gaussian(40, dimension, 7), on_sphere(90, dimension, 8)
+    with Waits() as waits:
+        nearest_code(points, codes, "triton")
+    assert waits.found == [], waits.found
+with Waits() as waits:
+    nearest_code(points, codes, "brute").any().item()
+assert waits.found
+print("all equal")
+"""
+
 
 @pytest.mark.skipif(importlib.util.find_spec("triton") is None, reason="Triton is not installed")
-def test_triton_kernel_in_the_interpreter() -> None:
+@pytest.mark.parametrize("script", [TRITON_IN_INTERPRETER, TRITON_ON_INPUTS_OF_ALL_KINDS], ids=["shapes", "inputs"])
+def test_triton_kernel_in_the_interpreter(script: str) -> None:
     result = subprocess.run(
-        [sys.executable, "-c", TRITON_IN_INTERPRETER],
+        [sys.executable, "-c", script],
+        cwd=Path(__file__).parents[2],
         env={**os.environ, "TRITON_INTERPRET": "1", "CUDA_VISIBLE_DEVICES": ""},
         capture_output=True,
         text=True,

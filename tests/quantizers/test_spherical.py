@@ -1,12 +1,15 @@
 import copy
 import pickle
 import warnings
+from typing import Any
 
 import numpy as np
 import pytest
 import torch
 
 from gsq_lightning import GroupedSphericalQuantizer, InputError
+from gsq_lightning.quantizers import spherical
+from gsq_lightning.quantizers.lookup import CodeIndex
 from gsq_lightning.quantizers.spherical import normalize
 
 
@@ -271,6 +274,32 @@ def test_a_changed_codebook_is_noticed_in_evaluation() -> None:
     duplicate.codebook.data.copy_(quantizer.codebook.data.flip(0))
     assert torch.equal(duplicate.latent_to_indices(latent), first)
     assert torch.equal(quantizer.latent_to_indices(latent), 49 - first)
+
+
+def test_the_index_of_an_evaluation_is_kept_until_the_codebook_changes(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """Built on each call it would cost more than the lookups of a small batch."""
+    built: list[int] = []
+
+    class Counted(CodeIndex):
+        def __init__(self, codes: torch.Tensor, *arguments: Any, **options: Any) -> None:
+            built.append(len(codes))
+            super().__init__(codes, *arguments, **options)
+
+    monkeypatch.setattr(spherical, "CodeIndex", Counted)
+    quantizer = GroupedSphericalQuantizer(8, 60).eval()
+    latent = torch.randn(2, 8, 3, 3)
+    for _ in range(3):
+        quantizer.latent_to_indices(latent)
+    assert built == [60]
+    with torch.no_grad():
+        quantizer.codebook[0] += 1
+    quantizer.latent_to_indices(latent)
+    assert built == [60, 60]
+    quantizer.to("cpu")
+    quantizer.latent_to_indices(latent)
+    assert built == [60, 60, 60]
 
 
 def test_a_pickled_quantizer_carries_no_search_index() -> None:

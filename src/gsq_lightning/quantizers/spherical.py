@@ -229,10 +229,10 @@ class GroupedSphericalQuantizer(Quantizer):
     def _nearest_in(self, number: int, codebook: Tensor, points: Tensor) -> Tensor:
         """(n, d) normalized → (n,), of the codebook with this number.
 
-        In evaluation on the CPU the lookup's index is kept from call to call: building it would dominate.
+        In evaluation the lookup's index is kept from call to call: building it would dominate.
         """
         unit_norm = self.normalization == "l2"
-        if self.training or codebook.device.type != "cpu" or torch.compiler.is_compiling():
+        if self.training or torch.compiler.is_compiling():
             return nearest_code(points, normalize(codebook.double(), self.normalization), unit_norm=unit_norm)
         if not (number < len(self._indexed) and torch.equal(self._indexed[number][0], codebook)):
             index = CodeIndex(normalize(codebook.double(), self.normalization), unit_norm=unit_norm)
@@ -241,6 +241,7 @@ class GroupedSphericalQuantizer(Quantizer):
 
     def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> "GroupedSphericalQuantizer":
         super()._apply(keep_precision(fn), recurse)
+        self._indexed = []  # may be of another device
         return self
 
     def __getstate__(self) -> dict[str, Any]:

@@ -17,7 +17,7 @@ next, slower one. Memory beyond the inputs is O((n + V) d) plus work buffers of 
 | circle | d = 2, codes on the unit circle, CPU and CUDA | the same over angles, with wrap-around |
 | kdtree | CPU, low d | SciPy's cKDTree, float64; points that make a tree slow go to `matmul` |
 | matmul | CPU, higher d; CUDA without Triton | float32 scores tile by tile; float64 where they could err |
-| triton | CUDA | one kernel with a running minimum; float64 for the points where float32 could err |
+| triton | CUDA | tensor cores with a proven bound; float64 for points left in doubt; never waits for the device |
 | brute | anywhere | float64 differences, chunk by chunk: the definition |
 
 A graph made by torch.export has no such choice: there it is `dense.py`, one float64 matrix product.
@@ -138,7 +138,8 @@ class CodeIndex:
         )
         with torch.no_grad(), full_precision(self._device):
             codes = codes.detach().to(self._device).double()
-            self._original = _rows_to_search(codes, self.method)
+            # `triton` waits for nothing, and takes codes of any kind
+            self._original = None if self.method == "triton" else _rows_to_search(codes, self.method)
             self._codes = codes if self._original is None else codes[self._original]
             self._search = None if len(self._codes) == 0 else _build(self._codes, self.method)
 
@@ -157,8 +158,8 @@ class CodeIndex:
         with full_precision(self._device):
             points = points.detach().to(self._device).double()
             finite = points.isfinite().all(dim=1)
-            if not finite.all():
-                points = torch.where(finite[:, None], points, self._codes[0])
+            if self.method == "triton" or not finite.all():  # on a GPU, asking would take longer
+                points = torch.where(finite[:, None], points, 0.0)
             index = self._search.query(points)
             if self._original is not None:
                 index = self._original[index]
@@ -196,7 +197,7 @@ SEARCHES: dict[str, Callable[[Tensor], Search]] = {
 
 
 def _build(codes: Tensor, method: str) -> Search:
-    if codes.abs().amax() > 1e150:  # squares leave float64
+    if method != "triton" and codes.abs().amax() > 1e150:  # squares leave float64
         return LastResort(codes)
     return SEARCHES[method](codes)
 
@@ -207,7 +208,7 @@ def _rows_to_search(codes: Tensor, method: str) -> Tensor | None:
     finite = codes.isfinite().all(dim=1)
     if not finite.all():
         rows = finite.nonzero()[:, 0]
-    if method in ("kdtree", "matmul", "triton"):
+    if method in ("kdtree", "matmul"):
         # A collapsed codebook, thousands of equal codes, would make every point a tie to settle.
         distinct = _distinct(codes if rows is None else codes[rows])
         if distinct is not None:
