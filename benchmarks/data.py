@@ -1,4 +1,4 @@
-"""Images per second and core of each source against decoding alone, memory of a loading process, time of a listing.
+"""Images per second and core of each source against decoding alone, memory of a worker, time of a listing.
 
     python benchmarks/data.py --root /data/imagenet/val
 
@@ -150,7 +150,7 @@ def without_keeping(loader: DataLoader) -> Iterator[int]:
 
 
 def measure_memory(folder: Path, epochs: int = 6) -> None:
-    """Private memory of the loading processes after each epoch."""
+    """Private memory of the workers after each epoch."""
     loader = loader_of(str(folder / "folder"), num_workers=2)
     sizes = []
     for _ in range(epochs):
@@ -158,10 +158,7 @@ def measure_memory(folder: Path, epochs: int = 6) -> None:
             pass
         workers = loader._iterator._workers  # type: ignore[union-attr]
         sizes.append(max(private_memory(worker.pid) for worker in workers))
-    print(
-        f"\nprivate memory of a loading process after each of {epochs} epochs, MiB: "
-        + " ".join(f"{s:.0f}" for s in sizes)
-    )
+    print(f"\nprivate memory of a worker after each of {epochs} epochs, MiB: " + " ".join(f"{s:.0f}" for s in sizes))
 
 
 def private_memory(process: int) -> float:

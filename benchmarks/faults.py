@@ -3,8 +3,8 @@
     python benchmarks/faults.py --kills 30
 
 A small GSQ-GAN on made images; a checkpoint after every second step, written through a slowed disk so that kills fall
-within writes too. After each SIGKILL the same command goes on by itself (auto_resume). At the end weights, averages,
-optimizers and counters must equal those of an undisturbed run to the bit.
+within writes too. After each SIGKILL the same command resumes by itself (auto_resume). At the end weights, averages,
+optimizers and counters must equal those of an undisturbed run, bit-exact.
 """
 
 import argparse
@@ -26,7 +26,7 @@ from PIL import Image
 STEPS = 120
 COMPARED = ("global_step", "state_dict", "optimizer_states", "lr_schedulers", "training_state")
 
-# runs `gsq` with every write of a checkpoint drawn out, and tells on which line of the log each phase begins
+# runs `gsq` with every write of a checkpoint drawn out, and prints a line of the log where each phase begins
 DRIVER = """
 import os, sys, time
 from gsq_lightning import files
@@ -66,7 +66,7 @@ def main() -> None:
     for phase, times in sorted(phases.items()):
         print(f"| {phase} | {times} |")
     print(f"\n{sum(phases.values())} kills, {starts} starts of the same command.")
-    print("What it ends with equals the undisturbed run to the bit.")
+    print("What it ends with equals the undisturbed run, bit-exact.")
 
 
 def write_images(folder: Path) -> None:

@@ -218,7 +218,7 @@ def measure_peak(search: Search, points: Tensor, codes: Tensor) -> int:
         torch.cuda.synchronize()
         return torch.cuda.max_memory_allocated() - before
     ctypes.CDLL(None).malloc_trim(0)  # what earlier calls freed would hide new use
-    Path("/proc/self/clear_refs").write_text("5")  # VmHWM starts anew
+    Path("/proc/self/clear_refs").write_text("5")  # resets VmHWM
     before = resident("VmRSS")
     search(points, codes)
     return resident("VmHWM") - before

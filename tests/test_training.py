@@ -572,7 +572,8 @@ def test_a_run_that_diverges_leaves_a_checkpoint_with_finite_weights(small_token
 
 @pytest.mark.parametrize("adversary", ADVERSARIES)
 def test_both_networks_train_with_every_discriminator(small_tokenizer: Build, tmp_path: Path, adversary: str) -> None:
-    """The reconstruction gets better, the discriminator tells images from reconstructions, and both stay finite."""
+    """The reconstruction gets better, the discriminator learns to separate images from reconstructions, and both
+    stay finite."""
     module = TokenizerModule(
         small_tokenizer(),
         ADVERSARIES[adversary](),

@@ -172,7 +172,7 @@ class TokenizerModule(LightningModule):
         self._stream_seed: int | None = None  # of what training draws at random
         self._options: dict[str, Any] = {}  # of optimizers and schedulers, as given
         self._fits = False
-        self._checkpoint: dict[str, Any] | None = None  # that a training goes on from, until its optimizers are made
+        self._checkpoint: dict[str, Any] | None = None  # what training resumes from, until the optimizers are made
 
     @property
     def evaluated_tokenizer(self) -> GSQTokenizer:
@@ -428,7 +428,7 @@ class TokenizerModule(LightningModule):
         self._log_metrics("test")
 
     def _original_images(self, loader: Any, limit: float) -> OriginalImages | None:
-        """The images of a loader, where all are to come and its data set can tell; the first process alone asks it."""
+        """The images of a loader, if all of them will be seen and its dataset has a fingerprint; rank 0 alone asks."""
         all_come = isinstance(limit, float) and limit == 1.0  # the integer 1 means one batch
         if not all_come or not self.trainer.is_global_zero or not isinstance(loader, DataLoader):
             return None
@@ -481,7 +481,7 @@ class TokenizerModule(LightningModule):
     # ------------------------------------------------------------------------------------------- checkpoints
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        """Adds what is needed to rebuild tokenizer and data, and to go on as if nothing had happened.
+        """Adds what is needed to rebuild tokenizer and data, and to resume exactly.
 
         Gradients of a group that is not complete are left out: save where `between_steps` is true.
         """

@@ -515,7 +515,7 @@ def test_the_papers_recipes_run(recipe: str, tmp_path: Path, monkeypatch: pytest
 def test_a_resumed_run_ends_with_the_weights_of_an_undisturbed_one(
     stop: int, discriminator: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """To the bit, on the CPU: stopped within and at the end of an epoch of three steps, before and after D starts."""
+    """Bit-exact on the CPU: stopped within and at the end of an epoch of three steps, before and after D starts."""
     from tests.conftest import write_images
 
     write_images(tmp_path / "images" / "train", 13)

@@ -35,7 +35,7 @@ def test_a_draw_that_changes_nothing_changes_nothing() -> None:
 
 
 def test_color_in_numbers() -> None:
-    """One gray and one colored pixel, told in [0, 1]; brightness, then saturation, then contrast."""
+    """One gray and one colored pixel, given in [0, 1]; brightness, then saturation, then contrast."""
     image = 2 * torch.tensor([[0.4, 0.1], [0.4, 0.4], [0.4, 0.7]]).view(1, 3, 1, 2) - 1
     augmentation = DifferentiableAugmentation(["color"])
 
@@ -149,7 +149,7 @@ def test_the_same_generator_gives_the_same_draw() -> None:
 
 @pytest.mark.parametrize("name", ALL)
 def test_gradients_are_exact(name: str) -> None:
-    """Each operation is affine in the image: a gradient tells differences exactly, however large."""
+    """Each operation is affine in the image: a gradient gives differences exactly, however large."""
     augmentation = DifferentiableAugmentation([name])  # type: ignore[list-item]
     image, change, weight = torch.randn(3, 4, 3, 12, 12)
     image.requires_grad_()

@@ -1,4 +1,4 @@
-"""A run that was stopped anywhere and resumed is the run that was never stopped, to the bit on the CPU."""
+"""A run that was stopped anywhere and resumed equals the run that was never stopped, bit-exact on the CPU."""
 
 import csv
 import math
@@ -138,7 +138,7 @@ class Run:
 
 
 def equal(one: Any, other: Any, place: str = "") -> None:
-    """Asserts that two trees of tensors and plain data are the same to the bit."""
+    """Asserts that two trees of tensors and plain data are bit-exact equal."""
     assert type(one) is type(other), place
     if isinstance(one, Tensor):
         assert one.dtype == other.dtype, place

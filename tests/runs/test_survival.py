@@ -66,7 +66,7 @@ def load(version: int) -> dict[str, Any]:
 
 @pytest.fixture
 def said(monkeypatch: pytest.MonkeyPatch) -> list[str]:
-    """What the command told of its decision on resuming."""
+    """What the command said of its decision on resuming."""
     lines: list[str] = []
     monkeypatch.setattr(cli, "rank_zero_info", lines.append)
     return lines

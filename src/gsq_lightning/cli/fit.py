@@ -87,7 +87,7 @@ def main(arguments: list[str]) -> None:
 
 
 def prepare_process() -> None:
-    """Sets what holds for the whole process: what a config may import, what is not said, how threads end."""
+    """Sets what holds for the whole process: what a config may import, which messages are dropped, how threads end."""
     if os.getcwd() not in sys.path:
         sys.path.append(os.getcwd())  # classes in files of the user's: last, so that they hide nothing installed
     set_parsing_settings(import_path_denylist=[])  # the parser's own list, os and subprocess among it, is obeyed

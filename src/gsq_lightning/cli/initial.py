@@ -42,7 +42,7 @@ def check_options(source: str | None, options: InitOptions, trained: str, resume
         source: of `--init_from`.
         options: beside it.
         trained: of the model.
-        resumes: whether the training goes on from a checkpoint.
+        resumes: whether training resumes from a checkpoint.
     """
     require(
         source is not None or options == InitOptions(),

@@ -142,7 +142,7 @@ def plain_message(message: str, options: Sequence[str] = (), given: Sequence[str
     Args:
         message: of jsonargparse, which quotes every type that an option could have had.
         options: names of all options, for suggestions.
-        given: names of the options that flags and config files have, to tell which one is meant.
+        given: names of the options that flags and config files have, to find the one that is meant.
     """
     text = " ".join(line.strip(" -") for line in message.splitlines() if line.strip(" -"))
     if text.endswith("arguments are required: root"):

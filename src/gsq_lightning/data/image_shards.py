@@ -99,7 +99,7 @@ class ImageShards(ABC):
     @property
     @abstractmethod
     def fingerprint(self) -> str | None:
-        """Identifies images and preparation; None where the data cannot tell. May ask for the times of all files."""
+        """Identifies images and preparation; None where the data has none. May ask for the times of all files."""
 
     @abstractmethod
     def loader(self, shards: Sequence[int], loading: Loading) -> DataLoader:

@@ -33,7 +33,7 @@ class ImageNetDataModule(ImageDataModule):
     `image_size / val_crop_ratio`, center crop.
 
     Args:
-        root: what holds both splits, each as a folder (of class folders, or any others), a text list, a zip or
+        root: the place of both splits, each as a folder (of class folders, or any others), a text list, a zip or
             uncompressed tar, several of these (WebDataset shards too), or Parquet files, found by the names train and
             val (or validation), at any depth and with words around: a folder or an archive, or with `source` "parquet"
             the name of a data set on the Hugging Face Hub.

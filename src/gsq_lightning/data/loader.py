@@ -65,7 +65,7 @@ def default_workers(devices: int) -> int:
 
 
 def ignore_stop_signals(worker: int) -> None:
-    """Lets a worker go on when a whole job is asked to stop: the main process finishes its step first.
+    """Keeps a worker running when the whole job gets a signal to stop: the main process finishes its step first.
 
     A cluster sends its signal to every process of a job. The main process ends its workers when it is done; where it is
     killed, torch's workers notice.

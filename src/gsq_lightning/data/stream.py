@@ -29,9 +29,9 @@ class StreamedShards(ImageDataset, IterableDataset[Sample | UnreadableImage]):
     """Images of tar shards through `webdataset`, each shard read by one worker of one device.
 
     Training: shards are shuffled by (seed, epoch), dealt to devices and their workers, and images shuffled within a
-    buffer. A device that runs out of its shards before the epoch ends goes on with a share of another round; readable
+    buffer. A device that runs out of its shards before the epoch ends continues with a share of another round; readable
     images take the place of those that are not. Other than with sources of random access, the order depends on the
-    number of devices and workers, and a run that is resumed in the middle of an epoch goes on with another order: it
+    number of devices and workers, and a run that is resumed in the middle of an epoch continues in another order: it
     may see some images of that epoch twice and some not at all.
 
     Evaluation: each shard once, in order.

@@ -1,7 +1,7 @@
-"""Differentiable augmentation: what a discriminator sees is changed at random, real and fake images alike.
+"""Differentiable augmentation: random changes of the discriminator's input, of real and fake images alike.
 
 DiffAugment, arXiv 2006.10738, with the strengths of the GSQ paper (arXiv 2412.02632): cutout of 20 % where DiffAugment
-has 50 %, and resizing beside it. All of it is done to pixels in [0, 1], as in the paper's reference.
+has 50 %, and additional resizing. All operations work on pixels in [0, 1], as in the paper's reference.
 """
 
 from collections.abc import Iterator, Sequence
@@ -25,7 +25,7 @@ RESIZE = (0.8, 1.2)
 
 
 class AugmentationDraw(NamedTuple):
-    """What is done to each image of a batch.
+    """Random parameters of the operations, for each image of a batch.
 
     Attributes:
         brightness: (B,) in [-0.5, 0.5), added to pixels in [0, 1].
@@ -45,11 +45,11 @@ class AugmentationDraw(NamedTuple):
 
 
 class DifferentiableAugmentation(nn.Module):
-    """Random changes of color and place through which gradients flow; it does nothing in eval mode.
+    """Random changes of color and position through which gradients flow; does nothing in eval mode.
 
-    What comes to lie in the image from beyond its border, or in place of what is cut out, is black. Values may leave
-    [-1, 1] by the change of color, as in DiffAugment. Each image has a draw of its own; the GSQ paper's reference
-    differs in "resize" alone, where it draws one ratio for a batch, which an image on its own cannot tell.
+    Pixels from beyond the border are black, and so is the cutout. The change of color may take values out of [-1, 1],
+    as in DiffAugment. Each image has random parameters of its own. The GSQ paper's reference differs in "resize" alone,
+    where it draws one ratio for the whole batch.
 
     Args:
         policy: what to do, in this order:
@@ -57,8 +57,8 @@ class DifferentiableAugmentation(nn.Module):
             "translation", by up to 12.5 % of height and width, in whole pixels;
             "cutout", of a rectangle of 20 % of height and width, whose middle lies anywhere in the image;
             "resize", by 0.8 to 1.2, bilinear, in the frame of the image.
-        same_draw: within `within_step`, do the same to all batches, so that an image and its reconstruction are
-            changed alike; otherwise each call draws for itself.
+        same_draw: use the same random parameters for all batches within `within_step`, so that an image and its
+            reconstruction are changed alike; otherwise each call draws new ones.
 
     Raises:
         InputError: for an unknown word in `policy`.
@@ -98,7 +98,7 @@ class DifferentiableAugmentation(nn.Module):
             contrast=uniform(*CONTRAST),
             shift=torch.stack([integer(-largest, largest) for largest in largest_shift], dim=1),
             hole=torch.stack(
-                # an even hole has its middle between pixels: one place more, so that both borders are alike
+                # an even hole has its middle between pixels: one position more, so that both borders are treated alike
                 [
                     integer(0, side - size % 2) - size // 2
                     for side, size in zip((height, width), hole_size, strict=True)
@@ -113,7 +113,7 @@ class DifferentiableAugmentation(nn.Module):
 
         Args:
             image: (B, 3, H, W) in [-1, 1].
-            draw: what to do to each image; by default drawn now, or earlier in the same step.
+            draw: parameters for each image; by default drawn now, or earlier in the same step.
 
         Returns:
             (B, 3, H, W) float32.
@@ -130,7 +130,7 @@ class DifferentiableAugmentation(nn.Module):
 
     @contextmanager
     def within_step(self) -> Iterator[None]:
-        """Within it, `same_draw` holds. All batches within have one shape."""
+        """Batches within it share their random parameters, if `same_draw` is set. All must have one shape."""
         self._in_step = True
         try:
             yield
@@ -190,7 +190,7 @@ OPERATIONS = {"color": _color, "translation": _translation, "cutout": _cutout, "
 
 
 def _share(side: int, share: float) -> int:
-    """So many pixels, rounded."""
+    """A share of a side, in whole pixels."""
     return int(side * share + 0.5)
 
 

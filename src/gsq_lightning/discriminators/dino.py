@@ -36,15 +36,14 @@ class DINODiscriminator(TrunkDiscriminator):
     Args:
         weights: of the trunk: "pretrained", a path (see `load_dinov2`), or "random" (tests).
         input_size: height and width that images are resized to, a multiple of 14: 518 as in the reference, or 224 as
-            in StyleGAN-T and VAR, at an eighth of the work.
-        taps: where the heads sit: after blocks of the trunk, 0 to 11, or at the "embedding", the sequence that enters
-            block 0.
+            in StyleGAN-T and VAR, at an eighth of the cost.
+        taps: inputs of the heads: the output of a block of the trunk, 0 to 11, or "embedding", the input of block 0.
         kernel_size: tokens that a head's second convolution sees, odd.
         norm: of the heads: "batch" as in the reference; "local_batch" as in StyleGAN-T, over 8 images at a time and
             without running averages; or "none".
         spectral_norm: whether the heads' convolutions have spectral norm 1, as in StyleGAN-T.
         prefix_tokens: whether class and register tokens are judged too, as in the reference.
-        augmentation: what is done to all images before, in training.
+        augmentation: of all images before the trunk, in training.
         trunk_dtype: see `TrunkDiscriminator`.
 
     Raises:
@@ -125,7 +124,7 @@ class TokenHead(nn.Module):
     """One logit for each token: a convolution of one token, a residual one of several, and one to the logit.
 
     Args:
-        kernel_size: tokens that the residual convolution sees; the sequence is closed to a ring.
+        kernel_size: tokens that the residual convolution sees; the sequence is padded circularly.
         norm: see `DINODiscriminator`.
         spectral_norm: of the weights of all three convolutions.
     """

@@ -29,14 +29,14 @@ class Discriminator(nn.Module, ABC):
         """(B, 3, H, W) in [-1, 1] → logits, any shape that starts with B."""
 
     def load(self) -> None:
-        """Gets pretrained parts ready before their first use: missing weights are known when training starts."""
+        """Loads pretrained parts before their first use, so that missing weights are an error when training starts."""
 
     def forward_pair(self, image: Tensor, reconstruction: Tensor) -> LogitPair:
-        """Logits of images and of reconstructions, as two calls of `forward` give them; perhaps with less work."""
+        """Logits of images and of reconstructions, as from two calls of `forward`; a subclass may save work."""
         return LogitPair(self(image), self(reconstruction))
 
     def within_step(self) -> AbstractContextManager[None]:
-        """Surrounds all calls of one training step, for what should be drawn at random only once in it."""
+        """A context around all calls of one training step, for random parameters that are drawn once per step."""
         return nullcontext()
 
 
@@ -57,5 +57,5 @@ class ModuleDiscriminator(Discriminator):
 
 
 def as_discriminator(network: nn.Module) -> Discriminator:
-    """A discriminator as it is, any other module in a `ModuleDiscriminator`."""
+    """Returns a discriminator unchanged; wraps any other module in a `ModuleDiscriminator`."""
     return network if isinstance(network, Discriminator) else ModuleDiscriminator(network)

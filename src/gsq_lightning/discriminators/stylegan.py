@@ -1,5 +1,5 @@
-"""StyleGAN discriminator ("SGD" in the GSQ paper): StyleGAN2's residual one, arXiv 1912.04958, for single images, as in
-MAGVIT, arXiv 2212.05199, or in the form of the GSQ paper's reference, arXiv 2412.02632.
+"""StyleGAN discriminator ("SGD" in the GSQ paper): the residual one of StyleGAN2 (arXiv 1912.04958) for single images,
+as in MAGVIT (arXiv 2212.05199) or as in the GSQ paper's reference (arXiv 2412.02632).
 """
 
 import math
@@ -20,16 +20,17 @@ BLUR_FILTER = (1.0, 3.0, 3.0, 1.0)  # in one dimension, as in both StyleGAN2 and
 
 
 class FormDetails(NamedTuple):
-    """What the two forms differ in.
+    """The differences between the two forms.
 
     Attributes:
         leak: slope of the activations below 0.
-        widens_first: whether the width changes in a block's first convolution, before the blur, or in its second.
+        widens_first: whether the number of channels changes in a block's first convolution, before the blur, or in its
+            second.
         skip_bias: whether the 1×1 convolution of the skip has a bias.
         scale: of the sum of residual and skip.
-        head_size: height and width of the map that the linear layers see; what is larger is averaged down.
+        head_size: height and width of the feature map before the linear layers, by adaptive average pooling.
         border: what the blur sees beyond the border, a mode of `F.pad`: zeros ("constant"), or "reflect".
-        glorot: whether weights start uniform after Glorot and biases at 0, or as PyTorch's layers do.
+        glorot: initialize weights by Glorot's uniform distribution and biases with 0, or as PyTorch's layers do.
     """
 
     leak: float
@@ -42,12 +43,12 @@ class FormDetails(NamedTuple):
 
 
 class StyleGANDiscriminator(Discriminator):
-    """Residual blocks that halve the map, then two linear layers to one logit per image.
+    """Residual blocks that halve height and width, then two linear layers to one logit per image.
 
-    The map that the blocks leave is averaged down before the linear layers, to 4×4 in MAGVIT's form, to 1×1 in that
-    of the GSQ paper's reference, so that one set of weights takes images of any size that fits. With five blocks 4×4
-    changes nothing at 128², where the paper ran it (Table 7); at 256² MAGVIT would flatten 8×8, four times the weights
-    in the first linear layer.
+    Adaptive average pooling before the linear layers, to 4×4 in MAGVIT's form and 1×1 in that of the GSQ paper's
+    reference, makes the same weights fit images of several sizes. With five blocks, pooling to 4×4 changes nothing at
+    128², where the paper ran it (Table 7); at 256² MAGVIT would flatten 8×8, with four times the weights in the first
+    linear layer.
 
     Args:
         channels: width of the first convolution.
@@ -172,7 +173,7 @@ FORMS = {
 
 
 def _initialize(module: nn.Module) -> None:
-    """MAGVIT: weights uniform after Glorot, biases 0."""
+    """MAGVIT's initialization: Glorot uniform weights, biases 0."""
     if isinstance(module, nn.Conv2d | nn.Linear):
         nn.init.xavier_uniform_(module.weight)
         if module.bias is not None:

@@ -1,4 +1,4 @@
-"""What discriminators on the features of a frozen network share."""
+"""Base of the discriminators on features of a frozen network."""
 
 from abc import abstractmethod
 from collections.abc import Mapping, Sequence
@@ -21,16 +21,15 @@ TRUNK_DTYPES: dict[TrunkDtype, torch.dtype] = {"bfloat16": torch.bfloat16, "floa
 class TrunkDiscriminator(Discriminator):
     """A frozen network, and small heads on several of its feature maps. A subclass implements `make_trunk`.
 
-    Only the heads are trained, saved and seen from outside. Gradients flow through the trunk to the image.
+    Only the heads are trained and saved. Gradients flow through the trunk to the image.
 
     Args:
         heads: features (B, ...) → logits (B, N), in the order of the trunk's features.
-        augmentation: what is done to all images before, in training.
-        trunk_dtype: what the trunk computes in on CUDA; elsewhere it computes in float32. In both cases whatever the
-            autocast state, which decides for the heads.
+        augmentation: of all images before the trunk, in training.
+        trunk_dtype: of the trunk on CUDA; elsewhere it computes in float32. Autocast concerns the heads alone.
 
     Raises:
-        InputError: for another word.
+        InputError: for an unknown trunk_dtype.
     """
 
     def __init__(
@@ -68,14 +67,14 @@ class TrunkDiscriminator(Discriminator):
         return image.float() if self.augmentation is None else self.augmentation(image)
 
     def _features(self, image: Tensor) -> list[Tensor]:
-        """The trunk's; loaded now unless `load` did before."""
+        """Features of the trunk, which is loaded now unless `load` was called before."""
         if self.trunk is None:
             self.trunk = FrozenNetwork(self.make_trunk()).to(image.device)
         device = image.device.type
         reduced = device == "cuda" and self.trunk_dtype != torch.float32
         with torch.autocast(device, dtype=self.trunk_dtype if reduced else None, enabled=reduced):
             features = self.trunk(image)
-        # under autocast the heads cast for themselves
+        # under autocast the heads cast their inputs themselves
         return features if torch.is_autocast_enabled(device) else [feature.float() for feature in features]
 
     def _judge(self, features: Sequence[Tensor]) -> Tensor:

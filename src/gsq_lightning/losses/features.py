@@ -69,7 +69,7 @@ class DINOLoss(FeatureLoss):
 
 
 class DINOPatchLoss(DINOLoss):
-    """As `DINOLoss`, but over the tokens of all patches, which tell where something is; not in the paper's table."""
+    """As `DINOLoss`, but over the tokens of all patches, so that positions count; not in the paper's table."""
 
     def load_features(self) -> nn.Module:
         return _PatchTokens(super().load_features())

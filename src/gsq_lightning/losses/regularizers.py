@@ -13,7 +13,7 @@ from gsq_lightning.errors import look_up, require
 GradientPenalty = Literal["r1", "wgan_gp"]
 Judge = Callable[[Tensor], Tensor]
 
-SMALLEST_ADVERSARIAL_GRADIENT = 1e-3  # below it the ratio would only tell of rounding; the GSQ reference's bound
+SMALLEST_ADVERSARIAL_GRADIENT = 1e-3  # below it the ratio is mostly rounding error; the GSQ reference's bound
 
 
 def adaptive_weight(

@@ -36,7 +36,7 @@ class CodebookStatistics(NamedTuple):
 
 
 class CodebookUsage(ImageMetric):
-    """Counts every index seen, per group; exact over any number of batches and processes.
+    """Counts every index seen, per group; exact over any number of batches and ranks.
 
     Groups that share a codebook are pooled. Of several codebooks, usage and perplexity are averaged: an index 3 in
     each is a code of its own.
@@ -47,7 +47,7 @@ class CodebookUsage(ImageMetric):
         num_codebooks: 1 where all groups share one codebook, else G.
 
     Attributes:
-        uses: (V·num_codebooks,) int64, how often each code was used, by all processes, when `compute` was called last.
+        uses: (V·num_codebooks,) int64, how often each code was used, over all ranks, at the last `compute`.
     """
 
     name = "codebook"

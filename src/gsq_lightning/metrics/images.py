@@ -1,4 +1,4 @@
-"""Which images were seen: how many, of what size, a hash of their pixels, and how many reconstructions are broken."""
+"""Counts of the images that were seen, their sizes, a hash of their pixels, and reconstructions that are not finite."""
 
 from typing import NamedTuple
 

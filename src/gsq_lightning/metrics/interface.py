@@ -1,4 +1,4 @@
-"""What every metric has: a name, what it looks at, an update, and values with notes."""
+"""The interface of metrics: a name, the input it wants, an update, and values with notes."""
 
 from abc import abstractmethod
 from typing import Literal, NamedTuple
@@ -13,11 +13,11 @@ Wants = Literal["pixels", "indices"] | ExtractorName
 
 
 class MetricValues(NamedTuple):
-    """What a metric says of all images that it was given.
+    """The result of a metric over all images.
 
     Attributes:
-        values: by name; none where it is not defined over so few images.
-        notes: what there is to say about them, in sentences.
+        values: by name; none where the metric is not defined for so few images.
+        notes: remarks on them, in sentences.
     """
 
     values: dict[str, float]
@@ -41,7 +41,7 @@ class ImageMetric(Metric):
 
     @abstractmethod
     def values(self) -> MetricValues:
-        """Over all processes, all of which must call it."""
+        """Over all ranks; every rank must call it."""
 
 
 class PixelMetric(ImageMetric):
@@ -74,7 +74,7 @@ class PixelMetric(ImageMetric):
 
 
 class FeatureMetric(ImageMetric):
-    """Looks at images through a network.
+    """Compares images by the features of a network.
 
     Args:
         name: of its main value.

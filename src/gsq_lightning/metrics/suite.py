@@ -26,14 +26,14 @@ logger = logging.getLogger(__name__)
 class MetricSuite(nn.Module):
     """Holds metrics by name. A subclass has the `update`.
 
-    It keeps no weights in checkpoints, and float32 and float64 whatever its owner is cast to.
+    Its networks are not in checkpoints. It stays in float32 and float64 whatever dtype its owner is cast to.
 
     Args:
         names: which to compute.
         catalog: what there is by name.
         options: how they are computed.
-        statistics_folder: where what is computed of original images is kept for the next time; "default" is
-            `statistics` in $GSQ_CACHE, or in gsq-lightning in the user's cache folder; none keeps nothing.
+        statistics_folder: cache of what is computed of original images; "default" is `statistics` in $GSQ_CACHE, or in
+            gsq-lightning in the user's cache folder; none caches nothing.
         own: metrics beside those of the catalog.
 
     Attributes:
@@ -69,7 +69,7 @@ class MetricSuite(nn.Module):
         self._logged: set[str] = set()
 
     def load(self, codebook_size: int | None = None, num_groups: int = 1, num_codebooks: int = 1) -> None:
-        """Makes the metrics and gets their networks ready. Without it that is done when the first images come.
+        """Makes the metrics and loads their networks. Otherwise that is done at the first images.
 
         Args:
             codebook_size: V, which "codebook" needs.
@@ -90,12 +90,11 @@ class MetricSuite(nn.Module):
                 self.extractors[metric.wants] = look_up("an extractor", metric.wants, EXTRACTORS)(self.options)
 
     def start(self, originals: OriginalImages | None = None) -> None:
-        """Forgets what was seen. Every process must call it.
+        """Resets all metrics for new images. Every rank must call it.
 
         Args:
-            originals: the images that are to come. With them, what was kept of the originals is taken from the cache,
-                or kept there by `compute` where none of them was missing; without, the cache is left alone. Those of
-                rank 0 count.
+            originals: identifies the images that will be seen; rank 0's counts. With it, features of the originals come
+                from the cache, or `compute` writes them there if no image was missing. Without, there is no cache.
         """
         if not self.metrics:
             self.load()
@@ -115,9 +114,9 @@ class MetricSuite(nn.Module):
             metric.take(from_rank_0(kept))
 
     def compute(self) -> dict[str, float]:
-        """Values by name, over all batches and processes; every process must call it.
+        """Values by name, over all batches and ranks; every rank must call it.
 
-        A metric that is not defined over so few images is left out; `notes` says so.
+        A metric that is not defined for so few images is left out; `notes` says so.
 
         Raises:
             InputError: where nothing was measured.
@@ -157,11 +156,11 @@ class MetricSuite(nn.Module):
 
     @property
     def reused(self) -> list[str]:
-        """Metrics whose originals were not looked at again."""
+        """Metrics whose originals came from the cache."""
         return [name for name, metric in self._set_distances() if metric.kept is not None]
 
     def _keep_originals(self, images: int) -> None:
-        """Keeps what was computed of all the originals, and removes what turned out to be of others."""
+        """Caches what was computed of the originals, and removes an entry that turned out to be of other images."""
         cache = self._cache
         for name, metric in self._set_distances():
             key = self._keys.get(name)
@@ -175,7 +174,7 @@ class MetricSuite(nn.Module):
                 cache.save(key, comparison.originals)
 
     def _note(self, text: str) -> None:
-        """Logged once, though it may hold for every validation of a training."""
+        """Adds a note; the log has it once, not at each validation of a training."""
         self.notes.append(text)
         if text not in self._logged and is_rank_0():
             logger.warning(text)
@@ -208,14 +207,14 @@ class MetricSuite(nn.Module):
         return extractor
 
     def _follow(self, image: Tensor) -> None:
-        """Gets ready where nobody has done so, on the device of the images."""
+        """Loads, unless that was done, and moves to the device of the images."""
         if not self.metrics:
             self.load()
         if self.counts.images.device != image.device:
             self.to(image.device)
 
     def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> "MetricSuite":
-        """Follows its owner to a device, and to no other type of number."""
+        """Moves to a device with its owner, but keeps its dtypes."""
         return super()._apply(keep_precision(fn, widen=False), recurse)
 
 

@@ -46,7 +46,7 @@ class EMA(nn.Module):
 
     @property
     def initial_share(self) -> float:
-        """How much of the average is still the initialization, in [0, 1]."""
+        """Weight of the initialization in the average, in [0, 1]."""
         if not self.warmup:
             return self.decay**self.updates
         return math.prod(self.decay_at(number) for number in range(min(self.updates, WARMUP_UPDATES)))

@@ -1,8 +1,8 @@
-"""Optimizers and schedulers as the options have them, also where a checkpoint was written with other options.
+"""Makes optimizers and schedulers, and lets a resumed run change their options.
 
-A checkpoint restores optimizers and schedulers by value, options among the rest. So it also keeps the options as they
-were given. Where those given now are the same, all is restored as it was. Where they differ, those given now are in
-effect, from the step at which the run goes on.
+The state of an optimizer or scheduler includes its options, so restoring a checkpoint would undo a changed learning
+rate. Therefore a checkpoint also keeps the options as they were given. If those given now are the same, everything is
+restored. If they differ, the new ones take effect from the step at which the run resumes.
 """
 
 import copy
@@ -23,7 +23,7 @@ DERIVED = ("base_lrs", "_last_lr")  # of a scheduler's state: from the optimizer
 
 
 class Optimization(NamedTuple):
-    """How a network is optimized.
+    """Optimizer and scheduler of a network.
 
     Attributes:
         optimizer, scheduler: new ones; the scheduler is stepped once per generator step.
@@ -64,7 +64,7 @@ def make_optimization(
 
 
 def restore_options(made: Mapping[str, Optimization], checkpoint: dict[str, Any], before: Mapping[str, Any]) -> None:
-    """Changes what a checkpoint restores, where options have changed since it was written.
+    """Changes the states in a checkpoint where options have changed since it was written.
 
     Args:
         made: of each network.

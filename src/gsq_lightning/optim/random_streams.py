@@ -1,4 +1,4 @@
-"""The random streams of training: each batch has its own, so that there is no state to keep."""
+"""Random number generators of training are seeded for each batch, so that there is no state to save."""
 
 import random
 
@@ -7,10 +7,10 @@ import torch
 
 
 def seed_streams(seed: int, batch: int, rank: int) -> None:
-    """Sets Python's, NumPy's and torch's streams, those of all devices too, to what this batch draws from.
+    """Seeds Python's, NumPy's and torch's generators, on all devices, for one batch.
 
     What is drawn depends on (seed, batch, rank) alone, as the order and crops of images do on (seed, epoch, image): a
-    run that resumes at any batch goes on with the same draws, whatever happened before.
+    resumed run draws the same numbers at each batch.
 
     Args:
         seed: of the run.

@@ -13,11 +13,11 @@ from gsq_lightning.errors import TrainingDiverged, require
 
 
 class OptimizerStep(NamedTuple):
-    """How a network makes a step.
+    """One network's optimizer and its step.
 
     Attributes:
         optimizer: of the network.
-        take: makes its step.
+        take: makes the step.
     """
 
     optimizer: Optimizer
@@ -36,11 +36,11 @@ class Stepper:
 
     A group is `accumulate_batches` batches, or fewer where an epoch ends. A step takes the mean gradient over all
     images that came, of all batches of the group and all ranks, so that accumulated, distributed and whole batches
-    give the same update. A network whose gradients are not finite makes a step that changes nothing; that is counted.
+    give the same update. A step with gradients that are not finite is skipped and counted.
 
-    Nothing here waits for the device: whether gradients are finite is decided there, and counted there. Fused
-    optimizers of torch do so; with any other, each step waits for its gradients. `skipped_steps` and `stop_if_diverged`
-    wait, so call them once in many steps.
+    Nothing here synchronizes with the device: it decides and counts by itself whether gradients are finite. That needs
+    a fused optimizer of torch; any other one waits for the gradients in each step. `skipped_steps` and
+    `stop_if_diverged` synchronize, so call them once in many steps.
 
     Gradients are summed over the ranks here, once per network and group, while the next network's backward pass runs.
     DistributedDataParallel's own exchange has to be off: in each backward pass it would wait for both networks.

@@ -16,7 +16,7 @@ def reachable(url: str) -> bool:
             urllib.request.urlopen(urllib.request.Request(url, method="HEAD"), timeout=NETWORK_TIMEOUT).close()
             answered.set()
         except urllib.error.HTTPError:
-            answered.set()  # a refusal is an answer; the download will tell it
+            answered.set()  # a refusal is an answer; the download will report it
         except OSError:
             pass
 

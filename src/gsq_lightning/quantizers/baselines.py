@@ -13,7 +13,7 @@ the methods and nothing else:
 The paper's plain VQ needs no class: it is `GroupedSphericalQuantizer(D, V, normalization="none", init="uniform")`.
 
 B batch, h and w height and width of the latent, D its channels, G indices per position, d channels of a group, V codes,
-sg the stop-gradient. What is not finite gets index 0, as in `lookup/`.
+sg the stop-gradient. A latent vector that is not finite gets index 0, as in `lookup/`.
 """
 
 import importlib
@@ -40,14 +40,14 @@ LARGEST_BINARY_CODEBOOK = 2**20  # its table of all codes: 84 MB, and twice that
 
 
 class LibraryQuantizer(Quantizer):
-    """What all wrappers share: the value of a latent is the code of its indices; float32 whatever the module's type."""
+    """Shared by all wrappers: the quantized latent is the code of its indices; float32 whatever the module's dtype."""
 
     def __init__(self, library: nn.Module, latent_channels: int, codebook_size: int, num_groups: int) -> None:
         super().__init__(latent_channels, codebook_size, num_groups)
         self.wrapped: Any = library.eval()
 
     def train(self, mode: bool = True) -> Self:
-        """As every module's, but the library's part stays in eval mode, where it maps and does nothing else."""
+        """Sets the mode; the library's module stays in eval mode, where it has no side effects."""
         super().train(mode)
         self.wrapped.eval()
         return self
@@ -67,7 +67,8 @@ class LibraryQuantizer(Quantizer):
 
     @abstractmethod
     def _decode(self, indices: Tensor) -> Tensor:
-        """(B, h, w, G) → (B, D, h, w) float32, contiguous: the layout decides bits in the decoder's convolutions."""
+        """(B, h, w, G) → (B, D, h, w) float32, contiguous: the result of the decoder's convolutions depends on
+        the memory layout in the last bits."""
 
     def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> Self:
         super()._apply(keep_precision(fn), recurse)
@@ -79,7 +80,7 @@ class LibraryQuantizer(Quantizer):
 
 
 class CodebookSequence(LibraryQuantizer):
-    """A sequence of codebooks, each of which quantizes what those before it left."""
+    """A sequence of codebooks; each quantizes the residual of those before it."""
 
     commitment_weight: float
 
@@ -126,11 +127,11 @@ class CodebookSequence(LibraryQuantizer):
 
 
 class ResidualVQ(CodebookSequence):
-    """Residual quantization: each level quantizes what the levels before it left (SoundStream, arXiv 2107.03312).
+    """Residual quantization: each level quantizes the residual of the levels before it (SoundStream, arXiv 2107.03312).
 
     r_1 = z, index_l = argmin_j ‖r_l - c_lj‖², r_{l+1} = r_l - q_l, quantized = Σ q_l; its gradient goes to z.
     Loss: Σ_l mean((q_l - sg r_l)²) + commitment_weight · mean((sg q_l - r_l)²).
-    The codebooks start as the library draws them: U(±√(6/(V·D))).
+    The codebooks are initialized as in the library: U(±√(6/(V·D))).
 
     Args:
         latent_channels: D ≥ 1.
@@ -192,7 +193,7 @@ class SimVQ(CodebookSequence):
 
     @property
     def codebooks(self) -> list[Tensor]:
-        # always the whole of it: the bits of a matrix product can depend on how many rows it has
+        # the whole product each time: its last bits can depend on how many rows it has
         return [self.wrapped.codebook]
 
 
@@ -263,9 +264,9 @@ class LFQ(LibraryQuantizer):
     """Lookup-free quantization: a bit per channel, its sign; codes {-1, 1}^d (LFQ, arXiv 2310.05737).
 
     Loss: entropy_weight · (E[H(p)] - diversity_weight · H(E[p])) + commitment_weight · mean((sg q - z)²) with
-    p = softmax over the codes of 2 · inverse_temperature · ⟨z, c⟩: every position decided, all codes used. The bits of
-    p are independent, so that both entropies are exact without an n × V matrix, in O(n·√V) memory. In training E[p] is
-    over all ranks. Straight-through: the gradient goes to z.
+    p = softmax over the codes of 2 · inverse_temperature · ⟨z, c⟩. It is low when each position is sure of
+    its code and all codes are used. The bits of p are independent, so both entropies are exact without an n × V matrix,
+    in O(n·√V) memory. In training E[p] is over all ranks. Straight-through: the gradient goes to z.
 
     Args:
         codebook_size: V, a power of 2 up to 2^20; D = G · log2 V.
@@ -348,7 +349,7 @@ class LFQ(LibraryQuantizer):
         return self._signs(self._points(latent))
 
     def _points(self, latent: Tensor) -> Tensor:
-        """(B, D, h, w), as it is compared with the codes."""
+        """(B, D, h, w) → the points that are compared with the codes, of the same shape."""
         return latent
 
     @torch.no_grad()
@@ -376,8 +377,8 @@ class LFQ(LibraryQuantizer):
 class BSQ(LFQ):
     """Binary spherical quantization: LFQ on the unit sphere, codes {-1, 1}^d / √d (BSQ, arXiv 2406.07548).
 
-    Each group of the latent is normalized first, and the gradient passes that. The V = 2^36 of its paper is more than
-    the library holds: num_groups=4 with V = 2^9 has as many bits, on four spheres.
+    Each group of the latent is normalized first; the gradient passes through the normalization. The V = 2^36 of its
+    paper is more than the library holds: num_groups=4 with V = 2^9 has as many bits, on four spheres.
 
     Args:
         codebook_size: as for LFQ, and at least 4: on a sphere of d = 1 a latent has no gradient.
@@ -425,7 +426,7 @@ def _refuse_meta_device(name: str) -> None:
     if torch.empty(0).is_meta:
         raise InputError(
             f"{name} cannot be made on the meta device: vector-quantize-pytorch keeps its constants outside the state "
-            "dict, so that nothing would fill them. Make it on the CPU; it has no weights"
+            "dict, so nothing would fill them. Make it on the CPU; it has no weights"
         )
 
 

@@ -1,4 +1,4 @@
-"""How the gradient passes a choice of codes. The value is the codes, bit-exact; the codes get no gradient here."""
+"""Gradient estimators for the choice of codes. Forward returns the codes, bit-exact; the codes get no gradient here."""
 
 from typing import Any
 
@@ -25,7 +25,7 @@ def rotate_and_scale(latents: Tensor, codes: Tensor) -> Tensor:
 
     The code is seen as λ R z, where R is the rotation in the plane of z and q that takes z onto q's direction, and
     λ = ‖q‖ / ‖z‖; both count as constants, so that the latent gets λ Rᵀ g. Where z or q is zero, or they point in
-    opposite directions and the rotation is not unique, the gradient passes straight.
+    opposite directions and the rotation is not unique, the gradient is passed straight through.
 
     Args:
         latents, codes: (..., d), of the same type.

@@ -88,7 +88,7 @@ class Quantizer(nn.Module, ABC):
 
     @property
     def bits_per_position(self) -> float:
-        """G·log2 V: bits that the indices of one position of the latent can tell apart."""
+        """G·log2 V: bits in the indices of one position of the latent."""
         return self.num_groups * math.log2(self.codebook_size)
 
     @property

@@ -1,6 +1,6 @@
 """Losses that spread latents over a codebook (GSQ, arXiv 2412.02632, Table 2; off by default, as in the paper).
 
-The paper names them without their formulas; these are the ones of the works they are known from. The paper's reference
+The paper names them without formulas; these are the formulas of the works that introduced them. The paper's reference
 has others: its entropy loss has 45 times the gradient of ours, in another direction; its coding rate loss pulls latents
 the same way, 2.4 times as hard, and the codebook too.
 """
@@ -24,7 +24,7 @@ def entropy_loss(
     """Mean entropy of the assignments less the entropy of their mean (MaskGIT, arXiv 2202.04200, its tokenizer's loss).
 
     The assignment of a point is softmax_j(-‖x - c_j‖² / temperature). Low when each point is sure of its code and
-    all codes are used alike. Computed in blocks that are made again in the backward pass: never n × V at once.
+    all codes are used equally. Computed in blocks, which are recomputed in the backward pass: never n × V at once.
 
     Args:
         points: (n, d), normalized for the lookup.
@@ -61,12 +61,12 @@ def entropy_loss(
 def coding_rate_loss(points: Tensor, precision: float = CODING_PRECISION, *, over_ranks: bool = False) -> Tensor:
     """Negative total coding rate (TCR): -½ log det(I + d / (n ε²) Zᵀ Z), EMP-SSL, arXiv 2304.03977, section 3.
 
-    Low when the points fill all d dimensions alike.
+    Low when the points fill all d dimensions equally.
 
     Args:
         points: (n, d).
         precision: ε² above 0.
-        over_ranks: whether the points of all ranks count, of each as many.
+        over_ranks: whether the points of all ranks count, as many of each.
 
     Returns:
         Scalar, at most 0.
@@ -80,7 +80,7 @@ def coding_rate_loss(points: Tensor, precision: float = CODING_PRECISION, *, ove
 
 def _assignments(points: Tensor, codes: Tensor, temperature: float) -> tuple[Tensor, Tensor]:
     """Summed over points: entropies (scalar), assignments (V,)."""
-    # ‖x‖² is the same for all codes and leaves the softmax alone
+    # ‖x‖² is the same for all codes, so the softmax does not depend on it
     affinity = (2.0 * points @ codes.T - codes.square().sum(dim=1)) / temperature
     log_assignment = affinity.log_softmax(dim=1)
     assignment = log_assignment.exp()

@@ -51,7 +51,7 @@ def load_checkpoint_file(path: Path) -> LoadedCheckpoint:
 
 class WholeCheckpointIO(TorchCheckpointIO):
     """Atomic writes of checkpoints: whatever happens, the file is the old one or the new one. A disk that is full or
-    gone does not end a run: the old file stays, `failure` says why, and the next attempt may do better.
+    gone does not end a run: the old file stays, `failure` says why, and the next checkpoint tries again.
 
     Attributes:
         failure: why the last checkpoint could not be written, or None.
@@ -87,7 +87,7 @@ class WholeCheckpointIO(TorchCheckpointIO):
 
 
 def remove_parts(folder: Path) -> None:
-    """Removes what processes that died while writing have left."""
+    """Removes temporary files of processes that were killed while they wrote."""
     for part in folder.glob(f".*.ckpt.*{PART}"):
         part.unlink(missing_ok=True)
 

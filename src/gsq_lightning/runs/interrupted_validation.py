@@ -6,7 +6,7 @@ from gsq_lightning.runs.lightning_internals import run_validation, validation_fo
 
 
 class InterruptedValidation:
-    """Whether a checkpoint stands between a step and the validation after it.
+    """Whether a checkpoint was written between a step and the validation that follows it.
 
     A checkpoint is written before each validation, so that one which is interrupted needs no saving: the resumed run
     starts with that validation, from its first batch.

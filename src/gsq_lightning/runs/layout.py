@@ -61,9 +61,9 @@ def run_folders(runs: Path) -> list[RunFolder]:
 
 
 def next_run(runs: Path) -> RunFolder:
-    """The folder of the run after the newest, which is not made here.
+    """The folder of the next run, which is not created here.
 
-    All processes of a job come to the same one, as nothing is made before they have met.
+    All ranks get the same one: nothing is written before their first synchronization.
     """
     newest = next(iter(run_folders(runs)), None)
     number = 0 if newest is None else int(newest.path.name.removeprefix("version_")) + 1

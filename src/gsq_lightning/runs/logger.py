@@ -1,4 +1,4 @@
-"""TensorBoard logs of runs that are not to end for want of a log."""
+"""TensorBoard logs that do not end a run when the disk is full."""
 
 import logging
 import time
@@ -12,14 +12,14 @@ from gsq_lightning.files import disk_error
 
 logger = logging.getLogger(__name__)
 
-RETRY = 60.0  # seconds after trouble with the disk in which nothing is written
+RETRY = 60.0  # seconds without writing after a disk error
 
 
 class RunLogger(TensorBoardLogger):
     """Lightning's TensorBoardLogger, which a disk that is full or gone does not stop.
 
     What cannot be written is left out, and an error in the log says so once. It is tried again from time to time, into
-    a new file of the same folder, so that logs go on when there is room again.
+    a new file of the same folder, so that logging continues when there is space again.
 
     Args:
         save_dir, name, version, options: as of TensorBoardLogger.

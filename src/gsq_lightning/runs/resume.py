@@ -14,7 +14,7 @@ from gsq_lightning.runs.layout import RunFolder
 
 logger = logging.getLogger(__name__)
 
-# what may change between two starts of the same run: where and how it computes, not what
+# options that may change when a run is resumed: they do not change the result
 FREE_OPTIONS = {
     "model": {"accumulate_batches", "compile_networks", "channels_last", "max_skipped_steps"},
     "data": {"num_workers", "val_batch_size", "on_error", "shuffle_buffer"},
@@ -37,9 +37,9 @@ class Decision:
 
 
 def decide(candidates: list[RunFolder], config: dict[str, Any], max_steps: int, max_epochs: int | None) -> Decision:
-    """Looks at the newest run that left a checkpoint.
+    """Decides by the newest run that has a checkpoint.
 
-    All processes of a job come to the same decision, as nothing here changes before they have met.
+    All ranks decide the same: nothing is written before their first synchronization.
 
     Args:
         candidates: runs of a recipe, the newest first.
@@ -52,7 +52,7 @@ def decide(candidates: list[RunFolder], config: dict[str, Any], max_steps: int, 
             return Decision(None, None, f"{run.path} is still running")
         found = newest_readable(run)
         if found is None:
-            continue  # it died before its first checkpoint
+            continue  # it ended before its first checkpoint
         checkpoint, state = found
         step = int(state["global_step"])
         if is_at_end(state, max_steps, max_epochs) and is_marked_finished(run, step):
@@ -80,7 +80,7 @@ def newest_readable(run: RunFolder) -> tuple[Path, dict[str, Any]] | None:
 
 
 def is_at_end(state: dict[str, Any], max_steps: int, max_epochs: int | None) -> bool:
-    """Whether a checkpoint stands at the end of its training."""
+    """Whether a checkpoint is of the last step of its training."""
     if 0 < max_steps <= int(state["global_step"]):
         return True
     epochs = state["loops"]["fit_loop"]["epoch_progress"]["current"]["completed"]
@@ -88,12 +88,12 @@ def is_at_end(state: dict[str, Any], max_steps: int, max_epochs: int | None) -> 
 
 
 def mark_finished(run: RunFolder, step: int) -> None:
-    """Notes that a run has come to its end, its last validation and report included. Raises OSError."""
+    """Marks a run as finished, after its last validation and report. Raises OSError."""
     run.finished.write_text(f"{step}\n")
 
 
 def is_marked_finished(run: RunFolder, step: int) -> bool:
-    """Whether nothing of a run that stands at its last step is missing."""
+    """Whether a run was marked as finished at this step."""
     try:
         return run.finished.read_text() == f"{step}\n"
     except (OSError, UnicodeDecodeError):

@@ -1,4 +1,4 @@
-"""What a run leaves when it starts: its config; or nothing, where it fails before its first step."""
+"""Writes a run's config when it starts, and removes it again if the run fails before its first step."""
 
 import shutil
 from typing import Any
@@ -9,8 +9,8 @@ from gsq_lightning.runs.layout import RunFolder
 
 
 class RunStart(Callback):
-    """Writes `config.yaml` and other files when training starts, and removes the folder again where no step was made
-    by the process that wrote it.
+    """Writes `config.yaml` and other files when training starts; removes the run's folder if training fails before its
+    first step.
 
     Args:
         run: whose folder is made where it is missing.

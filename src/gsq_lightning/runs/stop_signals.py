@@ -1,4 +1,4 @@
-"""Signals that ask a run to stop, noted until it is at a place where it can be resumed."""
+"""Signals that ask a run to stop; they are recorded, and obeyed after the step at hand."""
 
 import logging
 import os
@@ -16,9 +16,9 @@ SIGNALS = (signal.SIGTERM, signal.SIGINT)
 
 
 class StopSignals:
-    """Takes SIGTERM and SIGINT, and what a cluster sends before it preempts a job, for the time of a training.
+    """Handles SIGTERM and SIGINT during a training, and the signal that a cluster sends before it preempts a job.
 
-    The second SIGINT is obeyed at once.
+    A second SIGINT stops at once.
 
     Attributes:
         received: the first signal that asked to stop, or None.
@@ -29,19 +29,19 @@ class StopSignals:
         self._before: dict[signal.Signals, Any] = {}
 
     def take_at_once(self) -> None:
-        """Installs handlers that raise RunStopped where they are: for what has no state to keep."""
+        """Installs handlers that raise RunStopped at once: for validation, test and prediction."""
         self._install(SIGNALS, self._stop)
 
     def take(self, requeue_signal: signal.Signals | None = None) -> None:
-        """Installs handlers that note what comes.
+        """Installs handlers that record the first signal.
 
         Args:
-            requeue_signal: what the cluster sends before it preempts a job that may be requeued.
+            requeue_signal: sent by the cluster before it preempts a job that may be requeued.
         """
         self._install(SIGNALS if requeue_signal is None else (*SIGNALS, requeue_signal), self._note)
 
     def give_back(self) -> None:
-        """Installs what handled the signals before."""
+        """Restores the handlers that were installed before."""
         for number, handler in self._before.items():
             signal.signal(number, handler if handler is not None else signal.SIG_DFL)
         self._before = {}
@@ -59,7 +59,7 @@ class StopSignals:
             logger.error("the job %s could not be requeued: %s; start it again by hand", job, error)
 
     def _install(self, numbers: tuple[signal.Signals, ...], handler: Any) -> None:
-        """Not outside the main thread, which alone may, and not twice."""
+        """Does nothing outside the main thread, where Python allows no handlers, or when installed already."""
         if threading.current_thread() is not threading.main_thread() or self._before:
             return
         self.received = None

@@ -8,7 +8,7 @@ matrix: 8.6 GB for 8,192 points.
 
 Every method here returns what a float64 search over all codes returns, argmin_j Σ_i (x_i − c_ji)² with the
 squares added in the order of the channels, and the lowest index where two codes are equally far. Fast methods
-only narrow the search: each keeps a bound on its own rounding, and a point it cannot settle goes on to the
+only narrow the search: each keeps a bound on its own rounding, and a point it cannot settle is passed on to the
 next, slower one. Memory beyond the inputs is O((n + V) d) plus work buffers of some tens of MiB.
 
 | method | where | how |

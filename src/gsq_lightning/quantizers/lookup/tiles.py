@@ -64,7 +64,7 @@ class TiledSearch:
         # What the float64 search itself may round, at these magnitudes, and lose to underflow.
         slack = (dimension + 8) * 4 * FLOAT64_ROUNDING * (norm + self._offset + 3).square()
         slack += dimension * (self._scale * 2.0**-535).square() + 2.0**-100
-        near = slack < 2.0**64  # beyond, float64 can hardly tell codes apart, and float32 might overflow
+        near = slack < 2.0**64  # beyond, float64 can hardly distinguish codes, and float32 might overflow
         scaled = torch.cat([shifted, torch.ones_like(norm)[:, None]], dim=1)
         scaled = torch.where(near[:, None], scaled, 0).float()
         slack = torch.where(near, slack, 0).float()
