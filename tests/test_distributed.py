@@ -1,5 +1,6 @@
 """Training on several processes: what one would do with the same global batches. Real processes, connected by gloo."""
 
+import json
 import os
 import signal
 import subprocess
@@ -20,6 +21,9 @@ from gsq_lightning.data import ImageNetDataModule
 from gsq_lightning.discriminators import PatchDiscriminator
 from gsq_lightning.errors import TrainingDiverged
 from gsq_lightning.losses import LossWeights
+from gsq_lightning.runs import RunCheckpoint
+from gsq_lightning.runs.divergence import Divergence
+from gsq_lightning.runs.layout import RunFolder
 from tests.conftest import WITHOUT_WEIGHTS, write_images
 from tests.test_two_ranks import free_port
 
@@ -53,7 +57,7 @@ def make_module(**options: Any) -> TokenizerModule:
     )
 
 
-def fit(module: TokenizerModule, root: str, world: int, steps: int, callbacks: list[Callback]) -> None:
+def fit(module: TokenizerModule, root: str, world: int, steps: int, callbacks: list[Callback], **options: Any) -> None:
     strategy: Any = "auto"
     if world > 1:
         strategy = DDPStrategy(process_group_backend="gloo")  # as `strategy: ddp`, with its defaults
@@ -63,11 +67,11 @@ def fit(module: TokenizerModule, root: str, world: int, steps: int, callbacks: l
         strategy=strategy,
         max_steps=steps,
         logger=False,
-        enable_checkpointing=False,
         enable_progress_bar=False,
         enable_model_summary=False,
         limit_val_batches=0,
         callbacks=callbacks,
+        **{"enable_checkpointing": False, **options},
     )
     trainer.fit(module, ImageNetDataModule(root, 16, GLOBAL_BATCH, flip=True, num_workers=0))
 
@@ -149,6 +153,40 @@ def test_two_and_three_processes_train_like_one(tmp_path: Path) -> None:
                     assert value.isfinite().all(), name
             assert process["skipped"] == alone["skipped"] == {"tokenizer": 2, "discriminator": 2}
             assert "were not finite 3 times in a row, last at step 6" in process["diverged"]
+
+
+def go_back(folder: Path, world: int) -> dict[str, Any]:
+    """What a process has after a training that went back from two steps with NaN in the images of the last process."""
+    module = make_module(max_skipped_steps=2)
+    run = RunFolder(folder / f"run-{world}")
+    keep = RunCheckpoint(every_n_train_steps=2, dirpath=str(run.checkpoints))
+    poison = Poison(rank=world - 1, batches=range(3, 5))  # steps 3 and 4
+    callbacks: list[Callback] = [poison, Divergence("rollback", run), keep]
+    fit(module, str(folder / "images"), world, 5, callbacks, enable_checkpointing=True)
+    return module.state_dict()
+
+
+def _go_back(rank: int, world: int, port: int, folder: str) -> None:
+    torch.set_num_threads(1)
+    os.environ.update(
+        LOCAL_RANK=str(rank), NODE_RANK="0", WORLD_SIZE=str(world), MASTER_ADDR="127.0.0.1", MASTER_PORT=str(port)
+    )
+    torch.save(go_back(Path(folder), world), f"{folder}/{rank}.pt")
+
+
+def test_two_processes_go_back_together_and_name_the_images_of_both(tmp_path: Path) -> None:
+    write_images(tmp_path / "images" / "train", 20)
+    write_images(tmp_path / "images" / "val", 1)
+    alone = go_back(tmp_path, 1)
+    multiprocessing.spawn(_go_back, args=(2, free_port(), str(tmp_path)), nprocs=2)
+    first, second = (torch.load(tmp_path / f"{rank}.pt", weights_only=True) for rank in range(2))
+    for name, value in alone.items():
+        assert torch.equal(first[name], second[name]), name
+        torch.testing.assert_close(first[name], value, rtol=1e-3, atol=1e-4)
+    (report,) = (tmp_path / "run-2" / "nonfinite").iterdir()
+    found = json.loads(report.read_text())["ranks"]
+    assert [batch["first_not_finite"] for (batch,) in found] == [None, "image"]
+    assert [len(batch["images"]) for (batch,) in found] == [GLOBAL_BATCH // 2] * 2
 
 
 def children_of(process: int) -> list[int]:

@@ -27,7 +27,7 @@ MAY_IMPORT = {
     "data": {"errors", "files", "pixels", "pretrained", "tokens"},
     "reports": {"errors", "files"},
     "callbacks": {"distributed", "errors", "files", "reports", "runs", "tokens"},
-    "runs": {"errors", "files", "pretrained"},
+    "runs": {"distributed", "errors", "files", "pretrained"},
     "tokenizer": {"errors", "networks", "pixels", "pretrained", "quantizers"},
     "training": {
         "discriminators",

@@ -4,7 +4,7 @@ import atexit
 import os
 import time
 from functools import cache
-from typing import TypeVar, cast
+from typing import Any, TypeVar, cast
 
 from torch import Tensor, distributed
 
@@ -50,6 +50,15 @@ class Tally:
         """Adds to the count; what it is now, over all ranks."""
         self._own += number
         return self._own if self._store is None else int(self._store.add(f"gsq/{self._name}", number))
+
+
+def gathered(value: Value) -> list[Value]:
+    """The values of all ranks, on all ranks; every rank must call it."""
+    if not _are_several():
+        return [value]
+    values: list[Any] = [None] * distributed.get_world_size()
+    distributed.all_gather_object(values, value)
+    return values
 
 
 def mean_over_ranks(value: Tensor) -> Tensor:

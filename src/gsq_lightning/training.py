@@ -1,6 +1,7 @@
 """The LightningModule: trains a tokenizer against a discriminator, validates it, turns images into tokens."""
 
 import logging
+from collections.abc import Iterator
 from contextlib import AbstractContextManager, nullcontext
 from functools import partial
 from typing import Any, Literal, Self
@@ -21,6 +22,7 @@ from gsq_lightning.losses import AdversarialLoss, GradientPenalty, Loss, LossWei
 from gsq_lightning.metrics import OriginalImages, ReconstructionMetrics
 from gsq_lightning.optim.adamw import PaperAdamW
 from gsq_lightning.optim.ema import EMA
+from gsq_lightning.optim.nonfinite import Finding, find_nonfinite
 from gsq_lightning.optim.options import make_optimization, restore_options
 from gsq_lightning.optim.random_streams import seed_streams
 from gsq_lightning.optim.stepping import OptimizerStep, Stepper
@@ -83,6 +85,9 @@ class TokenizerModule(LightningModule):
             run stops, when the count is next read: every so many steps, or at the Trainer's `log_every_n_steps`.
         compile_networks: compile encoder and decoder when training starts; validation runs uncompiled.
         channels_last: keep weights and images in the layout that CUDA's convolutions prefer.
+
+    Attributes:
+        stops_when_diverged: raise TrainingDiverged; false where a callback goes back instead.
 
     Raises:
         InputError: for values that make no sense, and options without effect.
@@ -165,6 +170,7 @@ class TokenizerModule(LightningModule):
         self.accumulate_batches = accumulate_batches
         self.optimizers_of = {"tokenizer": tokenizer_optimizer, "discriminator": discriminator_optimizer}
         self.schedulers_of = {"tokenizer": tokenizer_scheduler, "discriminator": discriminator_scheduler}
+        self.stops_when_diverged = True
         self.compile_networks = compile_networks
         self.channels_last = channels_last
         self.metric_values: dict[str, float] = {}  # of the last validation or test
@@ -186,6 +192,21 @@ class TokenizerModule(LightningModule):
     def between_steps(self) -> bool:
         """Whether no gradients are half accumulated, so that a checkpoint holds all there is."""
         return self.stepper.batches == 0
+
+    @property
+    def batches_seen(self) -> int:
+        """Training batches that this rank has begun."""
+        return self._batches
+
+    @property
+    def skipped_in_a_row(self) -> int:
+        """Steps, up to now, in which a network's gradients were not finite; waits for the device."""
+        return max(skipped.in_a_row for skipped in self.stepper.skipped_steps().values())
+
+    @property
+    def has_diverged(self) -> bool:
+        """Whether `max_skipped_steps` is reached; waits for the device."""
+        return self.skipped_in_a_row >= self.stepper.max_skipped_steps
 
     @property
     def notes(self) -> list[str]:
@@ -293,11 +314,8 @@ class TokenizerModule(LightningModule):
         """One batch (its first item, or itself, is the image): gradients of both networks; steps where it is due."""
         image = self._start_batch(batch)
         with self._without_ddp_exchange(), self.objective.within_step():
-            output = self._encode(image)
-            reconstruction = self.tokenizer.decode(output.quantized)
-            self._add_gradients("tokenizer", self.generator_loss_terms(image, output, reconstruction))
-            if self.objective.trains_discriminator(self.global_step):
-                self._add_gradients("discriminator", self.discriminator_loss_terms(image, reconstruction.detach()))
+            for network, loss in self._losses(image):
+                self._add_gradients(network, loss)
         if self.stepper.completes:
             self._finish_step()
 
@@ -327,6 +345,37 @@ class TokenizerModule(LightningModule):
         self.stepper.start_batch(len(image), is_last=self.trainer.is_last_batch)
         return image.contiguous(memory_format=torch.channels_last) if self.channels_last else image
 
+    def _losses(self, image: Tensor) -> Iterator[tuple[str, Loss]]:
+        """Of each network; the gradients of the first are taken before the second is computed."""
+        output = self._encode(image)
+        reconstruction = self.tokenizer.decode(output.quantized)
+        yield "tokenizer", self.generator_loss_terms(image, output, reconstruction)
+        if self.objective.trains_discriminator(self.global_step):
+            yield "discriminator", self.discriminator_loss_terms(image, reconstruction.detach())
+
+    def find_nonfinite(self, batch: Any, number: int) -> Finding:
+        """Runs a training batch again, and says where values were not finite. Changes no state.
+
+        Args:
+            batch: as of training; all ranks with theirs.
+            number: `batches_seen` before it, for the same random draws.
+        """
+        assert self._stream_seed is not None
+        before = [buffer.clone() for buffer in self.buffers()]
+        seed_streams(self._stream_seed, number, self.trainer.global_rank)
+        image = _image_of(batch)
+        with (
+            self.trainer.precision_plugin.forward_context(),
+            torch.compiler.set_stance("force_eager"),  # compiled networks run no hooks
+            self.objective.within_step(),
+        ):
+            found = find_nonfinite(
+                self, image, lambda: ((name, loss.total, loss.log) for name, loss in self._losses(image))
+            )
+        for buffer, value in zip(self.buffers(), before, strict=True):
+            buffer.copy_(value)
+        return found
+
     def _encode(self, image: Tensor) -> QuantizerOutput:
         if self.trained == "all":
             return self.tokenizer.encode(image)
@@ -354,11 +403,11 @@ class TokenizerModule(LightningModule):
         if self.ema is not None:
             self.ema.update(self.tokenizer)
         self._log_step(means)
-        if self.global_step % self._steps_between_checks == 0:
+        if self.stops_when_diverged and self.global_step % self.steps_between_checks == 0:
             self.stepper.stop_if_diverged(self.global_step)
 
     @property
-    def _steps_between_checks(self) -> int:
+    def steps_between_checks(self) -> int:
         """Steps after which the counters of skipped steps are read, which waits for the device."""
         every: int = self.trainer.log_every_n_steps  # type: ignore[attr-defined]
         return min(every or self.stepper.max_skipped_steps, self.stepper.max_skipped_steps)
@@ -510,10 +559,14 @@ class TokenizerModule(LightningModule):
         )
         self._batches = state["batches"]
         self._stream_seed = state["stream_seed"]
+        self.restore_counts(state)
+        self._checkpoint = checkpoint if self._fits else None
+
+    def restore_counts(self, state: dict[str, Any]) -> None:
+        """What belongs to weights, of the `training_state` of a checkpoint; not the place in the data."""
         self.stepper.load_state_dict(state["skipped"])
         if self.ema is not None:
             self.ema.updates = state["ema_updates"]
-        self._checkpoint = checkpoint if self._fits else None
 
     def _fit_parts(self, weights: dict[str, Tensor]) -> None:
         """Leaves out, or adds as they start, the parts that only options decide on."""

@@ -50,6 +50,7 @@ from gsq_lightning.files import disk_error, left_out_on_disk_errors
 from gsq_lightning.pretrained.saved import check_weights
 from gsq_lightning.reports import report_folder, sha256_of
 from gsq_lightning.runs import RunCheckpoint
+from gsq_lightning.runs.divergence import Divergence, OnDivergence
 from gsq_lightning.runs.layout import (
     RunFolder,
     csv_folder,
@@ -219,6 +220,13 @@ class GSQCommand(LightningCLI):
             help="fit: weights to start from, of a checkpoint, run, export, released file or repository of the Hub.",
         )
         parser.add_class_arguments(InitOptions, "init")
+        parser.add_argument(
+            "--on_divergence",
+            type=OnDivergence,
+            default="stop",
+            help="fit: after model.max_skipped_steps in a row, stop, or rollback: go back to the last checkpoint, and "
+            "on after the batches that were seen since.",
+        )
         if self.command in EVALUATIONS:
             parser.add_argument(
                 "--weights", choices=["ema", "raw"], default="ema", help="Averaged weights, or the last."
@@ -311,6 +319,8 @@ class GSQCommand(LightningCLI):
         callbacks += [objects.tokens, self.report, WeightsAtHand()]
         if self.command == "predict" and options["enable_progress_bar"] is not False:
             callbacks.append(TokenProgress(objects.tokens))
+        if self.command == "fit":
+            callbacks.append(Divergence(objects.on_divergence, self.run_folder))
         if self.run_folder is not None:
             callbacks.append(self.start)
             self.report.folder = objects.reconstructions.folder = str(self.run_folder.path)

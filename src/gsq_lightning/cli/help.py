@@ -31,6 +31,7 @@ gsq fit --config RECIPE [options]: trains a tokenizer.
   --ckpt_path FILE               resume this checkpoint in a new run; or a run's folder
   --init_from X                  start from the weights of a checkpoint, a run, an export, a released file, the Hub
   --model.trained decoder        train the decoder alone; --config finetune/decoder.yaml
+  --on_divergence rollback       go back to the last checkpoint where training diverges, and on with other batches
   --print_config                 show all that is in effect, and end
 """
 
@@ -85,6 +86,7 @@ SECTIONS = {
         "init_from",
         "model",
         "name",
+        "on_divergence",
         "print_config",
     ),
     *("reconstructions", "seed_everything", "tokens", "trainer", "weights"),

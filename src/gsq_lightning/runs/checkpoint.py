@@ -22,7 +22,8 @@ class RunCheckpoint(Checkpoint):
     """Keeps `last.ckpt` up to date: every so many training steps, before each validation, when training ends, and when
     a signal asks it to stop.
 
-    Writes are atomic, and only between optimizer steps: where batches are accumulated, they wait for the step. SIGTERM
+    Writes are atomic, and only between optimizer steps: where batches are accumulated, they wait for the step. While
+    steps are skipped because gradients are not finite, they wait for the next that is not. SIGTERM
     and SIGINT stop a training with a checkpoint: one rank after the step at hand, several within about a second. A
     second SIGINT stops at once, as both do in validation, test and prediction on their own. A run that was stopped in a
     validation starts with it when it is resumed.
@@ -52,6 +53,7 @@ class RunCheckpoint(Checkpoint):
         self.signals = StopSignals()
         self._validation = InterruptedValidation()
         self._folder: Path | None = None  # none where nothing is to be written
+        self._due = False
         self._stops = False
         self._agreement = Agreement()
         self._lock: IO[str] | None = None
@@ -82,7 +84,7 @@ class RunCheckpoint(Checkpoint):
         self._take_signals(trainer)
         count_epoch_once(trainer)
         if self._validation.pending:
-            self._save(trainer)  # so that this run, too, may be stopped in it
+            self.save(trainer)  # so that this run, too, may be stopped in it
             self._validation.make_up(trainer)
 
     def on_test_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
@@ -92,16 +94,16 @@ class RunCheckpoint(Checkpoint):
         self.signals.take_at_once()
 
     def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        if self.saved_step != trainer.global_step:
-            self._save(trainer)
+        if self.saved_step != trainer.global_step and not getattr(pl_module, "has_diverged", False):
+            self.save(trainer)
         failure = self._failure(trainer)
         if failure is not None:
             raise CheckpointNotWritten(f"{failure}; the checkpoint before it is as it was")
         self._stop_if_asked(trainer)
 
     def on_exception(self, trainer: Trainer, pl_module: LightningModule, exception: BaseException) -> None:
-        if isinstance(exception, TrainingDiverged):  # the weights are still those of the last good step
-            self._save(trainer)
+        if isinstance(exception, TrainingDiverged) and self.saved_step is None:
+            self.save(trainer)  # the weights are those of the last good step; better ones there are none
         self._give_back()
 
     def teardown(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
@@ -139,14 +141,19 @@ class RunCheckpoint(Checkpoint):
             self._validation.pending = False
             return
         self._validation.look_ahead(trainer)
-        due = trainer.global_step % self.every_n_train_steps == 0 and self.saved_step != trainer.global_step
-        self._stops = self._is_asked_to_stop(trainer, pauses=due or self._validation.pending)
-        if due and self.keep_all and self._folder is not None:
+        self._due |= trainer.global_step % self.every_n_train_steps == 0 and self.saved_step != trainer.global_step
+        pauses = self._due or self._validation.pending
+        self._stops = self._is_asked_to_stop(trainer, pauses)
+        if pauses and not self._stops and getattr(pl_module, "skipped_in_a_row", 0) > 0:
+            return  # this may be a divergence, from which the checkpoint before is the way back
+        if self._due and self.keep_all and self._folder is not None:
             trainer.save_checkpoint(self._folder / f"step={trainer.global_step}.ckpt", weights_only=False)
-        if due or self._stops or self._validation.pending:
-            self._save(trainer)
+        if pauses or self._stops:
+            self.save(trainer)
 
-    def _save(self, trainer: Trainer) -> None:
+    def save(self, trainer: Trainer) -> None:
+        """Writes `last.ckpt`; every rank must call it, between two steps."""
+        self._due = False
         if self._folder is None:
             return
         path = self._folder / LAST_CHECKPOINT

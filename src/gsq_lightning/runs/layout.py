@@ -4,6 +4,7 @@ RUNS/                   trainer.logger.save_dir/name, such as runs/f8: all runs 
   version_0/            one run, also when it is resumed; logs and pictures lie here
     config.yaml         what it was started with
     init_from.json      which weights it was started from, where it was, and which tensors were taken
+    nonfinite/          batch=N.json: where the gradients of a skipped step were not finite
     checkpoints/        last.ckpt, step=N.ckpt; .running, locked as long as a process writes there
       validate/last/    what `gsq validate` found for last.ckpt
     csv/                rows of Lightning's CSVLogger, where that is used; csv_2 after it is resumed
@@ -41,6 +42,10 @@ class RunFolder:
     @property
     def lock(self) -> Path:
         return self.checkpoints / LOCK
+
+    @property
+    def nonfinite(self) -> Path:
+        return self.path / "nonfinite"
 
     @property
     def finished(self) -> Path:

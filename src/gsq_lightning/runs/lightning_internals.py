@@ -4,6 +4,7 @@ Each has its reason beside it and a test in tests/runs; pyproject.toml caps ligh
 2.7 for their sake. To move on to another version: read these, run those tests.
 """
 
+from pathlib import Path
 from typing import Any
 
 from lightning.fabric.plugins.environments import ClusterEnvironment
@@ -42,6 +43,23 @@ def count_epoch_once(trainer: Trainer) -> None:
     epochs: Any = loop.epoch_progress.total
     if loop.restarted_mid_epoch and epochs.processed == epochs.started:
         loop.reset_restart_stage()
+
+
+def go_back_to(trainer: Trainer, checkpoint: Path) -> None:
+    """Sets weights, optimizers, schedulers and `global_step` to those of a checkpoint, in the middle of a training.
+
+    The place in the data stays, and with it epochs and batches. Lightning restores a checkpoint only as a whole, and
+    before a training; its counter of steps is public, but there is no public way to set it.
+    """
+    content = trainer.strategy.load_checkpoint(checkpoint, weights_only=True)
+    module: Any = trainer.lightning_module
+    trainer.strategy.load_model_state_dict(content)
+    trainer.strategy.load_optimizer_state_dict(content)
+    for config, state in zip(trainer.lr_scheduler_configs, content["lr_schedulers"], strict=True):
+        config.scheduler.load_state_dict(state)
+    steps = trainer.fit_loop.epoch_loop.manual_optimization.optim_step_progress.total
+    steps.ready = steps.completed = content["global_step"]
+    module.restore_counts(content["training_state"])
 
 
 def cluster_environment(trainer: Trainer) -> ClusterEnvironment:
