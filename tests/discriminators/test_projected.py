@@ -108,6 +108,48 @@ def test_augmentation_is_applied_in_training_and_drawn_once_a_step(loaded: Proje
         torch.testing.assert_close(augmented(image), augmented(image))
 
 
+@pytest.mark.parametrize(
+    ("augmentation", "images_seen"),
+    [
+        (None, [2, 2]),
+        (DifferentiableAugmentation(same_draw=True), [2, 2]),
+        (DifferentiableAugmentation(policy=()), [2, 2]),
+        (DifferentiableAugmentation(), [2, 4]),  # another draw: the reconstruction looks otherwise
+    ],
+    ids=["none", "same draw", "empty", "draws"],
+)
+def test_a_reconstruction_that_was_judged_in_the_step_passes_the_trunk_once(
+    loaded: ProjectedDiscriminator, augmentation: DifferentiableAugmentation | None, images_seen: list[int]
+) -> None:
+    """In both networks' steps together; logits and gradients of the heads are those of looking again."""
+    discriminator = ProjectedDiscriminator("random", head_channels=8, augmentation=augmentation)
+    discriminator.trunk = loaded.trunk
+    again = copy.deepcopy(discriminator)
+    image, source = torch.rand(2, 2, 3, 32, 32) * 2 - 1
+    reconstruction = source.requires_grad_() * 0.9
+    seen: list[int] = []
+    assert discriminator.trunk is not None
+    watch = discriminator.trunk.register_forward_pre_hook(lambda _, inputs: seen.append(len(inputs[0])))
+    torch.manual_seed(1)
+    with discriminator.within_step():
+        discriminator(reconstruction).sum().backward()
+        discriminator.zero_grad()
+        pair = discriminator.forward_pair(image, reconstruction.detach())
+    watch.remove()
+    assert seen == images_seen
+    torch.manual_seed(1)
+    with again.within_step():
+        again(reconstruction.detach().clone())
+        expected = again.forward_pair(image, reconstruction.detach().clone())  # in another place: looks again
+    for logits, others in zip(pair, expected, strict=True):
+        torch.testing.assert_close(logits, others, rtol=1e-3, atol=1e-4)
+    for logits in (pair, expected):
+        (logits.real.square().mean() + logits.fake.exp().mean()).backward()
+    for one, other in zip(discriminator.parameters(), again.parameters(), strict=True):
+        torch.testing.assert_close(one.grad, other.grad, rtol=1e-3, atol=1e-5)
+    assert discriminator._judged is None  # the next step begins with nothing
+
+
 def test_it_has_the_second_derivatives_of_a_gradient_penalty(discriminator: ProjectedDiscriminator) -> None:
     assert discriminator.supports_gradient_penalty
     image, reconstruction = torch.rand(2, 2, 3, 32, 32)

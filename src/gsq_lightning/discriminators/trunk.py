@@ -1,9 +1,9 @@
 """Base of the discriminators on features of a frozen network."""
 
 from abc import abstractmethod
-from collections.abc import Mapping, Sequence
-from contextlib import AbstractContextManager, nullcontext
-from typing import Literal
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager, nullcontext
+from typing import Literal, NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -16,6 +16,18 @@ from gsq_lightning.pretrained.frozen import FrozenNetwork
 TrunkDtype = Literal["bfloat16", "float32"]
 
 TRUNK_DTYPES: dict[TrunkDtype, torch.dtype] = {"bfloat16": torch.bfloat16, "float32": torch.float32}
+
+
+class Judged(NamedTuple):
+    """What was judged in a step.
+
+    Attributes:
+        image: (B, 3, H, W), without gradient, in the memory where it was.
+        features: of the trunk, without gradient.
+    """
+
+    image: Tensor
+    features: list[Tensor]
 
 
 class TrunkDiscriminator(Discriminator):
@@ -40,6 +52,8 @@ class TrunkDiscriminator(Discriminator):
         self.augmentation = augmentation
         self.trunk_dtype: torch.dtype = look_up("trunk_dtype", trunk_dtype, TRUNK_DTYPES)
         self.trunk: FrozenNetwork | None = None
+        self._in_step = False
+        self._judged: Judged | None = None
 
     @abstractmethod
     def make_trunk(self) -> nn.Module:
@@ -51,17 +65,38 @@ class TrunkDiscriminator(Discriminator):
 
     def forward(self, image: Tensor) -> Tensor:
         """(B, 3, H, W) in [-1, 1] → logits (B, N) of all heads."""
-        return self._judge(self._features(self._augmented(image)))
+        features = self._features(self._augmented(image))
+        if self._in_step and self._sees_images_alike:
+            self._judged = Judged(image.detach(), [feature.detach() for feature in features])
+        return self._judge(features)
 
     def forward_pair(self, image: Tensor, reconstruction: Tensor) -> LogitPair:
-        """Runs the trunk once over both, and the heads one after the other: their batch statistics do not mix."""
+        """Runs the trunk once over both, and the heads one after the other: their batch statistics do not mix.
+
+        Within a step in which the same reconstruction was judged already, the trunk runs over the images alone, unless
+        an augmentation shows it otherwise now.
+        """
+        if self._judged is not None and self._judged.image.is_set_to(reconstruction):
+            real = self._judge(self._features(self._augmented(image)))
+            return LogitPair(real, self._judge(self._judged.features))
         features = self._features(torch.cat([self._augmented(image), self._augmented(reconstruction)]))
         sizes = [len(image), len(reconstruction)]
-        real, fake = zip(*(feature.split(sizes) for feature in features), strict=True)
-        return LogitPair(self._judge(real), self._judge(fake))
+        parts = zip(*(feature.split(sizes) for feature in features), strict=True)
+        return LogitPair(*(self._judge(part) for part in parts))
 
-    def within_step(self) -> AbstractContextManager[None]:
-        return nullcontext() if self.augmentation is None else self.augmentation.within_step()
+    @contextmanager
+    def within_step(self) -> Iterator[None]:
+        with nullcontext() if self.augmentation is None else self.augmentation.within_step():
+            self._in_step = True
+            try:
+                yield
+            finally:
+                self._in_step, self._judged = False, None
+
+    @property
+    def _sees_images_alike(self) -> bool:
+        """Whether the same image gives the same features twice in a step."""
+        return self.augmentation is None or self.augmentation.same_draw or not self.augmentation.policy
 
     def _augmented(self, image: Tensor) -> Tensor:
         return image.float() if self.augmentation is None else self.augmentation(image)
