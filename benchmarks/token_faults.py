@@ -26,14 +26,15 @@ from PIL import Image
 from gsq_lightning import GroupedSphericalQuantizer, GSQTokenizer
 
 IMAGES = 120
+SHARDS = 60
 
-# runs `gsq` with every write of a file drawn out
+# runs `gsq` with every write of a file drawn out; a file, as a second process is started by its name
 DRIVER = """
 import os, sys, time
 from gsq_lightning import files
 replace = os.replace
 def slow(*places):
-    time.sleep({delay})
+    time.sleep(float(os.environ["DELAY"]))
     replace(*places)
 files.os.replace = slow
 from gsq_lightning.__main__ import main
@@ -71,10 +72,11 @@ def prepare(folder: Path) -> None:
     for number in range(IMAGES):
         coarse = Image.fromarray(generator.integers(0, 256, (4, 4, 3), dtype=np.uint8))
         coarse.resize((40, 36), Image.Resampling.BICUBIC).save(folder / "images" / "val" / f"{number:03d}.png")
-    for shard in range(20):
+    for shard in range(SHARDS):
         with tarfile.open(folder / "shards" / f"{shard:02d}.tar", "w") as archive:
-            for number in range(shard, IMAGES, 20):
+            for number in range(shard, IMAGES, SHARDS):
                 archive.add(folder / "images" / "val" / f"{number:03d}.png", f"{number:03d}.png")
+    (folder / "driver.py").write_text(DRIVER)
     torch.manual_seed(0)
     quantizer = GroupedSphericalQuantizer(8, 300, 2)
     GSQTokenizer(quantizer, (1, 2), 16, encoder_blocks=1, decoder_blocks=1, norm_groups=4).save_pretrained(
@@ -89,7 +91,7 @@ def start(folder: Path, kind: str, name: str, processes: int, delay: float) -> s
         "data.val_batch_size": 2,
         "data.num_workers": 1,
         "tokens.folder": f"{kind}/{name}",
-        "tokens.images_per_shard": 6,
+        "tokens.images_per_shard": IMAGES // SHARDS,
         "trainer.accelerator": "cpu",
         "trainer.devices": processes,
         "trainer.enable_progress_bar": "false",
@@ -97,11 +99,11 @@ def start(folder: Path, kind: str, name: str, processes: int, delay: float) -> s
     if kind == "folders":
         options["data.root"] = "images"
     else:
-        options |= {"data.val": "shards/{00..19}.tar", "data.source": "webdataset"}
-    command = [sys.executable, "-c", DRIVER.format(delay=delay), "predict"]
+        options |= {"data.val": "shards/{00..59}.tar", "data.source": "webdataset"}
+    command = [sys.executable, "driver.py", "predict"]
     command += [f"--{option}={value}" for option, value in options.items()]
     log = (folder / f"{kind}.log").open("ab")
-    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
+    environment = {**os.environ, "OMP_NUM_THREADS": "1", "DELAY": str(delay)}
     return subprocess.Popen(command, cwd=folder, env=environment, stdout=log, stderr=log, start_new_session=True)
 
 
@@ -112,10 +114,10 @@ def run_under_fire(folder: Path, kind: str, kills: int, generator: random.Random
     while True:
         fire, processes = counts["kills"] < kills, generator.choice([1, 2])
         before = shards(killed)
-        process = start(folder, kind, "killed", processes, 0.1 if fire else 0.0)
+        process = start(folder, kind, "killed", processes, 0.2 if fire else 0.0)
         counts["starts"] += 1
         counts["two"] += processes == 2
-        patience = generator.uniform(0.0, 0.4)
+        patience = generator.uniform(0.0, 0.3)
         while fire and process.poll() is None and shards(killed) <= before:
             time.sleep(0.002)
         time.sleep(patience if fire else 0)

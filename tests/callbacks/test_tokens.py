@@ -230,11 +230,37 @@ def test_images_of_one_folder_are_written_once(module: TokenizerModule, tmp_path
 def test_the_bar_counts_images_and_the_time_left(
     module: TokenizerModule, image_root: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    writer = TokenWriter(str(tmp_path / "tokens"), 5, split="train", augment="flip")
+    bar = shown(module, images(image_root), capsys, folder=str(tmp_path), split="train", augment="flip")
+    assert re.search(r"tokens: 100%.* 16/16 \[00:\d\d<00:00, .* images/s\]", bar)
+
+
+def test_the_bar_of_streamed_images_takes_their_number_from_the_shards_that_are_done(
+    module: TokenizerModule, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Shards of 5, 1 and 9 images: after the first there seem to be 15, after the second 9, never fewer than read."""
+    for shard, count in enumerate((5, 1, 9)):
+        with tarfile.open(tmp_path / f"{shard}.tar", "w") as archive:
+            for path in write_images(tmp_path / str(shard), count):
+                archive.add(path, path.name)
+    totals: list[float | None] = []
+    update = TokenProgress.on_predict_batch_end
+    monkeypatch.setattr(
+        TokenProgress,
+        "on_predict_batch_end",
+        lambda self, *given: (update(self, *given), totals.append(self._bar.total)),
+    )
+    data = images(None, val=str(tmp_path / "{0..2}.tar"), source="webdataset", val_batch_size=3)
+    bar = shown(module, data, capsys, folder=str(tmp_path / "tokens"))
+    assert totals == [None, 15, 9, 9, 12, 15]
+    assert "15/15" in bar
+
+
+def shown(module: TokenizerModule, data: Any, capsys: pytest.CaptureFixture[str], **options: Any) -> str:
+    """The last state of the bar."""
+    writer = TokenWriter(images_per_shard=5, **options)
     trainer = Trainer(accelerator="cpu", logger=False, callbacks=[writer, TokenProgress(writer)])
-    trainer.predict(module, images(image_root), return_predictions=False)
-    last = capsys.readouterr().err.strip().split("\r")[-1]
-    assert re.search(r"tokens: 100%.* 16/16 \[00:\d\d<00:00, .* images/s\]", last)
+    trainer.predict(module, data, return_predictions=False)
+    return capsys.readouterr().err.strip().split("\r")[-1]
 
 
 def test_a_killed_run_goes_on_under_torchrun_and_ends_with_the_bytes_of_one_process(

@@ -1,6 +1,7 @@
 """How far a prediction is, over all processes."""
 
 import sys
+from collections import Counter
 from typing import Any
 
 from lightning.pytorch import LightningModule, Trainer
@@ -16,7 +17,7 @@ LOGGED_SECONDS = 60.0  # between two lines where a log is written
 class TokenProgress(ProgressBar):
     """Images that were read, images per second and the time left, over all processes of this run.
 
-    Of streamed images it is not known how many there are: their number is taken from the shards that are done.
+    Of streamed images it is not known how many there are: shards that are done stand for the others.
 
     Args:
         writer: of the tokens, which knows what is left to do.
@@ -38,7 +39,10 @@ class TokenProgress(ProgressBar):
 
     def on_predict_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         self._runs += 1  # on all ranks alike
-        self._images, self._shards = Tally(f"images {self._runs}"), Tally(f"shards {self._runs}")
+        self._images, self._shards, self._whole = (
+            Tally(f"{name} {self._runs}") for name in ("images", "shards", "images of whole shards")
+        )
+        self._of_shard: Counter[tuple[int, int]] = Counter()  # images so far, by split and shard
         if self._enabled:
             interval = 0.1 if sys.stderr.isatty() else LOGGED_SECONDS
             total = self.writer.images_left
@@ -54,11 +58,14 @@ class TokenProgress(ProgressBar):
         dataloader_idx: int = 0,
     ) -> None:
         read = len(batch.path) // len(self.writer.work[dataloader_idx].facts.copies) + len(batch.unreadable)
-        images, shards = self._images.add(read), self._shards.add(int(batch.ends_shard))
+        self._of_shard[dataloader_idx, batch.shard] += read
+        ends = bool(batch.ends_shard)
+        whole = self._whole.add(self._of_shard.pop((dataloader_idx, batch.shard)) if ends else 0)
+        images, shards = self._images.add(read), self._shards.add(int(ends))
         if self._bar is None:
             return
         if self.writer.images_left is None and shards:
-            self._bar.total = max(images, round(images / shards * self.writer.shards_left))
+            self._bar.total = max(images, round(whole / shards * self.writer.shards_left))
         self._bar.update(images - self._bar.n)
 
     def on_predict_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:

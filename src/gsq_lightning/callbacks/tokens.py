@@ -134,7 +134,10 @@ class TokenWriter(Callback):
     def on_predict_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         nothing = self._written == 0 and bool(self.work) and any(work.left for work in self.work)
         if trainer.strategy.reduce_boolean_decision(nothing, all=True):
-            raise InputError(f"no tokens were written to {self.folder}: there were no images, or none could be read")
+            raise InputError(
+                f"no tokens were written to {self.folder}: no image could be read, or prediction was limited to less "
+                "than a shard"
+            )
         for work in self.work:
             missing = missing_shards(work.folder, range(work.facts.shards), self.format)
             rank_zero_info(
