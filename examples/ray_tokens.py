@@ -23,7 +23,7 @@ from gsq_lightning import GSQTokenizer, ImageNetDataModule
 from gsq_lightning.data.image_shards import ImageShards
 from gsq_lightning.data.loader import Loading
 from gsq_lightning.pixels import pixels_to_image
-from gsq_lightning.tokens import TokenBatch, smallest_type
+from gsq_lightning.tokens import TokenBatch, TokenFacts, smallest_type
 from gsq_lightning.tokens.shards import missing_shards
 from gsq_lightning.tokens.writing import claim_folder, facts_of, write_rows
 
@@ -80,13 +80,11 @@ class Job:
 class Encoder:
     """An actor: reads shards of images, and writes their tokens."""
 
-    def __init__(self, job: Job) -> None:
-        torch.set_num_threads(1)
-        self.job = job
+    def __init__(self, job: Job, facts: TokenFacts) -> None:
+        self.job, self.facts = job, facts
         self.device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
         self.tokenizer = GSQTokenizer.from_pretrained(job.tokenizer).to(self.device)
         self.images = job.shards()
-        self.facts = facts_of(self.tokenizer, self.images, job.split, job.precision, "safetensors")
 
     def __call__(self, batch: dict[str, np.ndarray]) -> dict[str, Any]:
         rows = [self.write(int(number)) for number in batch["shard"]]
@@ -112,7 +110,8 @@ def main(job: Job) -> None:
     ray.init(ignore_reinit_error=True)
     images = job.shards()
     tokenizer = GSQTokenizer.from_pretrained(job.tokenizer)
-    claim_folder(job.place, facts_of(tokenizer, images, job.split, job.precision, "safetensors"))
+    facts = facts_of(tokenizer, images, job.split, job.precision, "safetensors")
+    claim_folder(job.place, facts)
     missing = missing_shards(job.place, range(images.shards))
     print(f"{len(missing)} of {images.shards} shard(s) of tokens are to be written to {job.place}")
     if not missing:
@@ -121,7 +120,7 @@ def main(job: Job) -> None:
     units = ray.data.from_items([{"shard": number} for number in missing], override_num_blocks=len(missing))
     done = units.map_batches(
         Encoder,
-        fn_constructor_args=(job,),
+        fn_constructor_args=(job, facts),
         batch_size=1,
         num_gpus=gpus,
         compute=ray.data.ActorPoolStrategy(min_size=1, max_size=job.workers),

@@ -1,6 +1,7 @@
 """The example that writes tokens by Ray, on a Ray of this machine with two workers."""
 
 import os
+import runpy
 import subprocess
 import sys
 import tarfile
@@ -10,6 +11,8 @@ from pathlib import Path
 import pytest
 
 from gsq_lightning import GSQTokenizer, ImageNetDataModule, TokenizerModule
+from gsq_lightning.data import TokenDataset
+from gsq_lightning.tokens import TokenFacts
 from tests.callbacks.test_tokens import contents, write
 from tests.conftest import write_images
 
@@ -49,3 +52,28 @@ def test_ray_goes_on_where_predict_was_stopped_with_the_same_bytes(
     assert "3 of 4 shard(s) of tokens are to be written" in result.stdout
     assert "24 rows in 3 shard(s)" in result.stdout
     assert contents(tmp_path / "ray") == contents(tmp_path / "predict")
+
+
+def test_an_actor_reads_parquet_files(
+    small_tokenizer: Callable[..., GSQTokenizer], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    pytest.importorskip("ray.data", reason="comes with the extra `ray`")
+    datasets = pytest.importorskip("datasets", reason="comes with the extra `parquet`")
+    monkeypatch.setattr(datasets.config, "HF_DATASETS_CACHE", str(tmp_path / "arrow"))
+    program = runpy.run_path(str(PROGRAM))
+    paths = write_images(tmp_path / "images", 5)
+    rows = {"image": [path.read_bytes() for path in paths], "label": [4, 0, 1, 2, 3]}
+    datasets.Dataset.from_dict(rows).to_parquet(tmp_path / "train.parquet")
+    tokenizer = small_tokenizer().eval()
+    tokenizer.save_pretrained(tmp_path / "tokenizer")
+    images = str(tmp_path / "train.parquet")
+    data = ImageNetDataModule(train=images, image_size=16, val_batch_size=2, num_workers=0)
+    write(tmp_path / "predict", TokenizerModule(tokenizer), data, split="train", images_per_shard=3)
+    folder = tmp_path / "actor"
+    job = program["Job"](str(tmp_path / "tokenizer"), images, 16, str(folder), images_per_shard=3, batch_size=2)
+    actor = program["Encoder"](job, TokenFacts.read(tmp_path / "predict" / "train"))
+    assert [actor.write(number) for number in range(2)] == [3, 2]
+    written = contents(tmp_path / "predict")
+    del written["train/tokens.json"]
+    assert contents(folder) == written
+    assert TokenDataset(tmp_path / "predict" / "train").labels.tolist() == [4, 0, 1, 2, 3]
