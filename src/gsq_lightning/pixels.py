@@ -2,6 +2,7 @@
 
 import math
 import warnings
+from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -31,6 +32,14 @@ def image_to_pixels(image: Tensor, truncate: bool = False) -> Tensor:
     """
     values = (image.float().clamp(-1.0, 1.0) + 1.0) * 127.5
     return ((values + ROUNDING).floor() if truncate else values.round()).to(torch.uint8)
+
+
+def image_of(batch: Any) -> Tensor:
+    """The image of a batch: the batch itself, its item "image", or its first item."""
+    if isinstance(batch, Tensor):
+        return batch
+    image: Tensor = batch["image"] if isinstance(batch, Mapping) else batch[0]
+    return image
 
 
 def check_range(image: Tensor) -> None:

@@ -16,6 +16,8 @@ from torch import Tensor, nn
 from torch.optim import Optimizer
 from torch.utils.data import DataLoader, DistributedSampler
 
+from gsq_lightning.callbacks.lightning_output import leave_out_noise, replace_defaults
+from gsq_lightning.callbacks.progress import Speed
 from gsq_lightning.discriminators import Discriminator, as_discriminator
 from gsq_lightning.errors import InputError, ModelNotFinite, look_up, require
 from gsq_lightning.losses import AdversarialLoss, GradientPenalty, Loss, LossWeights, Objective, PerceptualLoss
@@ -26,12 +28,14 @@ from gsq_lightning.optim.nonfinite import Finding, find_nonfinite
 from gsq_lightning.optim.options import make_optimization, restore_options
 from gsq_lightning.optim.random_streams import seed_streams
 from gsq_lightning.optim.stepping import OptimizerStep, Stepper
+from gsq_lightning.pixels import image_of
 from gsq_lightning.pretrained.saved import check_weights
 from gsq_lightning.quantizers import QuantizerOutput
 from gsq_lightning.tokenizer import GSQTokenizer
 from gsq_lightning.tokens import TokenBatch
 
 logger = logging.getLogger(__name__)
+leave_out_noise()
 
 EvaluatedWeights = Literal["ema", "raw"]
 Trained = Literal["all", "decoder"]
@@ -175,6 +179,7 @@ class TokenizerModule(LightningModule):
         self.channels_last = channels_last
         self.metric_values: dict[str, float] = {}  # of the last validation or test
         self._batches = 0  # of training, on this rank
+        self._speed = Speed()
         self._stream_seed: int | None = None  # of what training draws at random
         self._options: dict[str, Any] = {}  # of optimizers and schedulers, as given
         self._fits = False
@@ -231,7 +236,10 @@ class TokenizerModule(LightningModule):
     # ------------------------------------------------------------------------------------------------ set-up
 
     def configure_callbacks(self) -> list[Callback]:
-        """Refuses what the Trainer cannot do for two optimizers; this hook comes before the Trainer's own checks."""
+        """Refuses what the Trainer cannot do for two optimizers, and shows progress by steps.
+
+        This hook comes before the Trainer's own checks.
+        """
         require(
             self.trainer.gradient_clip_val is None,
             "trainer.gradient_clip_val cannot be used with two optimizers; "
@@ -250,6 +258,7 @@ class TokenizerModule(LightningModule):
             f"trainer.strategy {type(self.trainer.strategy).__name__} is not supported for two networks with an "
             "optimizer each; use ddp, or leave it out",
         )
+        replace_defaults(self.trainer)
         return []
 
     def setup(self, stage: str) -> None:
@@ -293,6 +302,7 @@ class TokenizerModule(LightningModule):
             self._stream_seed = int(self.trainer.strategy.broadcast(torch.initial_seed()))
 
     def on_train_start(self) -> None:
+        self._speed.start()
         self.stepper.reset()
         if self.ema is not None and self.ema.updates == 0:
             self.ema.start(self.tokenizer)  # weights may have been loaded since the module was made
@@ -311,7 +321,11 @@ class TokenizerModule(LightningModule):
     # ---------------------------------------------------------------------------------------------- training
 
     def training_step(self, batch: Any, batch_idx: int) -> None:
-        """One batch (its first item, or itself, is the image): gradients of both networks; steps where it is due."""
+        """Gradients of both networks for one batch; steps where they are due.
+
+        Args:
+            batch: the image (B, 3, H, W); or what has it as its first item, or under "image".
+        """
         image = self._start_batch(batch)
         with self._without_ddp_exchange(), self.objective.within_step():
             for network, loss in self._losses(image):
@@ -341,8 +355,9 @@ class TokenizerModule(LightningModule):
         assert self._stream_seed is not None
         seed_streams(self._stream_seed, self._batches, self.trainer.global_rank)
         self._batches += 1
-        image = _image_of(batch)
+        image = image_of(batch)
         self.stepper.start_batch(len(image), is_last=self.trainer.is_last_batch)
+        self._speed.add(len(image) * self.trainer.world_size)
         return image.contiguous(memory_format=torch.channels_last) if self.channels_last else image
 
     def _losses(self, image: Tensor) -> Iterator[tuple[str, Loss]]:
@@ -363,7 +378,7 @@ class TokenizerModule(LightningModule):
         assert self._stream_seed is not None
         before = [buffer.clone() for buffer in self.buffers()]
         seed_streams(self._stream_seed, number, self.trainer.global_rank)
-        image = _image_of(batch)
+        image = image_of(batch)
         with (
             self.trainer.precision_plugin.forward_context(),
             torch.compiler.set_stance("force_eager"),  # compiled networks run no hooks
@@ -395,14 +410,19 @@ class TokenizerModule(LightningModule):
         if self.discriminator is not None:
             second = optimizers[1].optimizer
             steps["discriminator"] = OptimizerStep(second, partial(self._step_uncounted, second))
+        rates = {
+            f"train/learning_rate_{name}": optimizer.param_groups[0]["lr"]
+            for name, optimizer in zip(steps, optimizers, strict=True)
+        }
         means = self.stepper.step(steps)
         self.objective.after_step(means)
         schedulers = self.lr_schedulers()
         for scheduler in schedulers if isinstance(schedulers, list) else [schedulers] if schedulers else []:
             scheduler.step()  # type: ignore[call-arg]
         if self.ema is not None:
+            rates["train/ema_decay"] = self.ema.decay_at(self.ema.updates)
             self.ema.update(self.tokenizer)
-        self._log_step(means)
+        self._log_step(means, rates)
         if self.stops_when_diverged and self.global_step % self.steps_between_checks == 0:
             self.stepper.stop_if_diverged(self.global_step)
 
@@ -420,8 +440,13 @@ class TokenizerModule(LightningModule):
         strategy = self.trainer.strategy
         return strategy.block_backward_sync() if isinstance(strategy, DDPStrategy) else nullcontext()
 
-    def _log_step(self, means: dict[str, Tensor]) -> None:
-        """To callbacks at each step, to loggers where it is due. Lightning's log_dict would take milliseconds."""
+    def _log_step(self, means: dict[str, Tensor], rates: dict[str, Any]) -> None:
+        """To callbacks at each step, to loggers where it is due. Lightning's log_dict would take milliseconds.
+
+        Args:
+            means: over the images of the step.
+            rates: learning rates and the decay of the average, as they were in the step; for loggers alone.
+        """
         values = {f"train/{name}": value for name, value in means.items()}
         self.trainer.callback_metrics.update(values)
         every = self.trainer.log_every_n_steps  # type: ignore[attr-defined]
@@ -434,8 +459,10 @@ class TokenizerModule(LightningModule):
         }
         self.trainer.callback_metrics.update({name: torch.tensor(value) for name, value in skipped.items()})
         if self.loggers:
-            numbers = torch.stack(list(values.values())).tolist()
-            self._log(dict(zip(values, numbers, strict=True)) | skipped)
+            numbers = torch.stack(list(values.values())).tolist()  # waits for the device, and so for all images
+            rates |= {"train/images_per_second": self._speed.per_second()}
+            known = {name: float(rate) for name, rate in rates.items()}
+            self._log(dict(zip(values, numbers, strict=True)) | skipped | known)
 
     def _log(self, values: dict[str, float]) -> None:
         """To all loggers, at the generator step: Lightning's own count is that of batches."""
@@ -446,12 +473,13 @@ class TokenizerModule(LightningModule):
     # -------------------------------------------------------------------------------------------- validation
 
     def on_validation_epoch_start(self) -> None:
+        self._speed.stop()
         if self.metrics is not None:
             limit = 0 if self.trainer.sanity_checking else self.trainer.limit_val_batches
             self.metrics.start(self._original_images(self.trainer.val_dataloaders, limit))
 
     def validation_step(self, batch: Any, batch_idx: int) -> None:
-        image = _image_of(batch)
+        image = image_of(batch)
         if self.metrics is None or len(image) == 0:
             return
         tokenizer = self.evaluated_tokenizer
@@ -464,6 +492,7 @@ class TokenizerModule(LightningModule):
 
     def on_validation_epoch_end(self) -> None:
         self._log_metrics("val")
+        self._speed.start()
 
     def on_test_epoch_start(self) -> None:
         if self.metrics is not None:
@@ -517,7 +546,7 @@ class TokenizerModule(LightningModule):
 
     def predict_step(self, batch: Any, batch_idx: int, dataloader_idx: int = 0) -> TokenBatch:
         """A batch of images → their indices."""
-        image = _image_of(batch)
+        image = image_of(batch)
         number, labelled = len(image), hasattr(batch, "label")
         if number:
             indices = self.evaluated_tokenizer.encode_indices(image)
@@ -587,8 +616,3 @@ class TokenizerModule(LightningModule):
 def trained_parameters(network: nn.Module) -> list[nn.Parameter]:
     """Those that are not frozen."""
     return [parameter for parameter in network.parameters() if parameter.requires_grad]
-
-
-def _image_of(batch: Any) -> Tensor:
-    """The image of a batch: the batch itself, or its first item."""
-    return batch if isinstance(batch, Tensor) else batch[0]

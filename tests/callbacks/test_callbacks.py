@@ -2,22 +2,23 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from lightning.pytorch import Callback, Trainer
 from lightning.pytorch.callbacks import ModelCheckpoint
-from lightning.pytorch.loggers import TensorBoardLogger
 from PIL import Image
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 from torch.utils.data import DataLoader
 
 from gsq_lightning import GSQTokenizer, TokenizerModule
 from gsq_lightning.callbacks import ReconstructionGrid, Report
-from gsq_lightning.callbacks.pictures import FULL_ERROR, error_map, share_of_batch, side_by_side
+from gsq_lightning.callbacks.pictures import FULL_ERROR, HEADER, error_map, share_of_batch, side_by_side
 from gsq_lightning.data import ImageNetDataModule
+from gsq_lightning.discriminators import PatchDiscriminator
 from gsq_lightning.metrics import ReconstructionMetrics
 from gsq_lightning.reports import read_report, sha256_of
-from gsq_lightning.runs import RunCheckpoint
+from gsq_lightning.runs import RunCheckpoint, RunLogger
 
 Build = Callable[..., GSQTokenizer]
 
@@ -65,11 +66,13 @@ def test_pictures_are_spread_over_all_batches(images: int, batches: int) -> None
 def test_reconstructions_go_to_a_picture_and_to_tensorboard(
     small_tokenizer: Build, image_root: Path, tmp_path: Path
 ) -> None:
-    module = TokenizerModule(small_tokenizer(), metrics=ReconstructionMetrics(["psnr", "codebook"]))
+    module = TokenizerModule(
+        small_tokenizer(), PatchDiscriminator(8, 1), metrics=ReconstructionMetrics(["psnr", "codebook"])
+    )
     grid = ReconstructionGrid(num_images=4, columns=2)
     run = trainer(
         tmp_path,
-        logger=TensorBoardLogger(str(tmp_path)),
+        logger=RunLogger(str(tmp_path)),
         callbacks=[grid],
         enable_checkpointing=False,
         log_every_n_steps=1,
@@ -77,18 +80,27 @@ def test_reconstructions_go_to_a_picture_and_to_tensorboard(
     run.fit(module, data(image_root))
     assert grid.path is not None
     picture = Image.open(grid.path)
-    # two images with reconstruction and error beside each other, two rows, gaps of 2
-    assert picture.size == (6 * 16 + 7 * 2, 2 * 16 + 3 * 2)
-    originals = {picture.crop((2, 2, 18, 18)).tobytes(), picture.crop((56, 2, 72, 18)).tobytes()}
+    # two images with reconstruction and error beside each other, two rows, gaps of 2; 16 pixels enlarged to 192
+    assert picture.size == (6 * 192 + 7 * 2, HEADER + 2 * 192 + 3 * 2)
+    assert np.asarray(picture)[:HEADER].min() < 64, "there are no words above the pictures"
+    tops = [np.asarray(picture)[HEADER + 2 + 6 :: 12, left + 6 :: 12][:16, :16] for left in (2, 2 + 3 * 194)]
     batches = [batch.image for batch in run.val_dataloaders]
-    assert batches[0][0].permute(1, 2, 0).numpy().tobytes() in originals
+    assert batches[0][0].permute(1, 2, 0).numpy().tobytes() in [top.tobytes() for top in tops]
 
     assert run.log_dir is not None
     events = EventAccumulator(run.log_dir, size_guidance={"images": 0, "histograms": 0})
     events.Reload()
-    assert "val/reconstructions" in events.Tags()["images"]
-    assert "val/codebook_log10_uses" in events.Tags()["histograms"]
-    assert {"train/loss_reconstruction", "val/psnr", "val/codebook_usage"} <= set(events.Tags()["scalars"])
+    assert events.Tags()["images"] == ["quality/reconstructions"]
+    assert events.Tags()["histograms"] == ["codebook/log10_uses"]
+    tags = events.Tags()["scalars"]
+    assert {tag.split("/")[0] for tag in tags} == {"loss", "gan", "codebook", "quality", "speed"}
+    assert {"loss/reconstruction", "gan/loss_discriminator", "quality/psnr", "codebook/usage"} <= set(tags)
+    assert {"speed/learning_rate_discriminator", "speed/ema_decay", "speed/epoch"} <= set(tags)
+    assert [event.value for event in events.Scalars("speed/learning_rate_tokenizer")] == pytest.approx([1e-4] * 5)
+    assert [event.value for event in events.Scalars("speed/ema_decay")] == pytest.approx(
+        [(1 + n) / (10 + n) for n in range(5)]
+    )
+    assert all(event.value > 0 for event in events.Scalars("speed/images_per_second"))
 
 
 def test_images_of_several_sizes_have_mean_bits_and_pictures_of_one_size(
@@ -104,7 +116,7 @@ def test_images_of_several_sizes_have_mean_bits_and_pictures_of_one_size(
     assert module.metric_values["bits_per_pixel"] == bits / 256
     assert read_report(tmp_path / "metrics.json").image_size == "several"
     assert grid.path is not None
-    assert Image.open(grid.path).size == (3 * 16 + 4 * 2, 2 * 16 + 3 * 2)
+    assert Image.open(grid.path).size == (3 * 192 + 4 * 2, HEADER + 2 * 192 + 3 * 2)
 
 
 @pytest.mark.parametrize(("replaced", "weights_only"), [(False, False), (True, False), (True, True)])

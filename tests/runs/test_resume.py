@@ -131,7 +131,7 @@ class Run:
         found: dict[str, dict[str, str]] = {}
         for row in csv.DictReader((self.folder / "metrics.csv").open()):
             for name, value in row.items():
-                if value and name not in ("step", "epoch"):
+                if value and name not in ("step", "epoch", "train/images_per_second"):
                     assert row["step"] not in found.setdefault(name, {}), f"{name} was logged twice at {row['step']}"
                     found[name][row["step"]] = value
         return found

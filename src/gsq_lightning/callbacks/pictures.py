@@ -2,28 +2,36 @@
 
 import io
 import math
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import torch
 from lightning.pytorch import Callback, LightningModule, Trainer
 from lightning.pytorch.loggers import TensorBoardLogger
+from PIL import Image, ImageDraw, ImageFont
 from torch import Tensor
+from torchvision.transforms.functional import pil_to_tensor
 from torchvision.utils import make_grid, save_image
 
 from gsq_lightning.errors import InputError
 from gsq_lightning.files import left_out_on_disk_errors, write_whole
+from gsq_lightning.pixels import image_of
 
 GAP = 2  # pixels between pictures
+LEGIBLE = 192  # pixels: smaller pictures are enlarged to about this
+HEADER = 32  # pixels above the pictures, for the words
+WORDS = ("original", "ours", "error")
+LOGGED_IMAGES = 4  # in TensorBoard, below each other: its cards are narrow
 FULL_ERROR = 64 / 255  # of the range of pixels: shown white in an error map
 
 
 class ReconstructionGrid(Callback):
     """Original, reconstruction and error map of images spread evenly over validation, as PNG and in TensorBoard.
 
-    Writes `reconstructions.png` into the log folder after each validation, and logs the same grid and a histogram
-    of how often codes were used (where the module's metrics have "codebook"). The images are the same each time; those
-    of another size than the first are not shown.
+    Writes `reconstructions.png` into the log folder after each validation, and logs the first four images and a
+    histogram of how often codes were used (where the module's metrics have "codebook"). The images are the same each
+    time; those of another size than the first are not shown. Small ones are enlarged, pixel by pixel.
 
     Args:
         num_images: how many images are shown.
@@ -66,7 +74,7 @@ class ReconstructionGrid(Callback):
             return
         batches = trainer.num_val_batches[dataloader_idx]
         wanted = share_of_batch(self.num_images, batch_idx, batches)
-        image = batch if isinstance(batch, Tensor) else batch[0]
+        image = image_of(batch)
         shown = self._images[0].shape[1:] if self._images else image.shape[1:]
         if wanted and len(image) and image.shape[1:] == shown:
             positions = torch.linspace(0, len(image) - 1, min(wanted, len(image))).round().long()
@@ -77,17 +85,18 @@ class ReconstructionGrid(Callback):
             return
         with torch.no_grad(), trainer.precision_plugin.val_step_context():
             grids = [side_by_side(image, pl_module(image), self.error_maps) for image in self._images]
-        places = 3 if self.error_maps else 2  # of a row, that an image takes with what was made of it
-        grid = make_grid(torch.cat(grids).cpu(), nrow=places * self.columns, padding=GAP, pad_value=1.0)
+        pictures = torch.cat(grids).cpu()
+        words = WORDS if self.error_maps else WORDS[:2]
         path = Path(self._folder) / "reconstructions.png"
         with left_out_on_disk_errors(str(path)):
             picture = io.BytesIO()
-            save_image(grid, picture, format="png")
+            save_image(picture_of(pictures, words, self.columns), picture, format="png")
             write_whole(path, picture.getvalue())
             self.path = path
+        shown = picture_of(pictures[: LOGGED_IMAGES * len(words)], words, columns=1)
         with left_out_on_disk_errors("pictures in TensorBoard"):
             for experiment in tensorboard_writers(trainer):
-                experiment.add_image("val/reconstructions", grid, trainer.global_step)
+                experiment.add_image("quality/reconstructions", shown, trainer.global_step)
 
     def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         uses = codebook_uses(pl_module)
@@ -111,6 +120,26 @@ def side_by_side(image: Tensor, reconstruction: Tensor, error_maps: bool) -> Ten
     if error_maps:
         pictures.append(error_map(*pictures))
     return torch.stack(pictures, dim=1).flatten(0, 1)
+
+
+def picture_of(pictures: Tensor, words: Sequence[str], columns: int) -> Tensor:
+    """Pictures (N, 3, H, W) in [0, 1], as many of each image as there are words, in a grid with the words above.
+
+    Args:
+        pictures: enlarged by a whole number where they are small.
+        words: what the pictures of an image are.
+        columns: images beside each other.
+    """
+    times = max(1, round(LEGIBLE / min(pictures.shape[2:])))
+    large = pictures.repeat_interleave(times, dim=2).repeat_interleave(times, dim=3)
+    grid = make_grid(large, nrow=len(words) * columns, padding=GAP, pad_value=1.0)
+    header = Image.new("RGB", (grid.shape[2], HEADER), "white")
+    draw, font = ImageDraw.Draw(header), ImageFont.load_default(size=HEADER * 2 / 3)
+    pitch = large.shape[3] + GAP
+    for place in range(min(len(words) * columns, len(pictures))):
+        middle = GAP + place * pitch + large.shape[3] / 2
+        draw.text((middle, HEADER / 2), words[place % len(words)], fill="black", anchor="mm", font=font)
+    return torch.cat([pil_to_tensor(header).to(grid) / 255, grid], dim=1)
 
 
 def error_map(image: Tensor, reconstruction: Tensor) -> Tensor:
@@ -138,4 +167,4 @@ def _add_usage_histogram(experiment: Any, counts: Tensor, step: int) -> None:
     uses = counts.double().cpu()
     values = torch.where(uses > 0, uses.clamp(min=1).log10(), torch.full_like(uses, -1.0))
     bins = torch.linspace(-1.5, math.ceil(float(values.max())) + 0.5, 40)
-    experiment.add_histogram("val/codebook_log10_uses", values, step, bins=bins.tolist())
+    experiment.add_histogram("codebook/log10_uses", values, step, bins=bins.tolist())

@@ -1,4 +1,4 @@
-"""What a run shows in the terminal and beside its checkpoint: a progress bar with short names, a report at the end."""
+"""The report of a run: in the terminal, and beside its checkpoint."""
 
 import sys
 from collections.abc import Sequence
@@ -6,14 +6,13 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from lightning.pytorch import Callback, LightningModule, Trainer
-from lightning.pytorch.callbacks import TQDMProgressBar
-from lightning.pytorch.utilities.rank_zero import rank_zero_info
 
 from gsq_lightning.callbacks.pictures import ReconstructionGrid
 from gsq_lightning.reports import (
     EvaluationReport,
     comparison_lines,
     find_report,
+    metrics_line,
     metrics_table,
     report_row,
     sha256_of,
@@ -21,35 +20,6 @@ from gsq_lightning.reports import (
 )
 from gsq_lightning.runs import RunCheckpoint
 from gsq_lightning.runs.layout import run_of
-
-SHOWN_LOSSES = (
-    "train/loss_reconstruction",
-    "train/loss_perceptual",
-    "train/loss_adversarial",
-    "train/loss_discriminator",
-)
-
-
-class LossProgressBar(TQDMProgressBar):
-    """Lightning's progress bar, with the losses under short names and without the version number."""
-
-    def get_metrics(self, trainer: Trainer, pl_module: LightningModule) -> dict[str, Any]:
-        losses = trainer.callback_metrics
-        return {
-            name.removeprefix("train/loss_"): f"{float(losses[name]):.4f}" for name in SHOWN_LOSSES if name in losses
-        }
-
-
-class ParameterCount(Callback):
-    """Says how many parameters each network has that is trained, when training starts."""
-
-    def on_fit_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        counts = {
-            name: sum(parameter.numel() for parameter in network.parameters() if parameter.requires_grad)
-            for name, network in pl_module.named_children()
-        }
-        shown = ", ".join(f"{name} {count / 1e6:.2f} M" for name, count in counts.items() if count)
-        rank_zero_info(f"parameters: {shown}")
 
 
 class Evaluated(NamedTuple):
@@ -71,8 +41,8 @@ class Evaluated(NamedTuple):
 class Report(Callback):
     """Prints the metrics of the last validation or test as a table, and writes them with all that they depend on.
 
-    `metrics.json` and a row in `metrics.md` go to the log folder. A validation in the middle of training writes
-    nothing.
+    `metrics.json` and a row in `metrics.md` go to the log folder. Of a validation in the middle of training the metrics
+    are printed in one line, and nothing is written.
 
     Args:
         name: what the tokenizer is called in reports; by default the checkpoint's file, or the log folder.
@@ -129,6 +99,10 @@ class Report(Callback):
         self.validated_step = trainer.global_step
         if trainer.state.fn == "validate":
             self._report(trainer, pl_module, "val/")
+            return
+        line = metrics_line(getattr(pl_module, "metric_values", {}))
+        if line and trainer.is_global_zero and trainer.global_step != trainer.max_steps:  # then the table follows
+            print(f"step {trainer.global_step}: {line}", flush=True)
 
     def on_fit_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         if self.validated_step == trainer.global_step:
@@ -201,7 +175,7 @@ class Report(Callback):
             if isinstance(callback, RunCheckpoint) and callback.last_path is not None:
                 places.append(("checkpoint", callback.last_path))
         if self._folder is not None and trainer.loggers:
-            places.append(("logs", f"{self._folder}   (tensorboard --logdir {self._folder})"))
+            places.append(("logs", self._folder))
         return places
 
 

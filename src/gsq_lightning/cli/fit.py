@@ -4,32 +4,21 @@ Precedence: flags > config files, later ones over earlier > what a checkpoint br
 """
 
 import json
-import logging
 import os
 import sys
 import tempfile
 import threading
-import warnings
 from pathlib import Path
 from typing import Any, ClassVar, Literal, NoReturn
 
 import yaml
 from jsonargparse import set_parsing_settings
 from lightning.pytorch import Callback, LightningDataModule, Trainer
-from lightning.pytorch.callbacks import ProgressBar
 from lightning.pytorch.cli import ArgsType, LightningArgumentParser, LightningCLI
 from lightning.pytorch.utilities.rank_zero import rank_zero_info
 
 import gsq_lightning
-from gsq_lightning.callbacks import (
-    Evaluated,
-    LossProgressBar,
-    ParameterCount,
-    ReconstructionGrid,
-    Report,
-    TokenProgress,
-    TokenWriter,
-)
+from gsq_lightning.callbacks import Evaluated, ReconstructionGrid, Report, TokenProgress, TokenWriter
 from gsq_lightning.cli.arguments import (
     EVALUATIONS,
     Arguments,
@@ -68,7 +57,6 @@ CommandName = Literal["fit", "validate", "test", "predict", "weights", "plan"]
 
 ONLY_EVALUATED = "which cannot be trained on; give a checkpoint"
 LAST = "last"  # --ckpt_path of the newest checkpoint of a recipe
-LOGGED_REFRESH = 100  # batches between two lines of progress in a log file
 RUNS = "runs"  # where runs go whose config names no place
 
 
@@ -88,27 +76,12 @@ def main(arguments: list[str]) -> None:
 
 
 def prepare_process() -> None:
-    """Sets what holds for the whole process: what a config may import, which messages are dropped, how threads end."""
+    """Sets what holds for the whole process: what a config may import, how threads end."""
     if os.getcwd() not in sys.path:
         sys.path.append(os.getcwd())  # classes in files of the user's: last, so that they hide nothing installed
     set_parsing_settings(import_path_denylist=[])  # the parser's own list, os and subprocess among it, is obeyed
-    leave_out_noise()
-    settle_threads()
-
-
-def leave_out_noise() -> None:
-    """Drops Lightning's advertisements and warnings that do not hold here."""
-    logging.getLogger("lightning.pytorch.utilities.rank_zero").addFilter(
-        lambda record: "litlogger" not in record.getMessage() and "litmodels" not in record.getMessage()
-    )
-    # metrics are equal on all ranks when they are logged
-    warnings.filterwarnings("ignore", message="It is recommended to use `self.log")
-    warnings.filterwarnings("ignore", message=".*isinstance.treespec, LeafSpec.*")
-    # frozen networks and the average are to be in eval mode
-    warnings.filterwarnings("ignore", message="Found .* in eval mode at the start of training")
-    # our sampler resumes in the middle of an epoch
-    warnings.filterwarnings("ignore", message=".*your dataloader is not resumable")
     threading.excepthook = leave_out_disk_errors
+    settle_threads()
 
 
 def leave_out_disk_errors(arguments: threading.ExceptHookArgs) -> None:
@@ -264,7 +237,8 @@ class GSQCommand(LightningCLI):
             check_options(self.config.init_from, options, self.config.model.trained, resumes)
         if self.command == "fit" and not trainer.fast_dev_run:
             self.run_folder = self._choose_run(runs, loggers, yaml.safe_load(text))
-            self.start = RunStart(self.run_folder, text)
+            named = any(one.init_args.get("name") for one in loggers) or not loggers
+            self.start = RunStart(self.run_folder, text, runs.parent if named else runs)
             trainer.default_root_dir = str(self.run_folder.path)
             if trainer.logger is None or trainer.logger is True:
                 trainer.logger = run_logger()
@@ -327,13 +301,7 @@ class GSQCommand(LightningCLI):
             objects.checkpoint.dirpath = str(self.run_folder.checkpoints)
         if options["enable_checkpointing"] is not False:
             callbacks.append(objects.checkpoint)
-        if options["enable_progress_bar"] is not False and not any(isinstance(one, ProgressBar) for one in callbacks):
-            # each refresh is a line of its own where a log is written
-            callbacks.append(LossProgressBar(refresh_rate=1 if sys.stderr.isatty() else LOGGED_REFRESH))
-        if options["enable_model_summary"] is not False:
-            # in place of Lightning's table, which counts frozen networks, and FLOPs as 0
-            callbacks.append(ParameterCount())
-        return make_trainer({**options, "enable_model_summary": False}, callbacks, self.model)
+        return make_trainer(options, callbacks)
 
     def run(self) -> None:
         """Does what the command is there for."""

@@ -1,12 +1,14 @@
 """The Trainer of the command: which of its options there are, and what it is given besides them."""
 
 from datetime import timedelta
+from inspect import signature
 from typing import Any
 
-from lightning.pytorch import Callback, LightningModule, Trainer
+from lightning.pytorch import Callback, Trainer
 from lightning.pytorch.callbacks import BatchSizeFinder, LearningRateFinder
 from lightning.pytorch.cli import LightningArgumentParser
 from lightning.pytorch.strategies import DDPStrategy, StrategyRegistry
+from torch.nn.parallel import DistributedDataParallel
 
 from gsq_lightning.cli.messages import INSTEAD
 from gsq_lightning.errors import InputError, require
@@ -32,13 +34,12 @@ def add_trainer_options(parser: LightningArgumentParser) -> None:
         parser.add_argument(f"--trainer.{name}", type=int | float | None, default=None, help=text)
 
 
-def make_trainer(options: dict[str, Any], callbacks: list[Callback], module: LightningModule) -> Trainer:
+def make_trainer(options: dict[str, Any], callbacks: list[Callback]) -> Trainer:
     """Makes the Trainer. Raises InputError for options that it refuses, or that do not work with two optimizers.
 
     Args:
         options: of the section `trainer`.
         callbacks: all there are.
-        module: what is trained.
     """
     every = options["check_val_every_n_epoch"]
     require(every is None or every >= 1, f"trainer.check_val_every_n_epoch is {every}; it must be at least 1, or null")
@@ -52,14 +53,14 @@ def make_trainer(options: dict[str, Any], callbacks: list[Callback], module: Lig
             f"{type(one).__name__} cannot be used with two optimizers; set model.tokenizer_optimizer.lr and "
             "data.global_batch_size",
         )
-    # "auto" is "ddp" with several devices. In the step of one network the other gets no gradient; validation batches
-    # differ in number between ranks, so that buffers must not be exchanged in each forward pass
+    # "auto" is "ddp" with several devices. Validation batches differ in number between ranks, so that buffers must not
+    # be exchanged in each forward pass; newer versions of torch have another name for it
+    newer = "forward_sync_buffers" in signature(DistributedDataParallel).parameters
     StrategyRegistry.register(
         "ddp",
         DDPStrategy,
         override=True,
-        find_unused_parameters=getattr(module, "discriminator", None) is not None,
-        broadcast_buffers=False,
+        **{"forward_sync_buffers" if newer else "broadcast_buffers": False},  # type: ignore[arg-type]
         timeout=PROCESS_TIMEOUT,
     )
     try:

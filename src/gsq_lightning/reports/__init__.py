@@ -10,13 +10,14 @@ from gsq_lightning.reports.report import (
     sha256_of,
     write_report,
 )
-from gsq_lightning.reports.table import metrics_table
+from gsq_lightning.reports.table import metrics_line, metrics_table
 
 __all__ = [
     "EvaluationReport",
     "Row",
     "comparison_lines",
     "find_report",
+    "metrics_line",
     "metrics_table",
     "published_rows",
     "read_report",

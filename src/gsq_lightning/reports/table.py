@@ -1,6 +1,7 @@
 """Names, units and digits of metrics, and tables of them."""
 
 import math
+import textwrap
 from typing import NamedTuple
 
 
@@ -90,12 +91,19 @@ def metrics_table(values: dict[str, float]) -> list[str]:
     return lines + [line for line in grouped if line]
 
 
+def metrics_line(values: dict[str, float]) -> str:
+    """What is better higher or lower, in one line: "PSNR 24.10, SSIM 0.7012"."""
+    shown = [name for name, label in METRICS.items() if label.better and name in values]
+    return ", ".join(f"{METRICS[name].head} {formatted(name, values[name])}" for name in shown)
+
+
 def _per_group(values: dict[str, float], prefix: str, form: str) -> str:
-    """Takes the values of the groups out; a line with all of them."""
+    """Takes the values of the groups out; all of them, in lines of at most 80 columns."""
     names = [name for name in values if name.startswith(prefix)]
     kind = prefix.removesuffix("_group_").replace("_", " ")
     shown = " ".join(form.format(values.pop(name)) for name in names)
-    return f"  {kind} by group: {shown}" if names else ""
+    text = f"{kind} by group: {shown}"
+    return textwrap.fill(text, 80, initial_indent="  ", subsequent_indent="    ") if names else ""
 
 
 def markdown_table(head: list[str], rows: list[list[str]], aligned: bool = False) -> list[str]:

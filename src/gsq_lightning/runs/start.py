@@ -1,28 +1,33 @@
 """Writes a run's config when it starts, and removes it again if the run fails before its first step."""
 
 import shutil
+from pathlib import Path
 from typing import Any
 
 from lightning.pytorch import Callback, LightningModule, Trainer
+from lightning.pytorch.loggers import TensorBoardLogger
+from lightning.pytorch.utilities.rank_zero import rank_zero_info
 
 from gsq_lightning.runs.layout import RunFolder
 
 
 class RunStart(Callback):
     """Writes `config.yaml` and other files when training starts; removes the run's folder if training fails before its
-    first step.
+    first step. Prints where the run goes, and how to look at it.
 
     Args:
         run: whose folder is made where it is missing.
         config: text of the config file.
+        all_runs: folder in which runs have different names, for TensorBoard.
 
     Attributes:
         files: texts of what else is written beside it, by name.
     """
 
-    def __init__(self, run: RunFolder, config: str) -> None:
+    def __init__(self, run: RunFolder, config: str, all_runs: Path) -> None:
         self.run = run
         self.config = config
+        self.all_runs = all_runs
         self.files: dict[str, str] = {}
         self._made = False
 
@@ -38,6 +43,10 @@ class RunStart(Callback):
             self._made = True
         except FileExistsError:  # a run that is resumed keeps the config that it was started with
             self._made = False
+
+    def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        shown = any(isinstance(one, TensorBoardLogger) for one in trainer.loggers)
+        rank_zero_info(f"run: {self.run.path}" + (f"   (tensorboard --logdir {self.all_runs})" if shown else ""))
 
     def on_train_batch_end(self, *_: Any, **__: Any) -> None:
         self._made = False  # by now there is something to keep
