@@ -8,7 +8,7 @@ Each case is trained once per seed by `gsq fit`, validated by `gsq validate` ove
 to `study.csv`. Run it again to resume: rows that are there are not run again, and an interrupted training resumes. The
 miniature is `tiny_imagenet.yaml` with the settings below; `--full` is the recipe and overlay of the paper's row.
 `--summary` prints means ± standard deviations over the seeds, and the rank correlation with the paper's rFID.
-Arguments after `--` go to `gsq fit`.
+Arguments after `--` go to `gsq fit`, before those of a case.
 """
 
 import argparse
@@ -151,8 +151,8 @@ def run(study: str, case: Case, seed: int, arguments: argparse.Namespace) -> dic
         *(text for config in configs for text in ("--config", config)),
         *("--seed_everything", str(seed), "--trainer.logger.save_dir", str(folder), "--trainer.logger.name", "run"),
         *(() if arguments.steps is None else ("--trainer.max_steps", str(arguments.steps))),
-        *(() if arguments.full else case.options),
         *arguments.fit_arguments,
+        *(() if arguments.full else case.options),
     )
     checkpoint = max(folder.glob("run/version_*/checkpoints/last.ckpt"), key=lambda path: path.stat().st_mtime)
     metrics = ["psnr", "ssim", "codebook", "rfd_efficientnet", "rkd_efficientnet"]
@@ -183,7 +183,8 @@ def train(arguments: argparse.Namespace, path: Path) -> None:
     for seed in arguments.seeds:
         for study in arguments.studies:
             for case in STUDIES[study]:
-                if arguments.full and not case.configs:
+                unwanted = arguments.cases is not None and case.name not in arguments.cases
+                if unwanted or (arguments.full and not case.configs):
                     continue
                 steps = "recipe" if arguments.steps is None else str(arguments.steps)
                 key = {"study": study, "case": case.name, "seed": str(seed), "steps": steps}
@@ -276,6 +277,7 @@ def parser() -> argparse.ArgumentParser:
     made = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     made.add_argument("--root", type=Path, help="a folder with train/ and val/")
     made.add_argument("--studies", nargs="+", choices=list(STUDIES), default=list(STUDIES))
+    made.add_argument("--cases", nargs="+", metavar="NAME", help="of the studies, in quotes (default: all)")
     made.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
     made.add_argument("--steps", type=int, help="of each training (default: the recipe's)")
     made.add_argument("--full", action="store_true", help="the paper's sizes and overlays in place of the miniature")

@@ -55,7 +55,7 @@ def run_with(
         return {**dict.fromkeys(study.METRICS, value), "rfid": "", "bits_per_pixel": 1.125}
 
     monkeypatch.setattr(study, "run", run)
-    arguments = argparse.Namespace(studies=["perceptual"], seeds=[0, 1], steps=10, full=False, folder=folder)
+    arguments = argparse.Namespace(studies=["perceptual"], cases=None, seeds=[0, 1], steps=9, full=False, folder=folder)
     study.train(arguments, folder / "study.csv")
     return trained
 
