@@ -1,9 +1,7 @@
 """Tokens of a data set: the same files whatever wrote them, and what was killed or refused."""
 
-import json
 import os
 import re
-import signal
 import subprocess
 import sys
 import tarfile
@@ -263,24 +261,22 @@ def shown(module: TokenizerModule, data: Any, capsys: pytest.CaptureFixture[str]
     return capsys.readouterr().err.strip().split("\r")[-1]
 
 
-def test_a_killed_run_goes_on_under_torchrun_and_ends_with_the_bytes_of_one_process(
+def test_a_killed_run_goes_on_under_torchrun_with_the_same_bytes(
     module: TokenizerModule, image_root: Path, tmp_path: Path
 ) -> None:
-    """Two processes each time: those that Lightning starts, then those of torchrun."""
+    """One process is killed, two go on; benchmarks/token_faults.py kills both kinds at random."""
     module.tokenizer.save_pretrained(tmp_path / "tokenizer")
     options = ["--tokens.split=all", "--tokens.images_per_shard=2", "--data.image_size=16", "--data.num_workers=0"]
     command = [sys.executable, "-m", "gsq_lightning", "predict", f"--ckpt_path={tmp_path / 'tokenizer'}", *options]
     command += [f"--data.root={image_root}", "--trainer.accelerator=cpu", f"--tokens.folder={tmp_path / 'killed'}"]
     command += ["--data.val_batch_size=1", f"--trainer.default_root_dir={tmp_path}"]
     environment = {**os.environ, "OMP_NUM_THREADS": "1"}
-    process = subprocess.Popen(
-        [*command, "--trainer.devices=2"], env=environment, stderr=subprocess.PIPE, start_new_session=True
-    )
-    deadline = time.monotonic() + 120
+    process = subprocess.Popen(command, env=environment, stderr=subprocess.PIPE)
+    deadline = time.monotonic() + 300
     while not list((tmp_path / "killed").rglob("tokens-*")) and time.monotonic() < deadline:
         assert process.poll() is None, process.stderr.read().decode()[-2000:]  # type: ignore[union-attr]
         time.sleep(0.001)
-    os.killpg(process.pid, signal.SIGKILL)
+    process.kill()
     process.communicate()
     assert 0 < len(list((tmp_path / "killed").rglob("tokens-*"))) <= 11
     torchrun = [sys.executable, "-m", "torch.distributed.run", "--nproc-per-node=2", f"--master-port={free_port()}"]
@@ -291,6 +287,4 @@ def test_a_killed_run_goes_on_under_torchrun_and_ends_with_the_bytes_of_one_proc
     write(tmp_path / "whole", module, images(image_root, val_batch_size=1), split="all", images_per_shard=2)
     whole, killed = contents(tmp_path / "whole"), contents(tmp_path / "killed")
     assert len(whole) == 2 + 8 + 3
-    facts = [json.loads(found.pop(f"{split}/tokens.json")) for found in (whole, killed) for split in ("train", "val")]
-    assert facts[:2] == facts[2:]
     assert whole == killed
