@@ -9,9 +9,6 @@ import torch
 from gsq_lightning.precision import full_precision, keep_precision
 
 CPU = torch.device("cpu")
-needs_names_of_torch_2_9 = pytest.mark.skipif(
-    not hasattr(torch.backends.cuda.matmul, "fp32_precision"), reason="names of torch 2.9"
-)
 
 
 def settings() -> list[str]:
@@ -31,7 +28,6 @@ def fast_around() -> Iterator[None]:
         place.fp32_precision = value
 
 
-@needs_names_of_torch_2_9
 def test_tensor_float_is_off_within_and_as_before_after(fast_around: None) -> None:
     with full_precision(CPU):
         assert settings() == ["ieee", "ieee"]
@@ -41,14 +37,12 @@ def test_tensor_float_is_off_within_and_as_before_after(fast_around: None) -> No
     assert settings() == ["tf32", "tf32"]
 
 
-@needs_names_of_torch_2_9
 def test_an_error_within_restores_what_was(fast_around: None) -> None:
     with pytest.raises(KeyError), full_precision(CPU):
         raise KeyError
     assert settings() == ["tf32", "tf32"]
 
 
-@needs_names_of_torch_2_9
 def test_threads_that_overlap_neither_lose_precision_nor_leave_it_switched(fast_around: None) -> None:
     """The first to enter leaves first: what was before must return with the last, and not earlier."""
     second_is_in, first_is_out = threading.Event(), threading.Event()
@@ -70,7 +64,6 @@ def test_threads_that_overlap_neither_lose_precision_nor_leave_it_switched(fast_
     assert settings() == ["tf32", "tf32"]
 
 
-@needs_names_of_torch_2_9
 def test_many_threads_at_once(fast_around: None) -> None:
     wrong = []
 

@@ -140,15 +140,6 @@ def _sync_folder(folder: Path) -> None:
         os.close(descriptor)
 
 
-def file_identity(path: Path) -> tuple[int, ...] | None:
-    """Changes when a file is written to or another takes its place; None where there is none."""
-    try:
-        status = path.stat()
-    except OSError:
-        return None
-    return (status.st_dev, status.st_ino, status.st_mtime_ns, status.st_size)
-
-
 def disk_error(error: BaseException | None) -> OSError | None:
     """What a disk did not do, within an error and those that led to it; None where the disk is not to blame."""
     return next((one for one in causes(error) if isinstance(one, OSError) and one.errno in DISK_ERRORS), None)

@@ -10,7 +10,7 @@ from torch import Tensor
 
 _lock = threading.Lock()
 _depth = 0
-_before: list[tuple[Any, str, Any]] = []
+_before: list[str] = []
 
 
 @contextmanager
@@ -32,9 +32,9 @@ def _enter() -> None:
     global _depth, _before
     with _lock:
         if _depth == 0:
-            _before = [(place, name, getattr(place, name)) for place, name, _ in _settings()]
-            for place, name, value in _settings():
-                setattr(place, name, value)
+            _before = [backend.fp32_precision for backend in _backends()]
+            for backend in _backends():
+                backend.fp32_precision = "ieee"
         _depth += 1
 
 
@@ -43,19 +43,14 @@ def _leave() -> None:
     with _lock:
         _depth -= 1
         if _depth == 0:
-            for place, name, value in _before:
-                setattr(place, name, value)
+            for backend, value in zip(_backends(), _before, strict=True):
+                backend.fp32_precision = value
 
 
-def _settings() -> list[tuple[Any, str, Any]]:
-    """What to set: attributes of torch's backends."""
-    cuda: Any = torch.backends.cuda
-    cudnn: Any = torch.backends.cudnn
-    mkldnn: Any = torch.backends.mkldnn
-    # the names of torch 2.9 and later, which refuses to mix them with those before
-    if hasattr(cuda.matmul, "fp32_precision"):
-        return [(place, "fp32_precision", "ieee") for place in (cuda.matmul, cudnn.conv, mkldnn.matmul, mkldnn.conv)]
-    return [(cuda.matmul, "allow_tf32", False), (cudnn, "allow_tf32", False)]
+def _backends() -> list[Any]:
+    """Those with reduced precision for float32."""
+    backends: Any = torch.backends
+    return [backends.cuda.matmul, backends.cudnn.conv, backends.mkldnn.matmul, backends.mkldnn.conv]
 
 
 def keep_precision(fn: Callable[[Tensor], Tensor], widen: bool = True) -> Callable[[Tensor], Tensor]:

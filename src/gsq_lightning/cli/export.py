@@ -23,13 +23,8 @@ def export(arguments: list[str]) -> None:
     Raises:
         SystemExit: with code 2 for bad input.
     """
-    parser = OneLineParser(
-        prog="gsq export", description="The tokenizer of a checkpoint as a folder for from_pretrained."
-    )
-    parser.add_argument("checkpoint", help="of training or of GSQ's authors; or a repository of the Hugging Face Hub")
-    parser.add_argument("folder", type=Path, help="to write to; new or empty")
+    parser = _parser("export", "of training or of GSQ's authors; or a repository of the Hugging Face Hub")
     parser.add_argument("--weights", choices=AVERAGED, default="ema", help="averaged ones where there are, or raw")
-    parser.add_argument("--license", help="of the weights, for the model card, as the Hub spells it: apache-2.0, …")
     given = parser.parse_args(arguments)
     with one_line_errors("export"):
         _check_empty(given.folder)
@@ -45,16 +40,21 @@ def convert(arguments: list[str]) -> None:
     Raises:
         SystemExit: with code 2 for bad input.
     """
-    parser = OneLineParser(
-        prog="gsq convert", description="A checkpoint of GSQ's authors as a folder for from_pretrained."
-    )
-    parser.add_argument("checkpoint", help="checkpoint.pt, or its repository: HelmholtzAI-FZJ/GSQ-F8-D8-V64k")
-    parser.add_argument("folder", type=Path, help="to write to; new or empty")
-    parser.add_argument("--license", help="of the weights, for the model card, as the Hub spells it")
-    given = parser.parse_args(arguments)
+    checkpoint = "checkpoint.pt of GSQ's authors, or its repository: HelmholtzAI-FZJ/GSQ-F8-D8-V64k"
+    given = _parser("convert", checkpoint).parse_args(arguments)
     with one_line_errors("convert"):
         _check_empty(given.folder)
         _write(read_released(given.checkpoint), given)
+
+
+def _parser(command: str, checkpoint: str) -> OneLineParser:
+    parser = OneLineParser(
+        prog=f"gsq {command}", description="The tokenizer of a checkpoint as a folder for from_pretrained."
+    )
+    parser.add_argument("checkpoint", help=checkpoint)
+    parser.add_argument("folder", type=Path, help="to write to; new or empty")
+    parser.add_argument("--license", help="of the weights, for the model card, as the Hub spells it: apache-2.0, …")
+    return parser
 
 
 def _check_empty(folder: Path) -> None:
