@@ -228,7 +228,7 @@ def test_lpips_of_images_too_small_for_its_network_is_refused() -> None:
 
 
 class OtherProject(LightningModule):
-    """As the docstring of ReconstructionMetrics tells others to own one."""
+    """As the docstring of ReconstructionMetrics says that others may own one."""
 
     def __init__(self) -> None:
         super().__init__()
