@@ -26,8 +26,10 @@ def blocks(language: str) -> list[str]:
 
 
 def commands(program: str) -> list[list[str]]:
-    lines = [line.split("#")[0].split() for block in blocks("bash") for line in block.splitlines()]
-    found = [words[1:] for words in lines if words and words[0] == program]
+    """Arguments of each line that starts a program, `gsq` through torchrun too."""
+    lines = [line for block in blocks("bash") for line in block.replace("\\\n", " ").splitlines()]
+    texts = (re.sub(r"^torchrun .* -m gsq_lightning ", "gsq ", line.split("#")[0]) for line in lines)
+    found = [words[1:] for words in map(str.split, texts) if words and words[0] == program]
     return [list(words) for words in dict.fromkeys(map(tuple, found))]
 
 
