@@ -1,4 +1,4 @@
-"""Entry point of the `gsq` command: answers what needs no network library at once, and hands on the rest."""
+"""Entry point of the `gsq` command: answers at once where no torch is needed, and imports the rest on demand."""
 
 import argparse
 import io

@@ -90,7 +90,7 @@ def leave_group() -> None:
 
 
 def let_threads_end() -> None:
-    """Gives threads a moment to free what they hold."""
+    """Gives threads a moment to free their tensors."""
     if _are_several():
         time.sleep(PAUSE)
 

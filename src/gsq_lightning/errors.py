@@ -1,4 +1,4 @@
-"""The exceptions of this library, and what is asked of those of others."""
+"""The exceptions of this library, checks that raise them, and causes of errors."""
 
 import operator
 from collections.abc import Iterator, Mapping
@@ -68,7 +68,7 @@ class WeightsMissing(InputError):
 
 
 def whole_number(name: str, value: Any, least: int) -> int:
-    """A whole number as Python's own int, numpy's too, as checkpoints take no others.
+    """A whole number, numpy's too, as a Python int, which checkpoints need.
 
     Raises InputError for what is none, or is below `least`.
     """
@@ -114,5 +114,5 @@ def causes(error: BaseException | None) -> Iterator[BaseException]:
 
 
 def first_line(error: BaseException) -> str:
-    """What an error says, without what may follow for pages; its type where it says nothing."""
+    """The first line of an error's message, or its type if it has none."""
     return (str(error).strip() or type(error).__name__).splitlines()[0]

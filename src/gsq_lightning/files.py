@@ -87,7 +87,7 @@ def locked(folder: Path) -> Iterator[None]:
 
 
 def hold_lock(path: Path) -> IO[str] | None:
-    """Locks a file for as long as this process lives or keeps what is returned open; the lock goes however it ends.
+    """Locks a file until the returned file is closed or this process ends, in whatever way.
 
     The `filelock` package does not serve here: its locks of files are exclusive, so that two processes that only ask
     (`is_locked`) at the same time would each take the other for one that writes; its shared ones are SQLite databases,
@@ -113,7 +113,7 @@ def hold_lock(path: Path) -> IO[str] | None:
 
 
 def is_locked(path: Path) -> bool:
-    """Whether another process holds the lock of a file. Any number may ask at the same time; the holder must not."""
+    """Whether another process holds the lock of a file. Not to be called by the holder."""
     if fcntl is None:
         return False
     try:
@@ -141,7 +141,7 @@ def _sync_folder(folder: Path) -> None:
 
 
 def disk_error(error: BaseException | None) -> OSError | None:
-    """What a disk did not do, within an error and those that led to it; None where the disk is not to blame."""
+    """The disk's error among an error and its causes, or None."""
     return next((one for one in causes(error) if isinstance(one, OSError) and one.errno in DISK_ERRORS), None)
 
 
@@ -167,7 +167,7 @@ def cache_folder(kind: str) -> Path:
 
 
 def write_cached(path: Path, content: bytes, what: str) -> None:
-    """Keeps what can be made again, behind a checksum. Where the disk does not take it, a warning says so.
+    """Writes a file of the cache, with a checksum. If the disk fails, a warning says so.
 
     Args:
         path: within a `cache_folder`; its name changes with all that the content depends on, its format too.
@@ -181,7 +181,7 @@ def write_cached(path: Path, content: bytes, what: str) -> None:
 
 
 def read_cached(path: Path, what: str) -> bytes | None:
-    """What `write_cached` kept; None where there is nothing, or, with a warning, where it is damaged."""
+    """The content that `write_cached` wrote; None if there is none or, with a warning, if it is damaged."""
     try:
         content = path.read_bytes()
         if hashlib.sha256(content[DIGEST:]).digest() != content[:DIGEST]:

@@ -1,4 +1,4 @@
-"""Full float32 arithmetic, whatever precision the surrounding training uses."""
+"""Full float32 arithmetic within a training of lower precision."""
 
 import threading
 from collections.abc import Callable, Iterator

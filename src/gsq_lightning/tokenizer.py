@@ -1,4 +1,4 @@
-"""The tokenizer: image ⇄ indices. Needs torch, einops, safetensors and huggingface_hub, nothing of training."""
+"""The tokenizer: image ⇄ indices. Needs torch, einops, safetensors and huggingface_hub, not Lightning."""
 
 import math
 from collections.abc import Sequence

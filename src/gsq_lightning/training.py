@@ -187,7 +187,7 @@ class TokenizerModule(LightningModule):
 
     @property
     def evaluated_tokenizer(self) -> GSQTokenizer:
-        """What is validated and predicted with: see `evaluated_weights`."""
+        """The network of validation and prediction: see `evaluated_weights`."""
         if self.evaluated_weights == "ema" and self.ema is not None and self.ema.updates > 0:
             assert isinstance(self.ema.module, GSQTokenizer)
             return self.ema.module
@@ -195,7 +195,7 @@ class TokenizerModule(LightningModule):
 
     @property
     def between_steps(self) -> bool:
-        """Whether no gradients are half accumulated, so that a checkpoint holds all there is."""
+        """Whether no gradients are half accumulated, so that a checkpoint is complete."""
         return self.stepper.batches == 0
 
     @property
@@ -215,7 +215,7 @@ class TokenizerModule(LightningModule):
 
     @property
     def notes(self) -> list[str]:
-        """What a report of this module's metrics should say."""
+        """Remarks for the report of this module's metrics."""
         averaged = self.ema is not None and self.evaluated_tokenizer is self.ema.module
         share = self.ema.initial_share if self.ema is not None else 0.0
         if not averaged or share < NOTEWORTHY_SHARE:
@@ -344,7 +344,7 @@ class TokenizerModule(LightningModule):
         return self.objective.generator(image, output, reconstruction, last_layer, self.global_step)
 
     def discriminator_loss_terms(self, image: Tensor, reconstruction: Tensor) -> Loss:
-        """What the discriminator minimizes; override it to add terms.
+        """The discriminator's loss; override it to add terms.
 
         Args:
             image, reconstruction: (B, 3, H, W), without gradient.

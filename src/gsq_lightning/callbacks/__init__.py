@@ -1,4 +1,4 @@
-"""What a run shows and writes besides its checkpoints."""
+"""Callbacks: pictures, reports, progress, tokens."""
 
 from gsq_lightning.callbacks.pictures import ReconstructionGrid
 from gsq_lightning.callbacks.progress import StepProgressBar

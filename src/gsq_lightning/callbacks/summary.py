@@ -23,7 +23,7 @@ from gsq_lightning.runs.layout import run_of
 
 
 class Evaluated(NamedTuple):
-    """What was read from where, of which the metrics are.
+    """The weights that the metrics are of.
 
     Attributes:
         path: of a checkpoint, or of the folder of an export.
@@ -180,7 +180,7 @@ class Report(Callback):
 
 
 def _written(trainer: Trainer) -> Evaluated | None:
-    """The checkpoint that this run wrote at this step, and which nobody else writes."""
+    """The checkpoint that this run wrote at this step."""
     for callback in trainer.callbacks:  # type: ignore[attr-defined]
         if isinstance(callback, RunCheckpoint) and callback.last_path and callback.saved_step == trainer.global_step:
             return Evaluated(callback.last_path, sha256_of(callback.last_path), trainer.global_step, None)

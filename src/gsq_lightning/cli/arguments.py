@@ -1,4 +1,4 @@
-"""A command line, taken apart into its layers: what a checkpoint brings, config files, flags."""
+"""The layers of a command line: checkpoint, config files, flags."""
 
 import argparse
 import os

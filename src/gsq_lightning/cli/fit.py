@@ -61,7 +61,7 @@ RUNS = "runs"  # where runs go whose config names no place
 
 
 def main(arguments: list[str]) -> None:
-    """Runs a command; what the user can do something about ends in one line and exit code 2.
+    """Runs a command; errors that the user can mend end in one line and exit code 2.
 
     Args:
         arguments: as on the command line, without the program's name.
@@ -76,7 +76,7 @@ def main(arguments: list[str]) -> None:
 
 
 def prepare_process() -> None:
-    """Sets what holds for the whole process: what a config may import, how threads end."""
+    """Settings of the process: what a config may import, how threads end."""
     if os.getcwd() not in sys.path:
         sys.path.append(os.getcwd())  # classes in files of the user's: last, so that they hide nothing installed
     set_parsing_settings(import_path_denylist=[])  # the parser's own list, os and subprocess among it, is obeyed
@@ -91,7 +91,7 @@ def leave_out_disk_errors(arguments: threading.ExceptHookArgs) -> None:
 
 
 class OneLineErrors(LightningArgumentParser):
-    """Says what is wrong with an option in one line, without the usage of hundreds of options."""
+    """Prints errors of options in one line, without the usage of hundreds of options."""
 
     given: ClassVar[list[str]] = []  # options on the command line: parsers of nested classes know their own alone
 
@@ -304,7 +304,7 @@ class GSQCommand(LightningCLI):
         return make_trainer(options, callbacks)
 
     def run(self) -> None:
-        """Does what the command is there for."""
+        """Runs the subcommand."""
         if self.source is not None:
             check_weights(self.model.tokenizer, self.source.weights, str(self.source.path))
             self.model.tokenizer.load_state_dict(self.source.weights)

@@ -1,4 +1,4 @@
-"""What the command says and how it exits: the one place that knows options and exit codes. Imports no torch."""
+"""Messages and exit codes of the command: the one place that knows options. Imports no torch."""
 
 import argparse
 import re
@@ -72,7 +72,7 @@ def fail(message: str, code: int = EXIT_BAD_INPUT) -> NoReturn:
 
 
 class OneLineParser(argparse.ArgumentParser):
-    """Says what is wrong with an option in one line, without the usage."""
+    """Prints errors of options in one line, without the usage."""
 
     def error(self, message: str) -> NoReturn:
         fail(f"{message}; {self.prog} --help lists the options")
@@ -80,7 +80,7 @@ class OneLineParser(argparse.ArgumentParser):
 
 @contextmanager
 def one_line_errors(command: str) -> Iterator[None]:
-    """Within it, what a user can do something about ends the process with one line and an exit code."""
+    """Within it, errors that a user can mend end the process with one line and an exit code."""
     try:
         yield
     except (CheckpointNotWritten, ModelNotFinite, TrainingDiverged) as error:
@@ -107,7 +107,7 @@ def one_line_errors(command: str) -> Iterator[None]:
 
 
 def input_error(error: BaseException) -> BaseException | None:
-    """What the user can mend, within an error and those that led to it: jsonargparse wraps what constructors raise."""
+    """The error that the user can mend, among an error and its causes: jsonargparse wraps errors of constructors."""
     kinds = (InputError, *_lightning_errors())
     return next((one for one in causes(error) if isinstance(one, kinds) or "`val_check_interval`" in str(one)), None)
 
@@ -118,7 +118,7 @@ def text_of(error: BaseException, command: str) -> str:
 
 
 def missing_text(errors: list[WeightsMissing], command: str) -> str:
-    """The line for weights that are not to be had: where they are looked for, how they get there, what does without."""
+    """The line for missing weights: where they are looked for, how to fetch them, what works without."""
     metrics = "model.metrics."
     parts = []
     for error in errors:
@@ -137,7 +137,7 @@ def missing_text(errors: list[WeightsMissing], command: str) -> str:
 
 
 def plain_message(message: str, options: Sequence[str] = (), given: Sequence[str] = ()) -> str:
-    """What a parser has to say, in one line and the words of its user.
+    """An error of the parser in one line, in the user's words.
 
     Args:
         message: of jsonargparse, which quotes every type that an option could have had.
@@ -185,7 +185,7 @@ def full_key(key: str, given: Sequence[str]) -> str:
 
 
 def suggestion(word: str, known: Sequence[str], mark: str = "--") -> str:
-    """A clause with what was meant, or nothing."""
+    """A clause with the likely spelling, or nothing."""
     near = get_close_matches(word, known, n=1, cutoff=0.7)
     return f"; did you mean {mark}{near[0]}?" if near else ""
 

@@ -1,4 +1,4 @@
-"""Weights that a command needs and that are not to be had: all of them are named at once, before the work begins."""
+"""Missing weights of a command: all of them are named at once, before the work begins."""
 
 from collections.abc import Callable
 from dataclasses import asdict
@@ -41,7 +41,7 @@ def missing_weights(module: Any, stage: str) -> list[WeightsMissing]:
 
 
 def missing_metrics(metrics: ReconstructionMetrics) -> list[WeightsMissing]:
-    """What each metric lacks, after one was found to lack something."""
+    """The missing weights of each metric, after one was found to miss some."""
     missing = []
     for name in metrics.names:
         alone = ReconstructionMetrics(name, **asdict(metrics.options))  # type: ignore[arg-type]

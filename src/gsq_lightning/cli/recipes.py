@@ -1,4 +1,4 @@
-"""Config files of the command: recipes by name, and what a file must be like to be read as a config."""
+"""Config files of the command: recipes by name, and checks of files that are given as configs."""
 
 import itertools
 import re

@@ -1,4 +1,4 @@
-"""What validation, test and prediction are of: a checkpoint or an exported tokenizer, and the defaults it brings.
+"""The source of validation, test and prediction: a checkpoint or an exported tokenizer, with its defaults.
 
 Files are not trusted: plain values of known options are taken from them, and the names of classes of this library are
 looked up in tables. Nothing that a file names is imported or run.

@@ -1,4 +1,4 @@
-"""The Trainer of the command: which of its options there are, and what it is given besides them."""
+"""The Trainer of the command: its options, and its further arguments."""
 
 from datetime import timedelta
 from inspect import signature

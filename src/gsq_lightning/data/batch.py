@@ -1,4 +1,4 @@
-"""What the data modules hand to training: one batch of images and where they came from."""
+"""A batch of images with labels and paths."""
 
 from collections.abc import Iterable
 from typing import NamedTuple
@@ -59,7 +59,7 @@ def collate(samples: "Iterable[Sample | UnreadableImage] | ImageBatch") -> Image
 
 
 def batch_of(samples: Iterable[Sample | UnreadableImage], most: int) -> ImageBatch:
-    """Puts each sample into its place in the batch as it comes, while the processor's cache still holds it.
+    """Copies each sample into the batch as it arrives, while it is still in the processor's cache.
 
     Args:
         samples: of one size.

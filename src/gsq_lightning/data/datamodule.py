@@ -1,4 +1,4 @@
-"""What all data modules of this library share: batch sizes, order, resuming, loaders."""
+"""Base of all data modules: batch sizes, order, resuming, loaders."""
 
 import logging
 import os
@@ -64,7 +64,7 @@ class ResumableDataModule(LightningDataModule):
     @property
     @abstractmethod
     def settings(self) -> dict[str, Any]:
-        """What these images are and how they are prepared, as plain data for checkpoints; "class" names the class."""
+        """The settings that identify images and preparation, as plain data for checkpoints; "class" names the class."""
 
     def setup(self, stage: str) -> None:
         if stage == "fit":
@@ -133,7 +133,7 @@ class ResumableDataModule(LightningDataModule):
     # ------------------------------------------------------------------------------------------- the place in the data
 
     def state_dict(self) -> dict[str, Any]:
-        """The place in the data, in images over all devices, so that it holds for another number of devices too."""
+        """The position in the data, in images over all devices, so that it is valid for any number of devices."""
         place = self._place or Place()
         return {
             "seed": place.seed if self._place is not None else None,
@@ -144,7 +144,7 @@ class ResumableDataModule(LightningDataModule):
         }
 
     def load_state_dict(self, state_dict: Mapping[str, Any]) -> None:
-        """Takes up the place of a checkpoint; over another number of training images it means nothing: that is said."""
+        """Restores the position of a checkpoint; ignored, with a warning, for another number of training images."""
         if self._train is None:  # validation has no use for it
             return
         before, found = state_dict["training_images"], self._train.count()
@@ -161,7 +161,7 @@ class ResumableDataModule(LightningDataModule):
         self._place.epoch, self._place.consumed = state_dict["epoch"], state_dict["images_consumed_in_epoch"]
 
     def _choose_seed(self, resumed: int | None) -> int:
-        """Of the order of images: flags beat the checkpoint, and that beats what torch began with."""
+        """Seed of the order of images: flags, else the checkpoint, else torch's initial seed."""
         if self.seed is not None:
             return self.seed
         everything = os.environ.get("PL_GLOBAL_SEED")  # where `seed_everything` notes it, for all processes
@@ -226,7 +226,7 @@ class ResumableDataModule(LightningDataModule):
 
 
 def say(split: str, images: ImageDataset) -> None:
-    """One line on what a split is, and one on each thing to know of it."""
+    """Logs a line on a split, and one for each note on it."""
     rank_zero_info(f"{split}: {images}")
     for note in images.notes:
         rank_zero_info(f"{split}: {note}")

@@ -1,4 +1,4 @@
-"""Data sets: what loads as a split, and a source of images as one: read, decoded, transformed."""
+"""Datasets: the interface of a split, and a source of images as one: read, decoded, transformed."""
 
 import hashlib
 import math
@@ -88,7 +88,7 @@ class IndexedImages(ImageDataset):
         return IndexedShards(self, cut, images_per_shard)
 
     def short_name(self, item: int, sample: Sample) -> str:
-        """What an image is called within the data set, wherever that lies."""
+        """The name of an image within the data set."""
         return sample.path
 
 
@@ -183,7 +183,7 @@ class SourceImages(IndexedImages):
 
     @property
     def preparation(self) -> str:
-        """What is done to an image, in words."""
+        """The preparation of an image, in words."""
         return str(self.transform)
 
     @cached_property
@@ -206,7 +206,7 @@ def key_of(key: SampleKey | int) -> SampleKey:
 
 
 def unreadable_line(name: str, error: BaseException) -> str:
-    """What is said of an image that cannot be decoded."""
+    """The message for an image that cannot be decoded."""
     return (
         f"{name} cannot be read as an image: {error}. Remove or repair it, or set on_error to skip to leave such "
         "images out and count them."
@@ -214,5 +214,5 @@ def unreadable_line(name: str, error: BaseException) -> str:
 
 
 def unread_line(name: str, error: OSError) -> str:
-    """What is said where the system did not deliver an image, which says nothing of the image."""
+    """The message for an I/O error, which is not the image's fault."""
     return f"{name} was not read: {error.strerror or error}. That is the system's fault, not the image's"

@@ -1,4 +1,4 @@
-"""What the data modules of images share besides: pixels to [-1, 1], and counting of unreadable images."""
+"""Base of the data modules of images: pixels to [-1, 1], and counting of unreadable images."""
 
 import logging
 from abc import abstractmethod

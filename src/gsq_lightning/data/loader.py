@@ -38,7 +38,7 @@ def make_loader(
     persistent: bool = True,
     collate_fn: Callable[[Any], Any] = collate,
 ) -> DataLoader:
-    """A DataLoader of `ImageBatch`es, or what `collate_fn` makes; `persistent` workers live on from pass to pass."""
+    """A DataLoader of `ImageBatch`es, or what `collate_fn` makes; `persistent` workers stay alive between epochs."""
     with warnings.catch_warnings():
         # the data module says so itself, once, and what to do
         warnings.filterwarnings("ignore", message="This DataLoader will create")

@@ -60,7 +60,7 @@ class FolderImages(Dataset[Tensor]):
 
     @property
     def fingerprint(self) -> str:
-        """Identifies the images: a hash of names, sizes, times of change, and what is done to them."""
+        """Identifies the images: a hash of names, sizes, modification times, and preparation."""
         return hashlib.sha256(f"{self.source.fingerprint()} {self.transform!r}".encode()).hexdigest()
 
     def loader(self, batch_size: int, num_workers: int) -> DataLoader:

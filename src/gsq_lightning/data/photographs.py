@@ -1,4 +1,4 @@
-"""Photographs that scikit-image ships: real images to try things on, without a download."""
+"""Photographs that come with scikit-image: real images without a download."""
 
 import hashlib
 import os
@@ -181,7 +181,7 @@ class RandomCrops(IndexedImages):
 
     @cached_property
     def fingerprint(self) -> str:
-        """Identifies these crops: a hash of the photographs and of what is done to them."""
+        """Identifies these crops: a hash of the photographs and their preparation."""
         digest = hashlib.sha256(f"{self.size} {self.length} {self.flip} {self.shuffle_colors}".encode())
         for photograph in self.photographs:
             digest.update(photograph.contiguous().numpy().tobytes())
@@ -203,7 +203,7 @@ class RandomCrops(IndexedImages):
 
 
 class Tiles(IndexedImages):
-    """Photographs cut into squares without overlap, from the upper left; what does not fill a square is left out.
+    """Photographs cut into squares without overlap, from the upper left; incomplete squares are left out.
 
     Args:
         photographs: (3, H, W) uint8 each, by name.

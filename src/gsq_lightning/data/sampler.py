@@ -1,4 +1,4 @@
-"""The order in which images are seen: the same for a seed, whatever the number of devices and workers."""
+"""The order of images: depends on the seed, not on the number of devices and workers."""
 
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -22,14 +22,14 @@ class SampleKey(NamedTuple):
 
 
 def generator_of(seed: int, *path: int) -> torch.Generator:
-    """A random stream for each seed and path of numbers, independent of those of all others."""
+    """A random generator for each seed and path of numbers, independent of all others."""
     state = np.random.SeedSequence(seed, spawn_key=path).generate_state(1, np.uint64)
     return torch.Generator().manual_seed(int(state[0]))
 
 
 @dataclass
 class Place:
-    """How far training has come in the data, counted in images over all devices.
+    """The position of training in the data, in images over all devices.
 
     Attributes:
         seed: of the order of images.
@@ -92,5 +92,5 @@ class EpochSampler(DistributedSampler[SampleKey]):
         return (SampleKey(epoch, item, seed) for item in share.tolist())
 
     def __len__(self) -> int:
-        """Samples of a whole pass on this device, those already consumed included."""
+        """Samples of a full epoch on this device, including those already consumed."""
         return len(range(self.rank, self.size // self.multiple_of * self.multiple_of, self.num_replicas))

@@ -1,4 +1,4 @@
-"""WebDataset shards read from front to back: from object stores, pipes, and disks that are slow at finding places."""
+"""WebDataset shards read sequentially: from object stores, pipes, and disks with slow random access."""
 
 import random
 import warnings
@@ -77,7 +77,7 @@ class StreamedShards(ImageDataset, IterableDataset[Sample | UnreadableImage]):
         return f"{len(self.urls)} shards"
 
     def __len__(self) -> int:
-        """Images of a whole epoch of training on this device."""
+        """Images of a full training epoch on this device."""
         if self._place is None:
             raise TypeError("how many images the shards hold is not known before they are read")
         return self._batches * self._loading.batch_size

@@ -1,4 +1,4 @@
-"""From decoded pixels to those a network sees. All randomness comes from the stream that is passed."""
+"""Crops, resizing and flips. All randomness comes from the generator that is passed."""
 
 from collections.abc import Callable
 from dataclasses import dataclass

@@ -65,7 +65,7 @@ class LossWeights:
 
 
 class Loss:
-    """A sum of weighted terms: one table gives what is minimized and what is logged.
+    """A sum of weighted terms: one table gives the loss and its log.
 
     Attributes:
         terms: by name, each a scalar and its factor.
@@ -86,7 +86,7 @@ class Loss:
 
     @property
     def total(self) -> Tensor:
-        """What is minimized."""
+        """The loss to minimize."""
         first, *others = (weight * value for value, weight in self.terms.values())
         return sum(others, start=first)
 
@@ -236,7 +236,7 @@ class Objective:
         return loss
 
     def discriminate(self, image: Tensor, reconstruction: Tensor) -> Loss:
-        """What the discriminator minimizes.
+        """The discriminator's loss.
 
         Args:
             image, reconstruction: (B, 3, H, W), the image in [-1, 1]; no gradient flows to them.
@@ -257,14 +257,14 @@ class Objective:
         return loss
 
     def after_step(self, means: Mapping[str, Tensor]) -> None:
-        """Takes what was logged of a step, means over all its images, into LeCam's averages."""
+        """Updates LeCam's averages from the log of a step: means over all its images."""
         if self.lecam is not None and "logits_real" in means:
             self.lecam.update(means["logits_real"], means["logits_fake"])
 
 
 @contextmanager
 def frozen(network: nn.Module) -> Iterator[None]:
-    """Within it, the network's parameters get no gradients; afterwards each is as it was before."""
+    """Within it, the network's parameters get no gradients; afterwards `requires_grad` is restored."""
     trained = [parameter for parameter in network.parameters() if parameter.requires_grad]
     for parameter in trained:
         parameter.requires_grad_(False)

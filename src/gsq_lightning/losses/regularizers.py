@@ -1,4 +1,4 @@
-"""What is added to a GAN's losses, or scales them, to keep training steady. All compute in float32."""
+"""Regularizers of a GAN's losses and the adaptive weight. All compute in float32."""
 
 from collections.abc import Callable
 from typing import Literal

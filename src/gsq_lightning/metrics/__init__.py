@@ -1,4 +1,4 @@
-"""What validation measures: each metric holds its state and nothing else, a suite holds several."""
+"""Metrics of validation: each metric holds its state and nothing else, a suite holds several."""
 
 from gsq_lightning.metrics.catalog import REPORTED, MetricName, MetricOptions, SampleMetricName
 from gsq_lightning.metrics.codebook import CodebookStatistics, CodebookUsage, codebook_statistics

@@ -1,4 +1,4 @@
-"""The metrics by name, and the networks that they see images through."""
+"""The metrics by name, and their feature networks."""
 
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -82,7 +82,7 @@ class MetricOptions:
     ssim_rim: bool = False
 
     def notes(self, metrics: list[ImageMetric]) -> list[str]:
-        """What is computed otherwise than by default, for those metrics that it concerns."""
+        """Notes on options that differ from the defaults, for the metrics that they concern."""
         inception = ", ".join(metric.name for metric in metrics if metric.wants == "inception")
         notes = []
         if inception and not self.antialias:

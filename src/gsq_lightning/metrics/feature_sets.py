@@ -1,4 +1,4 @@
-"""Features of whole sets of images, held for the metrics that compare every image with every other."""
+"""Features of whole sets of images, for the metrics that compare every image with every other."""
 
 import torch
 from torch import Tensor
@@ -52,7 +52,7 @@ class FeatureSets(SetDistance):
         return self._chosen("fake", MOST_IMAGES)[0]
 
     def notes(self) -> list[str]:
-        """What there is to say where images are too many to hold."""
+        """The note on more images than are held."""
         if len(joined(self.fake_hashes)) <= MOST_IMAGES:
             return []
         return [f"{self.name} is over {MOST_IMAGES} images, chosen by their pixels"]

@@ -1,4 +1,4 @@
-"""What a network sees in images, for the metrics that compare sets of images by it."""
+"""Features of a network, for the metrics that compare sets of images."""
 
 import hashlib
 import itertools
@@ -59,7 +59,7 @@ class FeatureExtractor(FrozenNetwork):
 
 
 def random_features() -> FeatureExtractor:
-    """Random features from a fixed seed; the surrounding random stream is left as it was."""
+    """Random features from a fixed seed; the global random state is unchanged."""
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(0)
         network = RandomFeatures()

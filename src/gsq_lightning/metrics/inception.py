@@ -1,6 +1,6 @@
-"""Inception v3 as FID defines it (arXiv 1706.08500), and the ways in which images are prepared for it.
+"""Inception v3 as FID defines it (arXiv 1706.08500), and the preparations of images for it.
 
-The ways of the usual programs differ, and so do their distances:
+The usual programs prepare images differently, and so their distances differ:
 
 | preparation | program | resize to 299² | scale |
 |---|---|---|---|
@@ -126,4 +126,4 @@ class _UnloadedInception(NoTrainInceptionV3):
             super().__init__("inception-v3-compat", [str(INCEPTION_FEATURES)], file.name)
 
     def load_state_dict(self, *_: object) -> None:
-        """The constructor calls this with what it read from the file: nothing."""
+        """Does nothing: the constructor calls this with the empty state it read from the file."""

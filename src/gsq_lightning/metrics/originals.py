@@ -1,4 +1,4 @@
-"""Distances of two sets of images, whose originals need to be looked at only once, and the cache that this takes."""
+"""Distances of two sets of images, and the cache of what is computed of the originals."""
 
 import hashlib
 import json
@@ -36,7 +36,7 @@ class OriginalImages(NamedTuple):
 
 
 class KeptOriginals(NamedTuple):
-    """What a metric has computed of original images.
+    """The state of a metric that depends on the original images alone.
 
     Attributes:
         hashes: (N,) int64, of the pixels that the network saw, sorted.
@@ -92,14 +92,14 @@ class SetDistance(FeatureMetric):
 
     @abstractmethod
     def originals(self) -> dict[str, Tensor]:
-        """What was computed of all originals."""
+        """The state of all originals."""
 
     @abstractmethod
     def compare(self, originals: dict[str, Tensor]) -> MetricValues:
-        """The other images against what `originals` gives."""
+        """The distance of the other images from the result of `originals`."""
 
     def take(self, kept: KeptOriginals | None) -> None:
-        """Lets kept values stand for the originals, until `reset`; on all processes the same."""
+        """Uses cached values for the originals until `reset`; the same on all ranks."""
         self.kept = None if kept is None else KeptOriginals(kept.hashes.to(self.device), kept.tensors)
         self._are_others = False
 
@@ -161,7 +161,7 @@ class SetDistance(FeatureMetric):
 
 
 class OriginalsCache:
-    """A folder of what was computed of original images, one file for each data set, network and kind of values.
+    """A cache folder of the states of original images, one file for each data set, network and kind of values.
 
     Args:
         folder: made when something is written.
@@ -174,7 +174,7 @@ class OriginalsCache:
         return self.folder / f"{key}.originals"
 
     def load(self, key: str) -> KeptOriginals | None:
-        """What was kept under a key, on the CPU, or None."""
+        """The cached state of a key, on the CPU, or None."""
         content = read_cached(self.path(key), "values of the original images")
         if content is None:
             return None
@@ -182,7 +182,7 @@ class OriginalsCache:
         return KeptOriginals(tensors.pop("hashes"), tensors)
 
     def save(self, key: str, kept: KeptOriginals) -> None:
-        """Keeps values under a key. Where the folder cannot be written to, that is logged."""
+        """Caches a state under a key. If the folder cannot be written to, that is logged."""
         tensors = {"hashes": kept.hashes, **kept.tensors}
         content = save({name: value.detach().cpu().contiguous() for name, value in tensors.items()})
         write_cached(self.path(key), content, "values of the original images")
@@ -192,7 +192,7 @@ class OriginalsCache:
 
 
 def originals_key(data_fingerprint: str, extractor: FeatureExtractor, metric: SetDistance) -> str:
-    """Names kept values by all that they depend on.
+    """The cache key: a hash of all that the values depend on.
 
     Args:
         data_fingerprint: of the files and of how images are made of them.
@@ -216,5 +216,5 @@ def joined(parts: list[Tensor] | Tensor) -> Tensor:
 
 
 def _is_part(hashes: Tensor, of: Tensor) -> bool:
-    """Whether sorted hashes are all, or some, of others."""
+    """Whether sorted hashes are a subset of others."""
     return torch.equal(hashes, of) if len(hashes) == len(of) else bool(torch.isin(hashes, of).all())

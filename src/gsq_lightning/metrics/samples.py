@@ -1,4 +1,4 @@
-"""How near generated images are to real ones, as sets: there are no pairs."""
+"""Metrics of generated images against real ones, as sets, without pairs."""
 
 from collections.abc import Sequence
 

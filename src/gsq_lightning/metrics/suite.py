@@ -24,7 +24,7 @@ logger = logging.getLogger(__name__)
 
 
 class MetricSuite(nn.Module):
-    """Holds metrics by name. A subclass has the `update`.
+    """Several metrics by name. A subclass implements `update`.
 
     Its networks are not in checkpoints. It stays in float32 and float64 whatever dtype its owner is cast to.
 
@@ -322,7 +322,7 @@ class ReconstructionMetrics(MetricSuite):
         return values
 
     def _update_features(self, name: str, original: Tensor, reconstructed: Tensor, hashes: Tensor) -> None:
-        """The network looks at reconstructions once, and at originals where something wants it."""
+        """Runs the network on reconstructions once, and on originals if a metric wants their features."""
         metrics = [metric for metric in self._that_want(name) if isinstance(metric, FeatureMetric)]
         wanting = [metric for metric in metrics if metric.wants_originals(hashes)]
         extractor = self._extractor(name)

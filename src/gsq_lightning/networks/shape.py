@@ -13,7 +13,7 @@ MAX_CHANNELS = 2**15  # of a convolution: one of 3×3 then has 38 GB
 
 @dataclass(frozen=True)
 class NetworkShape:
-    """What encoder and decoder are built from; checked here, once for both.
+    """Sizes of encoder and decoder, checked once for both.
 
     Attributes:
         latent_channels: D.

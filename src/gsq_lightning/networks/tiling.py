@@ -10,7 +10,7 @@ from torch import Tensor
 def blend_tiles(
     network: Callable[[Tensor], Tensor], x: Tensor, tile: int, overlap: int, scale: Fraction = Fraction(1)
 ) -> Tensor:
-    """Applies a network to overlapping tiles and blends what it makes of them linearly across the overlaps.
+    """Applies a network to overlapping tiles and blends its outputs linearly across the overlaps.
 
     Networks that look at a whole map, by normalization or attention, see each tile as a map of its own, so that the
     result differs a little from the untiled one.

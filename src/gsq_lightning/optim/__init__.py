@@ -1,4 +1,4 @@
-"""How networks are optimized: the optimizer, learning rates, random streams."""
+"""Optimizer, learning rates, random generators."""
 
 from gsq_lightning.optim.adamw import PaperAdamW
 from gsq_lightning.optim.schedules import WarmupDecay

@@ -1,4 +1,4 @@
-"""From the gradients of a group of batches to one optimizer step of each network."""
+"""Accumulation, gradient exchange, clipping and the optimizer step of each network."""
 
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager

@@ -1,1 +1,1 @@
-"""Pretrained networks: where their weights come from, and how they are held."""
+"""Pretrained networks and their weights; tokenizers on disk and on the Hub."""

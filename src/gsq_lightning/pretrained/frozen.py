@@ -1,4 +1,4 @@
-"""A network that is used, but neither trained nor saved."""
+"""A frozen network: neither trained nor saved."""
 
 from collections.abc import Callable
 from typing import Any
@@ -7,7 +7,7 @@ from torch import Tensor, nn
 
 
 class FrozenNetwork(nn.Module):
-    """Holds a network out of sight of training: in eval mode for good, without parameters or buffers to the outside.
+    """Hides a network from training: always in eval mode, without parameters or buffers to the outside.
 
     What walks over the parameters, buffers or state of a module (optimizers, checkpoints, averaging, distributed
     wrappers) does not see it; moving or casting the holder moves and casts it.

@@ -1,4 +1,4 @@
-"""Whether a server answers, found out quickly: clients of the Hub retry for most of a minute."""
+"""A quick check whether a server answers: clients of the Hub retry for most of a minute."""
 
 import threading
 import urllib.error

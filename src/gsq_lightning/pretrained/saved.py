@@ -36,7 +36,7 @@ class SavedTokenizer(NamedTuple):
 
 
 class OmegaConfObject:
-    """Stands in for an object of OmegaConf while a checkpoint is read: holds its state and does nothing."""
+    """Replaces an object of OmegaConf while a checkpoint is read: has its state and no behavior."""
 
     def __init__(self) -> None:
         self.state: dict[str, Any] = {}
@@ -126,7 +126,7 @@ def check_weights(module: nn.Module, weights: dict[str, Tensor], source: str) ->
 
 
 def _strangers(path: Path) -> str | None:
-    """What a checkpoint names that is not read, if that is what is wrong with it."""
+    """The class that a checkpoint names and that is refused, if that is the error."""
     try:
         with safe_globals(STAND_INS):
             names = sorted(get_unsafe_globals_in_checkpoint(path))

@@ -29,7 +29,7 @@ HUB_FILE = "model.safetensors"
 
 @dataclass(frozen=True)
 class PublishedWeights:
-    """A file of weights that somebody has published.
+    """A published file of weights.
 
     Args:
         network: stable key of the network, such as "vgg16".
@@ -58,7 +58,7 @@ class PublishedWeights:
 
 
 class LoadedWeights(NamedTuple):
-    """What a file of weights holds.
+    """The content of a file of weights.
 
     Attributes:
         state: tensors by name, on the CPU.
@@ -71,7 +71,7 @@ class LoadedWeights(NamedTuple):
 
 @contextmanager
 def fixed_random_weights(network: str, seed: int = 0) -> Iterator[None]:
-    """Within it, weights are drawn from a fixed seed; the surrounding random stream is left as it was."""
+    """Within it, weights are drawn from a fixed seed; the global random state is unchanged afterwards."""
     logger.warning("%s has random weights: its values mean nothing beyond tests", network)
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)

@@ -1,4 +1,4 @@
-"""The interface every quantizer keeps, so that tokenizer, training and metrics need not know which one it is."""
+"""The interface of quantizers, through which tokenizer, training and metrics use them."""
 
 import inspect
 import math

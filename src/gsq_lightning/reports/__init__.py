@@ -1,4 +1,4 @@
-"""Results of validations: written, read, laid beside each other. Needs no network library."""
+"""Reports of validations: written, read, compared. Needs no torch."""
 
 from gsq_lightning.reports.comparison import Row, comparison_lines, report_row, sorted_rows
 from gsq_lightning.reports.published import published_rows

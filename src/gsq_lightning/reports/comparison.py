@@ -1,4 +1,4 @@
-"""Reports beside each other, sorted by bits per image: tokenizers compare fairly only at equal bits."""
+"""Comparison of reports, sorted by bits per image: tokenizers compare fairly only at equal bits."""
 
 import math
 import textwrap
@@ -90,7 +90,7 @@ def differences(rows: list[Row]) -> list[str]:
 
 
 def different_settings(rows: list[Row]) -> list[str]:
-    """What the runs were trained with, where that differs, and how many steps."""
+    """The options in which the runs differ, and their steps."""
     trained = [row for row in rows if row.settings]
     lines: list[str] = []
     for name in sorted({name for row in trained for name in row.settings}):

@@ -1,4 +1,4 @@
-"""What a validation found, and all that its numbers depend on."""
+"""The result of a validation, and all that its numbers depend on."""
 
 import hashlib
 import json
@@ -195,7 +195,7 @@ def sha256_of(source: Path) -> str:
 
 
 def run_settings(path: Path) -> dict[str, str]:
-    """What the run that a report lies in was started with, by option; nothing where it lies in no run.
+    """Options of the run that a report lies in; empty if it lies in no run.
 
     Left out is what does not change a training: where it is logged, what it is called, and classes' full paths.
     """

@@ -92,7 +92,7 @@ def metrics_table(values: dict[str, float]) -> list[str]:
 
 
 def metrics_line(values: dict[str, float]) -> str:
-    """What is better higher or lower, in one line: "PSNR 24.10, SSIM 0.7012"."""
+    """The main metrics in one line: "PSNR 24.10, SSIM 0.7012"."""
     shown = [name for name, label in METRICS.items() if label.better and name in values]
     return ", ".join(f"{METRICS[name].head} {formatted(name, values[name])}" for name in shown)
 

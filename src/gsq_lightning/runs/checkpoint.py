@@ -1,4 +1,4 @@
-"""When checkpoints are written, and how a run stops so that it can be resumed."""
+"""Writes checkpoints when they are due, and stops a run on signals so that it can be resumed."""
 
 from pathlib import Path
 from typing import IO, Any

@@ -1,4 +1,4 @@
-"""How checkpoint files are written and read: whole or not at all, and without running what they hold."""
+"""Checkpoint files: atomic writes, and reading of plain data only."""
 
 import hashlib
 import logging

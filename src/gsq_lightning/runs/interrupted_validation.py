@@ -1,4 +1,4 @@
-"""The validation that a run was stopped or killed in: it runs when the run is resumed."""
+"""Repeats the validation that a run was stopped in, when the run is resumed."""
 
 from lightning.pytorch import Trainer
 

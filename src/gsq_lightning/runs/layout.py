@@ -1,4 +1,4 @@
-"""Where runs live and what lies where in them: no other file knows these names.
+"""The layout of a run's folder: no other file knows these names.
 
 RUNS/                   trainer.logger.save_dir/name, such as runs/f8: all runs of a recipe
   version_0/            one run, also when it is resumed; logs and pictures lie here

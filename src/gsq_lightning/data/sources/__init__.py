@@ -1,4 +1,4 @@
-"""Where images come from: folders, lists, archives, Parquet files."""
+"""Sources of images: folders, lists, archives, Parquet files."""
 
 from gsq_lightning.data.sources.archive import ArchiveSource
 from gsq_lightning.data.sources.folder import FolderSource

@@ -1,4 +1,4 @@
-"""Which class an image belongs to, by the folders that it lies in or by a text beside them."""
+"""Class labels of images, by their folders or by an annotation file."""
 
 import os
 import unicodedata
@@ -50,7 +50,7 @@ def parts_of(folder: str) -> tuple[str, ...]:
 
 
 def common_depth(paths: Iterable[tuple[str, ...]]) -> int:
-    """How many folders lie around everything."""
+    """Number of leading folders that all paths share."""
     paths = list(paths)
     depths = range(min(map(len, paths), default=0))
     return next((depth for depth in depths if len({path[depth] for path in paths}) > 1), len(depths))
@@ -97,7 +97,7 @@ def classes_of_annotations(names: Sequence[str], annotations: Mapping[str, str])
 
 
 def annotation_folders(folders: Iterable[str]) -> set[str]:
-    """Those among the folders of images that hold masks and the like, beside a folder that says images.
+    """Folders of masks and other annotations, beside a folder whose name says images.
 
     Looked for where folders first differ, as classes are.
     """

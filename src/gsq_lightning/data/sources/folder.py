@@ -125,7 +125,7 @@ def listing_of(names: list[str], annotations: dict[str, str], left_out: Counter[
 
 
 def notes_on(left_out: Counter[str], annotations: int, folders: set[str]) -> list[str]:
-    """What is to be said of files that are not read.
+    """The notes on files that are not read.
 
     Args:
         left_out: how many of which suffix.
@@ -139,6 +139,6 @@ def notes_on(left_out: Counter[str], annotations: int, folders: set[str]) -> lis
 
 
 def no_images(where: str, listing: Listing) -> str:
-    """What is said of a source without images."""
+    """The message for a source without images."""
     left_out = f" ({left_out_in_words(listing.left_out)})" if listing.left_out else ""
     return f"there are no images {where}{left_out}; names must end in one of: {suffixes_in_words()}"

@@ -1,4 +1,4 @@
-"""What every source of images offers: so many images, each one's bytes, name and label."""
+"""The interface of image sources: number of images; bytes, name and label of each."""
 
 import hashlib
 import os
@@ -36,11 +36,11 @@ class ImageSource(ABC):
         return len(self.names)
 
     def name(self, item: int) -> str:
-        """The whole name of an image, for messages."""
+        """The full name of an image, for messages."""
         return f"{self.place}/{self.names[item]}"
 
     def short_name(self, item: int) -> str:
-        """What an image is called wherever the source lies, such as n01440764/n01440764_10026.JPEG."""
+        """The name of an image within the source, such as n01440764/n01440764_10026.JPEG."""
         return self.names[item]
 
     @abstractmethod
@@ -85,7 +85,7 @@ class ImageSource(ABC):
 
 
 def fingerprint_of(listing: Listing, *details: bytes) -> str:
-    """A hash over a listing's names, what vouches for it, and further details."""
+    """A hash over a listing's names, its witness, and further details."""
     digest = hashlib.sha256(listing.names.encoded.tobytes() + listing.names.ends.tobytes())
     digest.update(listing.witness.stamps.tobytes() + listing.places.tobytes() + listing.labels.tobytes())
     for detail in details:

@@ -1,4 +1,4 @@
-"""Which images a source holds: in arrays that workers share, and cached on disk where there are many."""
+"""The images of a source, in arrays that workers share; long listings are cached on disk."""
 
 import hashlib
 import io
@@ -63,7 +63,7 @@ class PackedNames(Sequence[str]):
 
 @dataclass(frozen=True)
 class Witness:
-    """Files or folders whose times and sizes show whether a listing still holds.
+    """Files or folders whose times and sizes show whether a listing is still valid.
 
     Attributes:
         paths: absolute.
@@ -93,12 +93,12 @@ class Listing:
     Attributes:
         names: of the images, within their source.
         labels: (N,) int64, NO_LABEL where there is none.
-        witness: what must not have changed for the listing to hold.
+        witness: files and folders; the listing is valid while these are unchanged.
         places: within archives: (N, 5) int64, number of the archive, first byte, bytes there, compression, bytes of
             the file; else (0, 5).
         class_names: in the order of the labels; None where labels are numbers of their own, or there are none.
         left_out: how many files of which suffix are no images.
-        notes: further facts that should be said of the images.
+        notes: further remarks on the images, for the log.
         texts: within archives: names of text files that may divide the images into splits.
     """
 
@@ -145,7 +145,7 @@ def stamp(path: str) -> tuple[int, int, int]:
 
 
 def cached_listing(identity: str, make: Callable[[], Listing]) -> Listing:
-    """A listing from the cache where it still holds, else made again, and cached where it is long.
+    """A listing from the cache, if it is still valid; otherwise a new one, which is cached if it is long.
 
     Args:
         identity: differs between listings: kind and absolute place of the source.

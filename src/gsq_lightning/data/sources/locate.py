@@ -1,4 +1,4 @@
-"""Which source of images a place is: by a word, or by what lies there."""
+"""Chooses the source of images for a path, by `data.source` or by the content of the path."""
 
 import re
 from collections.abc import Sequence
@@ -169,7 +169,7 @@ def open_place(
 
 
 def parts_at(path: Path, kind: SourceKind, split: Split, is_root: bool) -> list[tuple[PartKind, Path, bool]]:
-    """What is read of a folder or file: its kind, place, and whether it is still the root of a data set."""
+    """The parts of a folder or file that are read: kind, path, and whether the part is still the root of a data set."""
     if not path.is_dir():
         alone = kind_of(path)
         if is_root and alone in ("list", "parquet"):
@@ -204,7 +204,7 @@ def shards_within(folder: Path) -> list[Path]:
 
 
 def kind_of(path: Path) -> PartKind:
-    """What a folder or file is, by its name."""
+    """The kind of a folder or file, by its name."""
     if path.is_dir():
         return "folder"
     kind = kind_of_file(path.name)
@@ -248,7 +248,7 @@ def words_of_piece(piece: str) -> Sequence[str]:
 
 
 def number_of_names(pattern: str) -> int:
-    """How many names a pattern stands for, at most."""
+    """Upper bound on the number of names of a pattern."""
     number = 1
     for group in re.findall(r"\{([^{}]*)\}", pattern):
         ranges = (re.fullmatch(NUMBERS, piece) for piece in group.split(","))

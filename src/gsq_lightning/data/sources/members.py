@@ -1,4 +1,4 @@
-"""What zip and tar files hold: where each image lies, and what is said of its class."""
+"""Listing of zip and tar files: position and class label of each image."""
 
 import os
 import re
@@ -25,7 +25,7 @@ LARGEST_ANNOTATIONS = 2**26  # bytes of a text with the classes of images
 
 @dataclass
 class Members:
-    """What is found in one archive.
+    """The content of one archive.
 
     Attributes:
         images: by name: first byte (zip: of the local header), bytes as stored, compression, bytes unpacked.
@@ -101,7 +101,7 @@ def texts_alone(members: Members) -> list[str]:
 
 
 def images_of_samples(members: Members) -> list[str]:
-    """Names of the images that are to be seen, sorted."""
+    """Names of the images to be used, sorted."""
     samples: defaultdict[str, list[str]] = defaultdict(list)
     for name in members.images:
         samples[sample_key(name)].append(name)

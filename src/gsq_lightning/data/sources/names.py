@@ -1,4 +1,4 @@
-"""What the names of files and folders say: which are images, which nobody's data, which hold annotations."""
+"""Rules for names of files and folders: images, files of the system, annotations."""
 
 import os
 import re
@@ -7,7 +7,7 @@ from collections.abc import Iterable, Mapping
 
 from gsq_lightning.data.decoding import image_suffixes
 
-# what systems, file servers and programs keep among the files of others, besides all names that begin with a dot
+# names of systems, file servers and programs, besides all that begin with a dot
 SYSTEM_NAMES = frozenset(
     {
         *("__macosx", "__pycache__", "lost+found", "system volume information", "$recycle.bin", "recycler"),
@@ -15,7 +15,7 @@ SYSTEM_NAMES = frozenset(
         *("thumbs.db", "ehthumbs.db", "desktop.ini"),
     }
 )
-# what lies beside images and is expected to be none
+# suffixes of files that are expected beside images
 TEXT_SUFFIXES = frozenset(
     {
         *(".txt", ".csv", ".tsv", ".lst", ".json", ".jsonl", ".xml", ".yaml", ".yml", ".html", ".htm", ".md", ".rst"),
@@ -50,7 +50,7 @@ IMAGE_WORDS = frozenset(
 
 
 def is_hidden(name: str) -> bool:
-    """Whether a part of a path is what systems and programs keep for themselves: `.name`, `__MACOSX`, `@eaDir`, …"""
+    """Whether a part of a path is a hidden or system name: `.name`, `__MACOSX`, `@eaDir`, …"""
     return any(
         (part.startswith(".") and part not in (".", "..")) or part.lower() in SYSTEM_NAMES for part in name.split("/")
     )
@@ -78,7 +78,7 @@ def annotations_among(folders: Iterable[str]) -> set[str]:
 
 
 def suffix_left_out(name: str) -> str | None:
-    """The suffix under which a file that is no image is counted; None where nobody would take it for one."""
+    """The suffix under which a file that is no image is counted; None for texts, which are not counted."""
     stem, suffix = os.path.splitext(os.path.basename(name))
     if suffix.lower() in TEXT_SUFFIXES or stem.lower() in DOCUMENTS:
         return None

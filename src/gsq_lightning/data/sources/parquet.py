@@ -98,7 +98,7 @@ def load_split(place: str, split: str, files: list[Path] | None) -> Any:
 
 @contextmanager
 def hub_offline() -> Iterator[None]:
-    """Within it, `datasets` looks into its cache alone, where it would retry for half a minute first."""
+    """Within it, `datasets` uses its cache only, instead of retrying the network for half a minute."""
     import datasets
     import huggingface_hub
 

@@ -39,13 +39,13 @@ class BrokenShard(ValueError):
 
 
 def sample_key(name: str) -> str:
-    """What the files of one sample have in common: the name up to the first dot after its folders."""
+    """The key of a sample, which its files share: the name up to the first dot after its folders."""
     folder, name = os.path.split(name)
     return os.path.join(folder, name.partition(".")[0])
 
 
 def images_of_sample(images: list[str], is_alone: bool) -> list[str]:
-    """Which of the images with one key are to be seen.
+    """Which of the images with one key are used.
 
     Args:
         images: their names, in the order of the shard.
@@ -58,7 +58,7 @@ def images_of_sample(images: list[str], is_alone: bool) -> list[str]:
 
 
 def label_of_sample(text: str | bytes) -> int:
-    """What the `cls` file of a sample says; NO_LABEL, with a warning, where that is no number."""
+    """The label in the `cls` file of a sample; NO_LABEL, with a warning, if it is no number."""
     try:
         return label_of_text(text)
     except ValueError:

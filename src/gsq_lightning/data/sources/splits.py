@@ -1,4 +1,4 @@
-"""Which part of a data set is a split: by the names of its folders and files, a level or more down, never several."""
+"""Finds the part of a data set that is a split, by names of folders and files at any depth; never several parts."""
 
 import os
 import re

@@ -1,4 +1,4 @@
-"""Images that a text file names."""
+"""Images listed in a text file."""
 
 import os
 from collections import defaultdict
@@ -65,7 +65,7 @@ class ListSource(FolderSource):
 
 
 def line_of(number: int, text: str) -> Line:
-    """What follows the last tab, or the last space where there is none, is a label where it is a whole number."""
+    """The text after the last tab, or the last space if there is no tab, is the label if it is a whole number."""
     line = text.strip()
     name, _, label = line.rpartition("\t" if "\t" in line else " ")
     if not name or not label.strip().removeprefix("-").isdecimal():
@@ -101,7 +101,7 @@ def missing_lines(lines: list[Line], folder: Path) -> list[Line]:
 
 
 def lost_lines(missing: list[Line], count: int, path: Path) -> str:
-    """What is said of lines that lead nowhere: how many, the first, and what may be wrong with it."""
+    """The message for lines without a file: how many, the first, and its likely mistake."""
     first = missing[0]
     target = os.path.abspath(os.path.join(path.parent, first.name))
     several = f"{len(missing)} of {count} lines lead" if len(missing) > 1 else "a line leads"

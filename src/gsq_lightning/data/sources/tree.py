@@ -1,4 +1,4 @@
-"""What lies where in a data set: in a file system, or in an archive."""
+"""Folders and files of a data set, in a file system or an archive."""
 
 import os
 from abc import ABC, abstractmethod
@@ -22,7 +22,7 @@ KIND_OF_SUFFIX: dict[str, PartKind] = {
 
 
 class Entries(NamedTuple):
-    """What lies in a folder, by name, in order; nothing hidden."""
+    """Names in a folder, sorted, without hidden ones."""
 
     folders: list[str]
     files: list[str]
@@ -44,7 +44,7 @@ class Tree(ABC):
 
 
 class FolderTree(Tree):
-    """Of a folder; what lies deep within is looked at when somebody asks.
+    """The tree below a folder, which is listed on demand.
 
     Raises:
         InputError: from all methods, where a folder cannot be listed.
