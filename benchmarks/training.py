@@ -2,11 +2,16 @@
 
     python benchmarks/training.py                     # a small model on the CPU
     python benchmarks/training.py --device cuda       # f8 at 256², batch 16, bf16
+    python benchmarks/training.py --device cuda --recipe f16 --image_size 128 --peak h100
 
 "usual" is how the paper's reference works: a second batch and a second pass of the autoencoder, with its graph, for the
 discriminator; its input at 518²; channels first; nothing compiled; optimizers that loop over the weights.
 The others switch to this library's way one thing at a time, each row keeping those above it. All networks have random
-weights; the arithmetic is the same. Rows take turns, so that a change of the machine's speed meets all of them.
+weights. Rows take turns, so that a change of the machine's speed meets all of them.
+
+FLOPs are those of a row's own step, counted by torch's FlopCounterMode before anything is compiled, without the lookup.
+MFU is their share of the bf16 peak, by its datasheet, of the GPU that `--peak` names. Memory is what a step needs
+above all that is loaded.
 """
 
 import argparse
@@ -17,8 +22,10 @@ from typing import NamedTuple
 
 import torch
 from torch import Tensor
+from torch.utils.flop_counter import FlopCounterMode
 
 from gsq_lightning import GroupedSphericalQuantizer, GSQTokenizer
+from gsq_lightning.cli.costs import DEVICES
 from gsq_lightning.discriminators import DifferentiableAugmentation, DINODiscriminator
 from gsq_lightning.losses import LPIPS, discriminator_loss, generator_loss
 
@@ -34,17 +41,20 @@ class Way(NamedTuple):
     fused: bool = True
     channels_last: bool = True
     small_input: bool = True
+    looks_once: bool = True
     compiled: bool = False
 
 
 WAYS = [
-    Way("usual", one_batch=False, fused=False, channels_last=False, small_input=False),
-    Way("+ one batch for both networks", fused=False, channels_last=False, small_input=False),
-    Way("+ fused optimizers", channels_last=False, small_input=False),
-    Way("+ channels last (f8.yaml with model.channels_last)", small_input=False),
-    Way("+ discriminator at its smaller input", compiled=False),
-    Way("+ compiled (f8.yaml + fast.yaml)", compiled=True),
+    Way("usual", False, False, False, False, False),
+    Way("+ one batch for both networks", True, False, False, False, False),
+    Way("+ fused optimizers", True, True, False, False, False),
+    Way("+ channels last (model.channels_last)", True, True, True, False, False),
+    Way("+ discriminator at its smaller input", True, True, True, True, False),
+    Way("+ compiled (a recipe with fast.yaml)", True, True, True, True, False, True),
+    Way("+ reconstruction judged once (same_draw)", True, True, True, True, True, True),
 ]
+RECIPES = {"f8": (1, 2, 2, 4), "f16": (1, 1, 2, 2, 4), "f32": (1, 1, 2, 2, 4, 4)}
 
 
 class Trainee:
@@ -57,6 +67,7 @@ class Trainee:
         groups = 32 if arguments.base_channels % 32 == 0 else 8
         self.tokenizer = GSQTokenizer(
             GroupedSphericalQuantizer(8, 8192),
+            channel_multipliers=RECIPES[arguments.recipe],
             base_channels=arguments.base_channels,
             encoder_blocks=arguments.blocks,
             decoder_blocks=arguments.blocks,
@@ -66,7 +77,7 @@ class Trainee:
         self.discriminator = DINODiscriminator(
             weights="random",
             input_size=sizes[1] if way.small_input else sizes[0],
-            augmentation=DifferentiableAugmentation(),
+            augmentation=DifferentiableAugmentation(same_draw=way.looks_once),
         )
         self.perceptual = LPIPS(weights="random")
         for network in (self.discriminator, self.perceptual):
@@ -86,11 +97,19 @@ class Trainee:
             )
             for network in (self.tokenizer, self.discriminator)
         ]
-        if way.compiled:
+        self.flops = 0.0  # of a step
+        self.memory = 0  # bytes, at most
+
+    def compile(self) -> None:
+        if self.way.compiled:
             self.tokenizer.encoder.compile()
             self.tokenizer.decoder.compile()
 
     def step(self, image: Tensor, second_image: Tensor) -> None:
+        with self.discriminator.within_step():
+            self._step(image, second_image)
+
+    def _step(self, image: Tensor, second_image: Tensor) -> None:
         if self.way.channels_last:
             image = image.contiguous(memory_format=torch.channels_last)
         with torch.autocast("cuda", torch.bfloat16) if self.device.type == "cuda" else nullcontext():
@@ -130,6 +149,8 @@ def seconds_of_step(trainee: Trainee, image: Tensor) -> float:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--device", default="cpu")
+    parser.add_argument("--recipe", choices=RECIPES, default="f8")
+    parser.add_argument("--peak", choices=DEVICES, help="the GPU, for MFU")
     parser.add_argument("--image_size", type=int, help="default: 256 on CUDA, 64 elsewhere")
     parser.add_argument("--batch", type=int, help="default: 16 on CUDA, 4 elsewhere")
     parser.add_argument("--base_channels", type=int, help="default: 128 on CUDA, 32 elsewhere")
@@ -157,8 +178,17 @@ def main() -> None:
     image = torch.rand(shape, device=arguments.device) * 2 - 1
     trainees = [Trainee(way, arguments) for way in WAYS]
     for trainee in trainees:
+        with FlopCounterMode(display=False) as counter:
+            trainee.step(image, image.flip(0))
+        trainee.flops = counter.get_total_flops()
+        trainee.compile()
         for _ in range(3 if cuda else 1):
             trainee.step(image, image.flip(0))  # warm up, compile
+        if cuda:
+            torch.cuda.reset_peak_memory_stats()
+            before = torch.cuda.memory_allocated()
+            trainee.step(image, image.flip(0))
+            trainee.memory = torch.cuda.max_memory_allocated() - before
     times: list[list[float]] = [[] for _ in trainees]
     for _ in range(arguments.rounds):
         for trainee, measured in zip(trainees, times, strict=True):
@@ -167,13 +197,15 @@ def main() -> None:
     where = torch.cuda.get_device_name() if cuda else f"CPU, {torch.get_num_threads()} threads"
     print(f"\n{where}, torch {torch.__version__}; batch {arguments.batch} at {arguments.image_size}²,")
     print(f"base_channels {arguments.base_channels}, discriminator at {arguments.discriminator_sizes}\n")
-    print("| way | images per second | × usual |")
-    print("|---|---|---|")
+    print("| way | images per second | × usual | GFLOP per image | MFU | GiB of a step |")
+    print("|---|---|---|---|---|---|")
     medians = [statistics.median(measured) for measured in times]
-    for way, median in zip(WAYS, medians, strict=True):
-        print(f"| {way.name} | {arguments.batch / median:.2f} | {medians[0] / median:.2f} |")
-    if cuda:
-        print(f"\npeak memory with all of them loaded: {torch.cuda.max_memory_allocated() / 2**30:.1f} GiB")
+    for trainee, median in zip(trainees, medians, strict=True):
+        rate, flops = arguments.batch / median, trainee.flops / arguments.batch
+        mfu = f"{rate * flops / DEVICES[arguments.peak].bfloat16:.1%}" if arguments.peak else "–"
+        memory = f"{trainee.memory / 2**30:.1f}" if cuda else "–"
+        times_usual = medians[0] / median
+        print(f"| {trainee.way.name} | {rate:.2f} | {times_usual:.2f} | {flops / 1e9:.1f} | {mfu} | {memory} |")
 
 
 if __name__ == "__main__":

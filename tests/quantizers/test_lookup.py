@@ -318,6 +318,7 @@ print("all equal")
 TRITON_ON_INPUTS_OF_ALL_KINDS = """
 import torch
 from gsq_lightning.quantizers.lookup import nearest_code, triton
+from gsq_lightning.quantizers.lookup.sorted import QueuedSortedSearch
 from tests.quantizers.test_lookup import INPUTS, gaussian, on_sphere
 from tests.waits import Waits
 for dimension in (3, 4, 11, 21):
@@ -347,6 +348,23 @@ for dimension in (3, 8):
     with Waits() as waits:
         nearest_code(points, codes, "triton")
     assert waits.found == [], waits.found
+for dimension in (1, 2):  # by sorting, as on a GPU
+    for name, (make_points, make_codes) in INPUTS.items():
+        points, codes = make_points(33, dimension, 3), make_codes(130, dimension, 4)
+        codes[70:80] = codes[20]  # equal ones, of which the first counts
+        if name == "sphere":
+            codes[5], codes[6, -1] = torch.nan, torch.inf
+        expected = nearest_code(points, codes, "brute")
+        with Waits() as waits:
+            search = QueuedSortedSearch(codes, dimension == 2, triton.FusedSearch(codes))
+            found = search.query(points)
+        assert torch.equal(found, expected), (name, dimension)
+        assert waits.found == [], waits.found
+        few = codes[:3].nan_to_num(posinf=9.0)
+        found = QueuedSortedSearch(few, dimension == 2, triton.FusedSearch(few)).query(points)
+        assert torch.equal(found, nearest_code(points, few, "brute")), (name, dimension)
+        found = nearest_code(points, few, "circle" if dimension == 2 else "sorted")
+        assert torch.equal(found, nearest_code(points, few, "brute")), (name, dimension)
 with Waits() as waits:
     nearest_code(points, codes, "brute").any().item()
 assert waits.found

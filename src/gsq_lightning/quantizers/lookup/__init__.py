@@ -13,7 +13,7 @@ next, slower one. Memory beyond the inputs is O((n + V) d) plus work buffers of 
 
 | method | where | how |
 |---|---|---|
-| sorted | d = 1, CPU and CUDA | sort + binary search, two codes on either side in float64 |
+| sorted | d = 1, CPU and CUDA | sort + binary search, two codes on either side in float64; never waits on CUDA |
 | circle | d = 2, codes on the unit circle, CPU and CUDA | the same over angles, with wrap-around |
 | kdtree | CPU, low d | SciPy's cKDTree, float64; points that make a tree slow go to `matmul` |
 | matmul | CPU, higher d; CUDA without Triton | float32 scores tile by tile; float64 where they could err |
@@ -30,6 +30,7 @@ while a finite code exists. A result is never out of range.
 
 import importlib.util
 from collections.abc import Callable
+from functools import partial
 from typing import Literal, Protocol
 
 import torch
@@ -40,7 +41,7 @@ from gsq_lightning.precision import full_precision
 from gsq_lightning.quantizers.lookup.arithmetic import argsort, without_repeats
 from gsq_lightning.quantizers.lookup.brute import BruteSearch, LastResort
 from gsq_lightning.quantizers.lookup.dense import dense_nearest_code
-from gsq_lightning.quantizers.lookup.sorted import SortedSearch
+from gsq_lightning.quantizers.lookup.sorted import QueuedSortedSearch, SortedSearch
 from gsq_lightning.quantizers.lookup.tiles import TiledSearch
 from gsq_lightning.quantizers.lookup.tree import TreeSearch
 
@@ -138,8 +139,9 @@ class CodeIndex:
         )
         with torch.no_grad(), full_precision(self._device):
             codes = codes.detach().to(self._device).double()
-            # `triton` waits for nothing, and takes codes of any kind
-            self._original = None if self.method == "triton" else _rows_to_search(codes, self.method)
+            # what only queues work takes codes of any kind
+            self._queues = _only_queues(self.method, self._device)
+            self._original = None if self._queues else _rows_to_search(codes, self.method)
             self._codes = codes if self._original is None else codes[self._original]
             self._search = None if len(self._codes) == 0 else _build(self._codes, self.method)
 
@@ -158,7 +160,7 @@ class CodeIndex:
         with full_precision(self._device):
             points = points.detach().to(self._device).double()
             finite = points.isfinite().all(dim=1)
-            if self.method == "triton" or not finite.all():  # on a GPU, asking would take longer
+            if self._queues or not finite.all():  # on a GPU, asking would take longer
                 points = torch.where(finite[:, None], points, 0.0)
             index = self._search.query(points)
             if self._original is not None:
@@ -186,9 +188,24 @@ def _fused_search(codes: Tensor) -> Search:
     return FusedSearch(codes)
 
 
+def _sorted_search(codes: Tensor, circle: bool) -> Search:
+    if not _only_queues("circle" if circle else "sorted", codes.device):
+        return SortedSearch(codes, circle)
+    from gsq_lightning.quantizers.lookup.triton import FusedSearch
+
+    return QueuedSortedSearch(codes, circle, FusedSearch(codes))
+
+
+def _only_queues(method: str, device: torch.device) -> bool:
+    """Whether a search by this method waits for nothing: on a GPU, with kernels for what it leaves in doubt."""
+    return method == "triton" or (
+        method in ("sorted", "circle") and device.type == "cuda" and importlib.util.find_spec("triton") is not None
+    )
+
+
 SEARCHES: dict[str, Callable[[Tensor], Search]] = {
-    "sorted": lambda codes: SortedSearch(codes, circle=False),
-    "circle": lambda codes: SortedSearch(codes, circle=True),
+    "sorted": partial(_sorted_search, circle=False),
+    "circle": partial(_sorted_search, circle=True),
     "kdtree": TreeSearch,
     "matmul": TiledSearch,
     "triton": _fused_search,
@@ -197,7 +214,7 @@ SEARCHES: dict[str, Callable[[Tensor], Search]] = {
 
 
 def _build(codes: Tensor, method: str) -> Search:
-    if method != "triton" and codes.abs().amax() > 1e150:  # squares leave float64
+    if not _only_queues(method, codes.device) and codes.abs().amax() > 1e150:  # squares leave float64
         return LastResort(codes)
     return SEARCHES[method](codes)
 

@@ -1,5 +1,7 @@
 """Search by sorting: d = 1, and codes on the unit circle."""
 
+from typing import Protocol
+
 import torch
 from torch import Tensor
 
@@ -7,8 +9,20 @@ from gsq_lightning.quantizers.lookup.arithmetic import argsort, squared_distance
 from gsq_lightning.quantizers.lookup.tiles import TiledSearch
 
 
+class Settles(Protocol):
+    """The float64 search of some points alone, which waits for nothing."""
+
+    def settle(self, points: Tensor, doubtful: Tensor) -> Tensor:
+        """(n, d) and (n,) bool → (n,) int64, right where a point is doubtful."""
+
+
 class SortedSearch:
-    """d = 1, or d = 2 around the unit circle: one sorted key, two codes on either side of the point."""
+    """d = 1, or d = 2 around the unit circle: one sorted key, two codes on either side of the point.
+
+    Args:
+        codes: (V, d) float64, finite.
+        circle: by the angle.
+    """
 
     def __init__(self, codes: Tensor, circle: bool) -> None:
         self._circle = circle
@@ -24,6 +38,7 @@ class SortedSearch:
         self._tiles: TiledSearch | None = None
 
     def _key(self, codes: Tensor) -> Tensor:
+        """What codes and points are sorted by, (n,)."""
         return torch.atan2(codes[:, 1], codes[:, 0]) if self._circle else codes[:, 0].contiguous()
 
     def query(self, points: Tensor) -> Tensor:
@@ -35,7 +50,7 @@ class SortedSearch:
         distance = squared_distance(points[:, None], self._ordered[near])
         best = distance.amin(dim=1)
         index = torch.where(distance == best[:, None], self._order[near], len(self._codes)).amin(dim=1)
-        if count <= 4:
+        if self._circle and count <= 4:
             return index
         if self._circle:
             settled = best < self._beyond(points, key, near)
@@ -63,3 +78,47 @@ class SortedSearch:
         radial = (radial - 1e-15 * (radius + self._greatest_radius)).clamp(min=0)
         beyond = radial.square() + 4 * radius * self._least_radius * (angle / 2).sin().square()
         return beyond * (1 - 1e-12) - 1e-300
+
+
+class QueuedSortedSearch(SortedSearch):
+    """The same on a GPU, without waiting for it: it alone knows how many codes differ, and which points are settled.
+
+    Args:
+        codes: (V, d) float64; those that are not finite are chosen only where all are.
+        circle: by the angle.
+        rest: finds the nearest code of points that two codes on either side do not settle.
+    """
+
+    def __init__(self, codes: Tensor, circle: bool, rest: Settles) -> None:
+        self._circle, self._rest = circle, rest
+        finite = codes.isfinite().all(dim=1)
+        self._codes = codes = torch.where(finite[:, None], codes, torch.inf)
+        keys, order = torch.where(finite, self._key(codes), torch.inf).sort(stable=True)
+        ordered = codes.index_select(0, order)
+        is_new = torch.ones_like(finite)
+        is_new[1:] = (ordered[1:] != ordered[:-1]).any(dim=1)
+        run = is_new.cumsum(dim=0) - 1
+        # the codes that differ come first, each with its lowest index; what follows is out of reach
+        self._order = torch.zeros_like(order).scatter_reduce(0, run, order, "amin", include_self=False)
+        self._keys = torch.full_like(keys, torch.inf).scatter(0, run, keys)
+        self._ordered = codes.index_select(0, self._order)
+        self._count = (is_new & finite.index_select(0, order)).sum().clamp(min=1)
+        radius = torch.linalg.vector_norm(codes, dim=1)
+        self._least_radius = radius.amin()  # infinite ones are not less
+        self._greatest_radius = torch.where(finite, radius, 0.0).amax()
+
+    def query(self, points: Tensor) -> Tensor:
+        key = self._key(points).contiguous()
+        place = torch.searchsorted(self._keys, key)
+        near = place[:, None] + torch.arange(-2, 2, device=place.device)
+        near = near.remainder(self._count) if self._circle else near.clamp(min=0).minimum(self._count - 1)
+        distance = squared_distance(points[:, None], self._ordered[near])
+        best = distance.amin(dim=1)
+        index = torch.where(distance == best[:, None], self._order[near], len(self._codes) - 1).amin(dim=1)
+        if self._circle:
+            settled = (best < self._beyond(points, key, near)) | (self._count <= 4)
+        else:
+            settled = (best < distance[:, 0]) | (place <= 2)
+            settled &= (best < distance[:, 3]) | (place >= self._count - 2)
+        settled &= best.isfinite()
+        return torch.where(settled, index, self._rest.settle(points, ~settled))
