@@ -14,7 +14,7 @@ import pytest
 import torch
 from lightning.pytorch import Callback, LightningModule, Trainer
 from lightning.pytorch.strategies import DDPStrategy
-from torch import multiprocessing
+from torch import distributed, multiprocessing
 
 from gsq_lightning import GroupedSphericalQuantizer, GSQTokenizer, TokenizerModule
 from gsq_lightning.data import ImageNetDataModule
@@ -28,7 +28,7 @@ from tests.conftest import WITHOUT_WEIGHTS, write_images
 from tests.test_two_ranks import free_port
 
 GLOBAL_BATCH = 6
-STEPS = 50
+STEPS = 30
 
 
 class Poison(Callback):
@@ -82,7 +82,7 @@ def plain_steps(parameters: Any) -> torch.optim.Optimizer:
 
 
 def train(root: str, world: int) -> dict[str, Any]:
-    """What a process has after each of four trainings."""
+    """What a process has after each of five trainings."""
     found: dict[str, Any] = {}
     # D is trained from the second step on
     module = make_module(
@@ -118,20 +118,23 @@ def train(root: str, world: int) -> dict[str, Any]:
     return found
 
 
-def _train(rank: int, world: int, port: int, folder: str) -> None:
+def _train(rank: int, ports: dict[int, int], folder: str) -> None:
+    """As each of three ranks, and then the first two of them as each of two: a process takes seconds to import."""
     torch.set_num_threads(1)
-    os.environ.update(
-        LOCAL_RANK=str(rank), NODE_RANK="0", WORLD_SIZE=str(world), MASTER_ADDR="127.0.0.1", MASTER_PORT=str(port)
-    )
-    torch.save(train(f"{folder}/images", world), f"{folder}/{world}-{rank}.pt")
+    os.environ.update(LOCAL_RANK=str(rank), NODE_RANK="0", MASTER_ADDR="127.0.0.1")
+    for world, port in ports.items():
+        if rank < world:
+            os.environ.update(WORLD_SIZE=str(world), MASTER_PORT=str(port))
+            torch.save(train(f"{folder}/images", world), f"{folder}/{world}-{rank}.pt")
+            distributed.destroy_process_group()
 
 
 def test_two_and_three_processes_train_like_one(tmp_path: Path) -> None:
     write_images(tmp_path / "images" / "train", 20)
     write_images(tmp_path / "images" / "val", 1)
     alone = train(str(tmp_path / "images"), 1)
+    multiprocessing.spawn(_train, args=({3: free_port(), 2: free_port()}, str(tmp_path)), nprocs=3)
     for world in (2, 3):
-        multiprocessing.spawn(_train, args=(world, free_port(), str(tmp_path)), nprocs=world)
         processes = [torch.load(tmp_path / f"{world}-{rank}.pt", weights_only=True) for rank in range(world)]
         for rank, process in enumerate(processes):
             for name, gradient in alone["gradients"].items():
