@@ -140,7 +140,9 @@ def test_rollback_is_a_training_without_those_batches(small_tokenizer: Build, tm
 def test_at_the_same_place_again_it_stops(small_tokenizer: Build, tmp_path: Path) -> None:
     module = make_module(small_tokenizer)
     callbacks = watched(tmp_path, *range(4, 16), on_divergence="rollback")
-    with pytest.raises(TrainingDiverged, match="diverged at step 9, and it had gone back to step 4 before"):
+    with pytest.raises(
+        TrainingDiverged, match="diverged at step 9, and it had gone back to the checkpoint, of step 4,"
+    ):
         fit(module, tmp_path, BATCHES, callbacks, steps=16)
     checkpoint = torch.load(tmp_path / "checkpoints" / "last.ckpt", weights_only=True)
     assert checkpoint["global_step"] == 4
@@ -181,7 +183,7 @@ def test_the_command_goes_back_once_and_then_stops(
     with pytest.raises(SystemExit) as stop:
         main(["fit", "--config", "quickstart.yaml", *TINY, *image_options(image_root), *where, *options])
     assert stop.value.code == 1
-    assert "had gone back to step 0 before" in capsys.readouterr().err
+    assert "had gone back to the checkpoint, of step 0," in capsys.readouterr().err
     assert (tmp_path / "runs/quickstart/version_0/nonfinite/batch=1.json").is_file()
 
 

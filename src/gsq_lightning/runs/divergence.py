@@ -210,10 +210,14 @@ class Divergence(Callback):
         step, path = checkpoints.saved_step, checkpoints.last_path
         skipped = trainer.global_step - (step or 0)
         if step is None or path is None or step == self.returned_to:
-            why = "there is no checkpoint to go back to" if path is None else f"it had gone back to step {step} before"
+            why = (
+                "there is no checkpoint"
+                if path is None
+                else f"it had gone back to the checkpoint, of step {step}, before"
+            )
             raise TrainingDiverged(
-                f"training diverged at step {trainer.global_step}, and {why}; the checkpoint is of before. Lower the "
-                "learning rate, or look at the images that are named in nonfinite/"
+                f"training diverged at step {trainer.global_step}, and {why}. Lower the learning rate, or look at the "
+                "images that are named in nonfinite/"
             )
         go_back_to(trainer, path)
         self.returned_to = step
