@@ -41,7 +41,7 @@ def logged(folder: Path) -> list[int]:
     return sorted(steps)
 
 
-def test_logs_are_left_out_while_the_disk_is_full_and_go_on_after(
+def test_logs_are_left_out_while_the_disk_is_full_and_continue_after(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
     monkeypatch.setattr(threading, "excepthook", leave_out_disk_errors)

@@ -14,7 +14,7 @@ Build = Callable[..., GSQTokenizer]
 @pytest.mark.parametrize("normalization", ["l2", "l1", "none", "clip"])
 @pytest.mark.parametrize("num_groups", [1, 2, 4])
 @pytest.mark.parametrize("size", [(16, 16), (8, 20), (4, 4)])
-def test_indices_decode_to_the_forward_reconstruction_to_the_bit(
+def test_indices_decode_to_the_forward_reconstruction_bit_exact(
     small_tokenizer: Build, normalization: str, num_groups: int, size: tuple[int, int]
 ) -> None:
     tokenizer = small_tokenizer(normalization=normalization, num_groups=num_groups, latent_channels=12).eval()
@@ -28,7 +28,7 @@ def test_indices_decode_to_the_forward_reconstruction_to_the_bit(
 
 
 @pytest.mark.filterwarnings("ignore:ℓ2 normalization")
-def test_indices_decode_to_the_bit_with_one_channel_per_group(small_tokenizer: Build) -> None:
+def test_indices_decode_bit_exact_with_one_channel_per_group(small_tokenizer: Build) -> None:
     for normalization in ("l2", "none", "clip"):
         tokenizer = small_tokenizer(normalization=normalization, num_groups=8).eval()
         image = torch.rand(1, 3, 8, 8) * 2 - 1

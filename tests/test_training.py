@@ -618,7 +618,7 @@ def test_a_validation_of_a_broken_model_ends_with_a_line(small_tokenizer: Build,
         trainer(tmp_path).validate(module, DataLoader(images(), batch_size=5), verbose=False)  # type: ignore[arg-type]
 
 
-def test_training_goes_on_when_a_validation_finds_a_broken_model(
+def test_training_continues_when_a_validation_finds_a_broken_model(
     small_tokenizer: Build, tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     module = TokenizerModule(small_tokenizer(), metrics=ReconstructionMetrics(["psnr"]), ema_decay=None)

@@ -148,7 +148,7 @@ def test_a_folder_of_damaged_images_gives_no_tokens_but_an_error(
     assert "no tokens were written" in line
 
 
-def test_a_report_tells_of_images_that_could_not_be_read(trained: Path, tmp_path: Path) -> None:
+def test_a_report_counts_images_that_could_not_be_read(trained: Path, tmp_path: Path) -> None:
     write_images(tmp_path / "val", 3)
     (tmp_path / "val" / "broken.jpg").write_bytes(b"no image")
     checkpoint = trained / "checkpoints" / "last.ckpt"
@@ -252,7 +252,7 @@ def test_a_broken_checkpoint_ends_in_one_line_and_code_1(
     assert not (tmp_path / "validate" / "broken" / "metrics.json").exists()
 
 
-def test_a_folder_that_takes_no_report_is_told_before_anything_is_computed(
+def test_a_folder_that_takes_no_report_is_refused_before_anything_is_computed(
     trained: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     shutil.copy(trained / "checkpoints" / "last.ckpt", tmp_path / "own.ckpt")

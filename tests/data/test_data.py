@@ -58,7 +58,7 @@ def test_order_changes_with_epoch_and_seed_and_repeats_with_both() -> None:
     assert len(orders) == 16  # (seed 0, epoch 1) is not (seed 1, epoch 0) either
 
 
-def test_sampler_goes_on_from_any_place() -> None:
+def test_sampler_resumes_from_any_place() -> None:
     assert keys(EpochSampler(10, place=Place(1, epoch=1, consumed=6), multiple_of=2)) == order(1, 1, 10)[6:]
     resumed = EpochSampler(10, place=Place(1, epoch=1, consumed=6), multiple_of=2)
     assert len(resumed) == 10  # of the whole pass, as Lightning counts
@@ -124,7 +124,7 @@ def test_resize_and_center_crop_equal_pillow(short_side: int, size: int) -> None
 
 
 @pytest.mark.parametrize("shape", [(60, 90), (91, 60), (64, 64), (32, 33), (20, 50)])
-def test_resize_and_center_crop_equal_torchvision_to_the_bit(shape: tuple[int, int]) -> None:
+def test_resize_and_center_crop_equal_torchvision_bit_exact(shape: tuple[int, int]) -> None:
     pixels = torch.randint(0, 256, (*shape, 3), dtype=torch.uint8).permute(2, 0, 1)
     expected = v2.functional.center_crop(v2.functional.resize(pixels, [36], antialias=True), [32])
     assert torch.equal(ResizeAndCrop(32, 36)(pixels, torch.Generator), expected)
@@ -256,7 +256,7 @@ def test_a_checkpoint_over_other_images_says_so_and_begins_with_the_first_of_the
     assert again == resumed[2:]
 
 
-def test_a_larger_global_batch_goes_on_where_the_smaller_one_was(tmp_path: Path) -> None:
+def test_a_larger_global_batch_continues_where_the_smaller_one_was(tmp_path: Path) -> None:
     for split in ("train", "val"):
         write_images(tmp_path / "images" / split, 40)
 

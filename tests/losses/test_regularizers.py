@@ -32,7 +32,7 @@ def test_adaptive_weight_is_bounded() -> None:
     assert adaptive_weight(9 * last_layer.sum(), last_layer.sum(), last_layer, maximum=3.0).item() == 3.0
 
 
-def test_adaptive_weight_tells_of_gradients_that_are_not_finite() -> None:
+def test_adaptive_weight_shows_gradients_that_are_not_finite() -> None:
     last_layer = torch.tensor([1.0], requires_grad=True)
     assert not adaptive_weight(math.nan * last_layer.sum(), last_layer.sum(), last_layer).isfinite()
 

@@ -73,7 +73,7 @@ def test_distance_is_exact_where_the_usual_formula_rounds() -> None:
     assert abs(rounded - expected) > 100 * abs(ours - expected)
 
 
-def test_fewer_images_than_features_are_told_with_both_numbers(caplog: pytest.LogCaptureFixture) -> None:
+def test_fewer_images_than_features_are_noted_with_both_numbers(caplog: pytest.LogCaptureFixture) -> None:
     metrics = metrics_of(["rfd_random"], *pairs(5))
     values = metrics.compute()
     assert values["rfd_random"] > 0

@@ -206,7 +206,7 @@ def test_a_metric_that_lacks_what_it_needs_says_so() -> None:
         codebook.update(IMAGES, IMAGES)
 
 
-def test_a_folder_of_images_is_told_by_names_times_sizes_and_transform(tmp_path: Path) -> None:
+def test_a_folder_of_images_is_identified_by_names_times_sizes_and_transform(tmp_path: Path) -> None:
     paths = write_images(tmp_path / "images", 3)
 
     def fingerprint(size: int = 16, short_side: int = 16) -> str | None:

@@ -118,7 +118,7 @@ def test_precision_and_recall_equal_torch_fidelity(real: int, fake: int, monkeyp
     assert 0.1 < result.recall < 1.0
 
 
-def test_precision_tells_quality_and_recall_variety() -> None:
+def test_precision_measures_quality_and_recall_variety() -> None:
     real = torch.randn(200, 4)
     assert precision_recall(real, real) == (1.0, 1.0)
     narrow = precision_recall(real, 0.1 * torch.randn(200, 4))

@@ -55,7 +55,7 @@ def test_groups_are_consecutive_channels() -> None:
         assert torch.equal(output.quantized[:, 2 * group : 2 * group + 2], single(chunk).quantized)
 
 
-def test_value_is_the_stored_code_to_the_bit() -> None:
+def test_value_is_the_stored_code_bit_exact() -> None:
     quantizer = GroupedSphericalQuantizer(8, 20, 2)
     with torch.no_grad():
         quantizer.codebook.mul_(3.7)  # off the sphere, as codes drift in training

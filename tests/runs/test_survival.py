@@ -79,7 +79,7 @@ class CutOffError(Exception):
 # ------------------------------------------------------------------------------------------------- auto_resume
 
 
-def test_the_same_command_goes_on_with_a_run_that_was_cut_off(
+def test_the_same_command_resumes_a_run_that_was_killed(
     place: Path, monkeypatch: pytest.MonkeyPatch, said: list[str]
 ) -> None:
     with monkeypatch.context() as patch:
@@ -97,7 +97,7 @@ def test_the_same_command_goes_on_with_a_run_that_was_cut_off(
         equal(load(0)[part], load(1)[part], part)
 
 
-def test_a_finished_run_is_left_alone_and_a_longer_one_goes_on(place: Path, said: list[str]) -> None:
+def test_a_finished_run_is_left_alone_and_a_longer_one_resumes(place: Path, said: list[str]) -> None:
     main(fit(4))
     main(fit(4))
     assert "version_0 is finished; starting a new one" in said[-1]
@@ -252,7 +252,7 @@ def test_a_run_that_was_stopped_in_its_last_validation_makes_up_for_it(
     assert "version_0 is finished; starting a new one" in said[-1]
 
 
-def test_loading_processes_outlive_a_signal_to_the_whole_job(place: Path) -> None:
+def test_workers_outlive_a_signal_to_the_whole_job(place: Path) -> None:
     data = ImageNetDataModule("images", 8, val_batch_size=1, num_workers=1)
     data.setup("validate")
     others = multiprocessing.active_children()  # of runs before, which may still be ending
@@ -387,7 +387,7 @@ checkpoint_io.WholeCheckpointIO().save_checkpoint({{"step": 2}}, {str(path)!r})
 
 
 @pytest.mark.parametrize("obstacle", ["file", "link to a disk that is not mounted"])
-def test_a_place_that_cannot_be_written_to_is_told_before_training(
+def test_a_place_that_cannot_be_written_to_is_refused_before_training(
     place: Path, capsys: pytest.CaptureFixture[str], obstacle: str
 ) -> None:
     if obstacle == "file":
