@@ -51,8 +51,9 @@ class GSQTokenizer(nn.Module):
         channel_multipliers: width of each level in units of `base_channels`, from the image inwards; L levels
             divide height and width by f = 2^(L-1). f8 [1, 2, 2, 4]; f16 [1, 1, 2, 2, 4]; f32 [1, 1, 2, 2, 4, 4].
         base_channels: width of the first level's unit.
-        encoder_blocks, decoder_blocks: residual blocks per level, either one number for all, the middle included,
-            or L + 1 numbers in the order of `channel_multipliers`, the middle's last.
+        encoder_blocks: residual blocks of the encoder per level, either one number for all, the middle included, or
+            L + 1 numbers in the order of `channel_multipliers`, the middle's last.
+        decoder_blocks: residual blocks of the decoder per level, likewise.
         adaptive_norm: adaptive group norm in the decoder (AGN; paper's Tables 3, 12).
         upsampling: "depth_to_space" or "nearest" (paper's Tables 3, 12).
         middle_attention: self-attention after every middle block but the last, at both ends (paper's Table 12, Fig. 3).

@@ -59,28 +59,33 @@ class TokenizerModule(LightningModule):
     A subclass that overrides `generator_loss_terms` or `discriminator_loss_terms` adds loss terms.
 
     Args:
-        tokenizer: what is trained.
+        tokenizer: the network that is trained.
         trained: "all" of the tokenizer, or its "decoder" alone: encoder and codebook then stay bit-identical, so that
             indices mean what they meant, and no gradients are computed for them.
-        discriminator: its adversary, or none. Any module that maps (B, 3, H, W) in [-1, 1] to logits serves.
-        perceptual_loss: or none.
-        metrics: what validation computes, or none.
+        discriminator: adversary of the tokenizer, or null for a GSQ-VAE. Any module that maps (B, 3, H, W) in [-1, 1]
+            to logits serves.
+        perceptual_loss: distance of images over features of a frozen network, or null.
+        metrics: what validation computes, or null.
         loss_weights: factors of the loss terms.
-        adversarial_loss: of the generator. The paper's best pair is non_saturating and hinge ("NH", Table 7).
-        discriminator_loss: of the discriminator.
+        adversarial_loss: GAN loss of the generator. The paper's best pair is non_saturating and hinge ("NH", Table 7).
+        discriminator_loss: GAN loss of the discriminator.
         discriminator_start_step: generator steps before the discriminator is trained.
-        adversarial_start_step: generator steps before the adversarial loss counts; 0, or not before the discriminator
+        adversarial_start_step: generator steps before the adversarial loss counts: 0, or not before the discriminator
             is trained.
         adversarial_ramp_steps: steps over which the adversarial weight then rises from 0 to its full value.
         adaptive_weight: multiply the adversarial weight by the ratio of the gradients of reconstruction and
             adversarial loss at the decoder's last layer (VQGAN; Table 11).
         adaptive_weight_maximum: largest value of that ratio, above 0.
-        gradient_penalty: which one, where `loss_weights.gradient_penalty` asks for it.
-        tokenizer_optimizer, discriminator_optimizer: parameters → optimizer.
-        tokenizer_scheduler, discriminator_scheduler: optimizer → schedule, stepped once per generator step.
-        tokenizer_clip_norm, discriminator_clip_norm: largest gradient norm of each network, or none.
+        gradient_penalty: kind of gradient penalty, where `loss_weights.gradient_penalty` asks for it.
+        tokenizer_optimizer: optimizer of the tokenizer, any of torch.optim; in Python a function of its parameters.
+        discriminator_optimizer: optimizer of the discriminator, likewise.
+        tokenizer_scheduler: learning rate schedule of the tokenizer, stepped once per generator step, any of
+            torch.optim.lr_scheduler; in Python a function of the optimizer.
+        discriminator_scheduler: learning rate schedule of the discriminator, likewise.
+        tokenizer_clip_norm: largest gradient norm of the tokenizer, or null for no clipping.
+        discriminator_clip_norm: largest gradient norm of the discriminator, or null for no clipping.
         accumulate_batches: batches per optimizer step.
-        ema_decay: of the running average of the tokenizer's weights that is validated and exported, in [0, 1), or
+        ema_decay: decay of the running average of the tokenizer's weights that is validated and exported, in [0, 1), or
             none. It begins with the initial weights.
         ema_warmup: the decay is at first smaller, min(ema_decay, (1 + n) / (10 + n)) after n steps.
         evaluated_weights: what is validated and predicted with: "ema", the averaged weights where there are any, or

@@ -16,6 +16,7 @@ from tqdm import tqdm
 
 from gsq_lightning.cli.compare import check_plot, show
 from gsq_lightning.cli.messages import fail, one_line_errors, plain_message
+from gsq_lightning.cli.option_help import PlainHelp
 from gsq_lightning.data.pairs import FolderImages, FolderPairs
 from gsq_lightning.data.transforms import MAX_IMAGE_SIZE, ResizeAndCrop, short_side_for
 from gsq_lightning.errors import InputError
@@ -50,6 +51,7 @@ def evaluate(arguments: list[str]) -> None:
         "have the same path below their folders, whatever their suffix. With --unpaired, of a folder of generated "
         "images against real ones.",
         allow_abbrev=False,
+        formatter_class=PlainHelp,
     )
     added = parser.add_function_arguments(evaluate_folders, as_group=False, skip={"show_progress"})
     parser.add_argument("--output", type=str | None, help="Folder of the report; by default FAKE-report.")
@@ -114,14 +116,20 @@ def evaluate_folders(
         metrics: names, as in `ReconstructionMetrics`, all but "codebook"; with `unpaired` as in `SampleMetrics`.
         image_size: originals are first resized to a short side of image_size / crop_ratio and center-cropped to this
             square, as in validation; None leaves them as they are.
-        crop_ratio: in (0, 1].
-        bits_per_image: of the tokens behind the reconstructions, for comparisons.
+        crop_ratio: share of the resized image that the crop keeps, in (0, 1].
+        bits_per_image: bits of the tokens behind the reconstructions, for comparisons.
         name: what the tokenizer is called; by default the name of the folder.
         batch_size: images at a time; those of other sizes than their neighbors go alone.
         num_workers: DataLoader workers.
         device: "auto" takes a GPU where there is one.
-        antialias, truncate, ssim_rim: as in `ReconstructionMetrics`.
-        inception_weights, alexnet_weights, vgg16_weights, dinov2_weights, efficientnet_weights: likewise.
+        antialias: resize to Inception's size with antialiasing, as in `ReconstructionMetrics`.
+        inception_weights: path of the weights, if they are not in a cache.
+        alexnet_weights: likewise.
+        vgg16_weights: likewise.
+        dinov2_weights: likewise.
+        efficientnet_weights: likewise.
+        truncate: truncate reconstructions to uint8 instead of rounding, as in `ReconstructionMetrics`.
+        ssim_rim: include the rim of images in SSIM, as in `ReconstructionMetrics`.
         unpaired: compare the two folders as sets: the images of `fake` are generated and have no originals.
         show_progress: draw a bar in the terminal.
 

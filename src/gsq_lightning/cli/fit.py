@@ -30,6 +30,7 @@ from gsq_lightning.cli.arguments import (
 from gsq_lightning.cli.initial import InitOptions, check_options, initialize
 from gsq_lightning.cli.messages import fail, one_line_errors, plain_message
 from gsq_lightning.cli.missing import WeightsAtHand
+from gsq_lightning.cli.option_help import PlainHelp, explain
 from gsq_lightning.cli.recipes import check_completeness, find_recipe, read_config
 from gsq_lightning.cli.source import Source, is_export, parser_defaults, read_source
 from gsq_lightning.cli.trainer import add_trainer_options, make_trainer
@@ -154,6 +155,7 @@ class GSQCommand(LightningCLI):
                 "usage": f"gsq {command} [options]",
                 "description": None,
                 "allow_abbrev": False,
+                "formatter_class": PlainHelp,
             },
             parser_class=OneLineErrors,
             subclass_mode_data=True,
@@ -210,6 +212,7 @@ class GSQCommand(LightningCLI):
                 "--compare", nargs="+", default=[], help="Reports, checkpoints or folders to print beside the result."
             )
         parser.set_defaults({"data": {"class_path": "gsq_lightning.data.ImageNetDataModule"}})
+        explain(parser)
         if self.source is not None:
             parser.set_defaults(parser_defaults(self.source, with_places=not self.names_places))
 

@@ -23,8 +23,8 @@ class InitOptions:
     """What is taken of `--init_from`.
 
     Args:
-        weights: of a checkpoint: "ema" for averaged ones where it has them, or "raw".
-        discriminator: true or false; by default where the file has one.
+        weights: which weights of a checkpoint: "ema" for averaged ones where it has them, or "raw".
+        discriminator: whether the discriminator is taken; by default where the file has one.
         include: patterns of names that are taken, such as [encoder.*,quantizer.*].
         exclude: patterns of names that are left out, such as [quantizer.*].
     """

@@ -52,8 +52,10 @@ class ImageNetDataModule(ImageDataModule):
         seed: of order, crops and flips; by default that of `seed_everything`, else torch's initial seed.
         source: what `root`, `train` and `val` are; "auto" finds out by what lies there. With "webdataset" shards are
             read from front to back; else those at hand are read in any order.
-        train, val: where a split lies, if not in `root`: a folder, list, archive, Parquet file, or pattern of these
-            such as imagenet-train-{0000..1023}.tar, local, a URL, or a `pipe:` command; or several, with `::` between.
+        val: where the validation split lies, as `train`.
+        train: where the training split lies, if not in `root`: a folder, list, archive, Parquet file, or pattern of
+            these such as imagenet-train-{0000..1023}.tar, local, a URL, or a `pipe:` command; or several, with `::`
+            between.
         crop_scale: least and greatest share of the image's area that a "resized" crop takes, at least `image_size`².
         train_images: how many images remote training shards hold; 1,281,167 in ImageNet.
         shuffle_buffer: encoded images that each worker holds to draw from when training from streamed shards.

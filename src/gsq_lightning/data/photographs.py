@@ -57,7 +57,8 @@ class PhotographsDataModule(ImageNetDataModule):
             most 8.
         seed: of order, crops and flips; by default that of `seed_everything`, else torch's initial seed.
         root: a folder of photographs, or another source of images, as of `ImageNetDataModule`.
-        train, val: photographs of a split, if not in `root`.
+        train: photographs of the training split, if not in `root`.
+        val: photographs of the validation split, if not in `root`.
         val_share: share of the photographs in `root`, in (0, 1), that is held out for validation where there is no
             validation split.
         on_error: what an unreadable image does: "raise" stops with its name; "skip" leaves it out and counts it.

@@ -33,13 +33,13 @@ class LossWeights:
     """Factors of the loss terms; 0 leaves a term out and skips its work. Defaults are the paper's (section 4).
 
     Args:
-        reconstruction: of the mean squared error over pixels in [-1, 1] (λrec).
-        perceptual: of the perceptual loss (λp).
-        adversarial: of the generator's GAN loss (λadv).
-        quantizer: of the quantizer's own loss (λq); by default λrec, which multiplies it too in the paper's reference.
-        discriminator: of the discriminator's GAN loss (λdisc).
-        lecam: of the LeCam regularizer in the discriminator's loss (0.001 in Table 11).
-        gradient_penalty: of the gradient penalty in the discriminator's loss (10 in Table 11).
+        reconstruction: λrec, of the mean squared error over pixels in [-1, 1].
+        perceptual: λp, of the perceptual loss.
+        adversarial: λadv, of the generator's GAN loss.
+        quantizer: λq, of the quantizer's own loss; by default λrec, which multiplies it too in the paper's reference.
+        discriminator: λdisc, of the discriminator's GAN loss.
+        lecam: weight of the LeCam regularizer in the discriminator's loss (0.001 in Table 11).
+        gradient_penalty: weight of the gradient penalty in the discriminator's loss (10 in Table 11).
     """
 
     reconstruction: float = 1.0

@@ -10,7 +10,11 @@ class PaperAdamW(torch.optim.AdamW):
     """AdamW with the paper's settings (section 4), one fused kernel for all weights.
 
     Args:
-        params, lr, betas, eps, weight_decay: as in `torch.optim.AdamW`.
+        params: parameters, as in `torch.optim.AdamW`.
+        lr: learning rate.
+        betas: decays of the averages of gradients and their squares.
+        eps: added to the denominator.
+        weight_decay: decoupled weight decay.
     """
 
     def __init__(
