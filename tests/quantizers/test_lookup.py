@@ -8,6 +8,7 @@ import tracemalloc
 from collections.abc import Iterator
 from itertools import count
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -384,6 +385,40 @@ def test_triton_kernel_in_the_interpreter(script: str) -> None:
         check=False,
     )
     assert result.stdout.strip() == "all equal", result.stderr
+
+
+@pytest.mark.skipif(importlib.util.find_spec("triton") is None, reason="Triton is not installed")
+@pytest.mark.skipif(os.environ.get("TRITON_INTERPRET") == "1", reason="Triton's interpreter runs on the CPU")
+def test_scores_compile_to_tensor_cores_and_distances_to_unfused_float64(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """For an H100, without one: a fused multiply-add would round otherwise than the float64 search."""
+    from triton import compile as compile_kernel
+    from triton.backends.compiler import GPUTarget
+    from triton.compiler import ASTSource
+
+    from gsq_lightning.quantizers.lookup import triton as kernels
+
+    monkeypatch.setenv("TRITON_CACHE_DIR", str(tmp_path))
+    outputs = {"index_out": "*i32", "num_points": "i32", "codebook_size": "i32", "codes_per_split": "i32"}
+
+    def ptx(kernel: Any, types: dict[str, str], constants: dict[str, int], fuses: bool) -> str:
+        rows = kernels.POINTS_PER_PROGRAM[torch.float32 if fuses else torch.float64]
+        constants = {**constants, "rows_per_program": rows, "codes_per_step": kernels.CODES_PER_STEP}
+        source = ASTSource(kernel, {**types, **outputs, **dict.fromkeys(constants, "constexpr")}, constants)
+        options = {"num_warps": 4, "enable_fp_fusion": fuses}
+        return str(compile_kernel(source, target=GPUTarget("cuda", 90, 32), options=options).asm["ptx"])
+
+    names = ("points", "codes", "best_out", "second_out")
+    scores = ptx(kernels._score_kernel, dict.fromkeys(names, "*fp32"), {"chunk": 32, "chunks": 1}, fuses=True)
+    lines = [line for line in scores.splitlines() if "wgmma.mma_async" in line]
+    assert lines
+    assert all(".tf32" in line for line in lines)
+    types = {**dict.fromkeys(names, "*fp64"), "rows": "*i64", "count": "*i64"}
+    types = {name: types[name] for name in ("points", "codes", "rows", "count", "best_out", "second_out")}
+    distances = ptx(kernels._distance_kernel, types, {"dimension": 8}, fuses=False)
+    assert "mul.rn.f64" in distances or "mul.f64" in distances
+    assert "fma.rn.f64" not in distances
 
 
 @pytest.mark.skipif(importlib.util.find_spec("triton") is None, reason="Triton is not installed")

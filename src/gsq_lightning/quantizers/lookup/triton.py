@@ -223,6 +223,7 @@ def _highest(points: Tensor, codes: Tensor, chunk: int) -> tuple[Tensor, Tensor,
             rows_per_program=rows,
             codes_per_step=CODES_PER_STEP,
             num_warps=4,
+            enable_fp_fusion=True,  # outside of the product there are only comparisons
         )
     highest = best.amax(dim=0)
     winner = torch.where(best == highest, index, len(codes)).amin(dim=0)
