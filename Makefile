@@ -1,6 +1,8 @@
 # make quickstart   set up, train a small tokenizer on bundled photographs, validate it
 # make example      the same tokenizer, its tokens, a generator trained on them, pictures: in runs/example
 # make test         set up, lint, check types, run all tests
+# make coverage     run all tests, and say which share of the lines they run
+# make dist         sdist and wheel in dist/
 # make lowest       run the tests with the oldest versions that pyproject.toml allows
 # VENV=path reuses an environment; PYTHON=python3.12 picks the interpreter for a new one.
 
@@ -12,7 +14,7 @@ CHECKOUT := $(VENV)/.gsq-lightning$(subst /,-,$(CURDIR))
 INSTALL := $(BIN)/python -m pip install --constraint constraints.txt
 export PIP_DISABLE_PIP_VERSION_CHECK := 1
 
-.PHONY: quickstart example test lint format lowest clean
+.PHONY: quickstart example test coverage dist lint format lowest clean
 
 quickstart: $(CHECKOUT)-run
 	$(BIN)/gsq fit --config quickstart.yaml
@@ -38,6 +40,15 @@ lint: $(CHECKOUT)-dev
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
+
+coverage: $(CHECKOUT)-dev
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -m "not slow" -n auto --dist worksteal --cov --cov-report term:skip-covered
+
+dist: $(CHECKOUT)-dev
+	$(BIN)/python -m pip install --quiet build
+	rm -rf dist
+	$(BIN)/python -m build
+	$(BIN)/python -m zipfile -l dist/*.whl | grep -q gsq_lightning/configs/f8.yaml
 
 format: $(CHECKOUT)-dev
 	$(BIN)/ruff check --fix .
