@@ -19,6 +19,7 @@ from tests.conftest import write_images
 PROGRAM = Path(__file__).parents[2] / "examples" / "ray_tokens.py"
 
 
+@pytest.mark.slow  # starting a Ray takes a minute of two busy cores
 def test_ray_goes_on_where_predict_was_stopped_with_the_same_bytes(
     small_tokenizer: Callable[..., GSQTokenizer], tmp_path: Path
 ) -> None:
@@ -47,7 +48,7 @@ def test_ray_goes_on_where_predict_was_stopped_with_the_same_bytes(
     }
     command = [sys.executable, str(PROGRAM), *(f"--{name}={value}" for name, value in options.items())]
     environment = {**os.environ, "OMP_NUM_THREADS": "1", "RAY_USAGE_STATS_ENABLED": "0"}
-    result = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=600)
+    result = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=1200)
     assert result.returncode == 0, result.stderr[-3000:]
     assert "3 of 4 shard(s) of tokens are to be written" in result.stdout
     assert "24 rows in 3 shard(s)" in result.stdout
