@@ -25,7 +25,7 @@ from gsq_lightning.pixels import picture_to_image
 from gsq_lightning.tokenizer import EncodedImage
 
 HEIGHT, WIDTH = 1536, 2048
-TILES = (None, 1024, 512, 256)
+TILES = (None, 512)
 NETWORKS = {  # multipliers, D, V, G, normalization: of the recipes
     "f8": ((1, 2, 2, 4), 8, 8192, 1, "l2"),
     "f16": ((1, 1, 2, 2, 4), 16, 262144, 8, "none"),
