@@ -28,7 +28,7 @@ from gsq_lightning.pretrained.backbones import load_lpips
 from tests.conftest import write_images
 
 pytestmark = pytest.mark.filterwarnings("ignore")  # of the other programs
-COUNT = 8
+COUNT = 4
 
 
 def write_pairs(root: Path, size: tuple[int, int]) -> tuple[Path, Path]:
@@ -68,7 +68,7 @@ def ours(folders: tuple[Path, Path], inception: Path) -> dict[str, float]:
     names = ["psnr", "psnr_set", "rfid", "rfid_pytorch_fid", "rfid_clean_fid"]
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("GSQ_CACHE", str(inception.parent))
-        return evaluate_folders(*folders, names, num_workers=0, batch_size=5, inception_weights=str(inception)).metrics
+        return evaluate_folders(*folders, names, num_workers=0, batch_size=3, inception_weights=str(inception)).metrics
 
 
 @pytest.fixture(scope="module")
@@ -93,10 +93,10 @@ def test_rfid_without_antialias_is_torch_fidelitys(
     real, fake = folders
     theirs = torch_fidelity.calculate_metrics(
         input1=str(real), input2=str(fake), fid=True, cuda=False, cache=False, verbose=False, save_cpu_ram=True,
-        feature_extractor_weights_path=str(inception), batch_size=4,
+        feature_extractor_weights_path=str(inception), batch_size=2,
     )["frechet_inception_distance"]  # fmt: skip
     report = evaluate_folders(
-        real, fake, ["rfid"], num_workers=0, batch_size=5, antialias=False, inception_weights=str(inception)
+        real, fake, ["rfid"], num_workers=0, batch_size=3, antialias=False, inception_weights=str(inception)
     )
     assert report.metrics["rfid"] == pytest.approx(theirs, rel=1e-3)
     assert report.metrics["rfid"] != pytest.approx(ours["rfid"], rel=1e-3)  # antialiasing moves the value
@@ -212,7 +212,7 @@ def test_lpips_is_the_packages(small_folders: tuple[Path, Path], trunk: str, tmp
         *small_folders,
         [f"lpips_{trunk}"],
         num_workers=0,
-        batch_size=4,
+        batch_size=3,
         **{option: str(tmp_path / "trunk.pth")},  # type: ignore[arg-type]
     )
     package = lpips.LPIPS(net=trunk, pnet_rand=True, verbose=False).eval()
