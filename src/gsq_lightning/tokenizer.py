@@ -61,9 +61,9 @@ class GSQTokenizer(nn.Module):
             width) where the map is 1/f of the image, at both ends; a list of f. At 256² the factor 16 means maps of
             16×16.
         dropout: probability of a channel in the residual blocks, in [0, 1).
-        residual_kernel_size: of the residual blocks and of the decoder's first convolution; odd, as are the others.
-        input_kernel_size: of the encoder's first convolution.
-        output_kernel_size: of the decoder's last convolution. (The encoder's last is 1×1.)
+        residual_kernel_size: kernel of residual blocks and of the decoder's first convolution; odd, as are the others.
+        input_kernel_size: kernel of the encoder's first convolution.
+        output_kernel_size: kernel of the decoder's last convolution. (The encoder's last is 1×1.)
         norm_groups: groups of every GroupNorm; divides every width.
 
     Attributes:

@@ -77,15 +77,31 @@ def test_all_options_can_be_seen_without_a_config(flags: list[str], capsys: pyte
     assert "gradient_clip_val" not in shown
 
 
-def test_each_option_is_explained_in_words_of_its_own(capsys: pytest.CaptureFixture[str]) -> None:
+@pytest.mark.parametrize(
+    ("flags", "options"),
+    [(["--help", "all"], 80), (["--data.help", "ImageNetDataModule"], 15), (["--model.tokenizer.help"], 10)],
+)
+def test_each_option_is_explained_in_words_of_its_own(
+    flags: list[str], options: int, capsys: pytest.CaptureFixture[str]
+) -> None:
     """Also those that a docstring explains together; none in Lightning's words, none with all classes of torch."""
     with pytest.raises(SystemExit):
-        main(["fit", "--help", "all"])
+        main(["fit", *flags])
     shown = capsys.readouterr().out
-    for word in (":paramref:", "torch.nn", "torchmetrics", "Union[", "standardizes", "barebones"):
+    for word in (
+        ":paramref:",
+        "torch.nn",
+        "torchmetrics",
+        "Union[",
+        "(type: ",
+        "standardizes",
+        "barebones",
+        "__main__",
+    ):
         assert word not in shown, word
     lines = [line for line in re.split(r"\n  (?=-)", shown) if "." in line.split()[0]]
-    assert len(lines) > 80
+    assert len(lines) >= options
     for option in lines:
         text = " ".join(option.split("\n\n")[0].split()[2:])
         assert len(text) > 8, option
+        assert not text.startswith(("Of ", "Or ", "As ")), option  # sentences have a subject

@@ -96,6 +96,14 @@ class OneLineErrors(LightningArgumentParser):
 
     given: ClassVar[list[str]] = []  # options on the command line: parsers of nested classes know their own alone
 
+    def __init__(self, *args: Any, description: str | None = None, **kwargs: Any) -> None:
+        if description and description.startswith("Help for --"):  # of a class, a parser that jsonargparse makes
+            option, _, name = description.removeprefix("Help for ").partition("=")
+            description = f"Options of {name}"
+            usage = f"gsq fit --config RECIPE {option.removesuffix('.help')}…"
+            kwargs |= {"formatter_class": PlainHelp, "usage": usage}
+        super().__init__(*args, description=description, **kwargs)
+
     def error(self, message: str, ex: Exception | None = None) -> NoReturn:
         fail(plain_message(message, options_of(self), self.given))
 

@@ -34,7 +34,7 @@ class ResumableDataModule(LightningDataModule):
         val_batch_size: images per device and step in validation, test and prediction.
         num_workers: worker processes per device that load images; by default its share of the machine's cores, at
             most 8.
-        seed: of order, crops and flips; by default that of `seed_everything`, else torch's initial seed.
+        seed: what order, crops and flips follow from; by default that of `seed_everything`, else torch's initial seed.
     """
 
     how_to_validate = "data.val names some, and data.val_share holds a share of the training images out"

@@ -49,7 +49,7 @@ class ImageNetDataModule(ImageDataModule):
         num_workers: worker processes per device that load images; by default its share of the machine's cores, at
             most 8.
         on_error: what an unreadable image does: "raise" stops with its name; "skip" leaves it out and counts it.
-        seed: of order, crops and flips; by default that of `seed_everything`, else torch's initial seed.
+        seed: what order, crops and flips follow from; by default that of `seed_everything`, else torch's initial seed.
         source: what `root`, `train` and `val` are; "auto" finds out by what lies there. With "webdataset" shards are
             read from front to back; else those at hand are read in any order.
         val: where the validation split lies, as `train`.
@@ -61,8 +61,8 @@ class ImageNetDataModule(ImageDataModule):
         shuffle_buffer: encoded images that each worker holds to draw from when training from streamed shards.
         val_share: share of the training images, in (0, 1), that is held out for validation where there is no
             validation split, such as 0.02. Names decide, so that it is the same on every machine.
-        class_names: in the order of their numbers, for labels where there is no training split to take them from;
-            checkpoints bring those of their training. After `setup` those of the labels, or None.
+        class_names: names of the classes, in the order of their numbers, for labels where there is no training split to
+            take them from; checkpoints bring those of their training. After `setup` those of the labels, or None.
         image_column: which of several columns of images in Parquet files.
 
     Raises:

@@ -55,14 +55,14 @@ class PhotographsDataModule(ImageNetDataModule):
             few photographs have few colors.
         num_workers: worker processes per device that load images; by default its share of the machine's cores, at
             most 8.
-        seed: of order, crops and flips; by default that of `seed_everything`, else torch's initial seed.
+        seed: what order, crops and flips follow from; by default that of `seed_everything`, else torch's initial seed.
         root: a folder of photographs, or another source of images, as of `ImageNetDataModule`.
         train: photographs of the training split, if not in `root`.
         val: photographs of the validation split, if not in `root`.
         val_share: share of the photographs in `root`, in (0, 1), that is held out for validation where there is no
             validation split.
         on_error: what an unreadable image does: "raise" stops with its name; "skip" leaves it out and counts it.
-        class_names: as of `ImageNetDataModule`.
+        class_names: names of the classes, as of `ImageNetDataModule`.
         val_image_size: side of validation images and tiles, in pixels, at most `short_side`; by default `image_size`.
     """
 

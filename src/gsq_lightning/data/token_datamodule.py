@@ -29,7 +29,7 @@ class TokenDataModule(ResumableDataModule):
             that it is the same on every machine.
         num_workers: worker processes per device that load tokens; by default its share of the machine's cores, at most
             8. 0 does where files are on a local disk.
-        seed: of order and copies; by default that of `seed_everything`, else torch's initial seed.
+        seed: what order and copies follow from; by default that of `seed_everything`, else torch's initial seed.
 
     Raises:
         InputError: where tokens are missing, or those of `val` are of another tokenizer.

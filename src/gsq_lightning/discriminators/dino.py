@@ -34,16 +34,16 @@ class DINODiscriminator(TrunkDiscriminator):
     """A frozen DINOv2 ViT-S/14 with registers, and at each of several depths a head that judges every token.
 
     Args:
-        weights: of the trunk: "pretrained", a path (see `load_dinov2`), or "random" (tests).
+        weights: those of the trunk: "pretrained", a path (see `load_dinov2`), or "random" (tests).
         input_size: height and width that images are resized to, a multiple of 14: 518 as in the reference, or 224 as
             in StyleGAN-T and VAR, at an eighth of the cost.
         taps: inputs of the heads: the output of a block of the trunk, 0 to 11, or "embedding", the input of block 0.
         kernel_size: tokens that a head's second convolution sees, odd.
-        norm: of the heads: "batch" as in the reference; "local_batch" as in StyleGAN-T, over 8 images at a time and
-            without running averages; or "none".
+        norm: normalization in the heads: "batch" as in the reference; "local_batch" as in StyleGAN-T, over 8 images at
+            a time and without running averages; or "none".
         spectral_norm: whether the heads' convolutions have spectral norm 1, as in StyleGAN-T.
         prefix_tokens: whether class and register tokens are judged too, as in the reference.
-        augmentation: of all images before the trunk, in training.
+        augmentation: what is done to all images before the trunk, in training.
         trunk_dtype: see `TrunkDiscriminator`.
 
     Raises:

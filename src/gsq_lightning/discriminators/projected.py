@@ -29,7 +29,7 @@ class ProjectedDiscriminator(TrunkDiscriminator):
     are seen at the size that they have.
 
     Args:
-        weights: of the trunk: "pretrained", a path (see `load_efficientnet_lite0`), or "random" (tests).
+        weights: those of the trunk: "pretrained", a path (see `load_efficientnet_lite0`), or "random" (tests).
         head_channels: width of each head.
         augmentation: what is done to all images before, in training.
         trunk_dtype: see `TrunkDiscriminator`.

@@ -108,7 +108,7 @@ class DownBlock(nn.Module):
 
     Args:
         in_channels, out_channels: widths.
-        details: of the form.
+        details: which of the two networks is built.
     """
 
     def __init__(self, in_channels: int, out_channels: int, details: FormDetails) -> None:

@@ -37,8 +37,8 @@ class TrunkDiscriminator(Discriminator):
 
     Args:
         heads: features (B, ...) → logits (B, N), in the order of the trunk's features.
-        augmentation: of all images before the trunk, in training.
-        trunk_dtype: of the trunk on CUDA; elsewhere it computes in float32. Autocast concerns the heads alone.
+        augmentation: what is done to all images before the trunk, in training.
+        trunk_dtype: number type of the trunk on CUDA; elsewhere float32. Autocast concerns the heads alone.
 
     Raises:
         InputError: for an unknown trunk_dtype.

@@ -21,7 +21,7 @@ class EfficientNetLoss(FrozenNetworkLoss):
 
     Args:
         weights: "pretrained", a path (see `load_efficientnet_lite0`), or "random" (tests).
-        depth_weights: of the five terms, from the finest map to the coarsest; not negative, not all 0.
+        depth_weights: weights of the five terms, from the finest map to the coarsest; not negative, not all 0.
 
     Raises:
         InputError: for other depth weights; from `forward`, for images of less than 32 pixels each way; from `load`,

@@ -55,7 +55,7 @@ class LPIPS(FrozenNetworkLoss):
     The network's calibration comes with the package; the VGG16 trunk is torchvision's.
 
     Args:
-        weights: of VGG16: "pretrained", the path of vgg16-397923af.pth, or "random" (tests).
+        weights: those of VGG16: "pretrained", the path of vgg16-397923af.pth, or "random" (tests).
         input_range: what the network is fed: "symmetric", [-1, 1], which it is made for, or "unit", [0, 1], which
             the GSQ paper's reference feeds it.
 

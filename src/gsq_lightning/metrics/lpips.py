@@ -16,7 +16,7 @@ class PerceptualDistance(PixelMetric):
 
     Args:
         trunk: "alex", which its authors recommend as a metric, or "vgg", which they recommend as a loss.
-        weights: of the trunk: "pretrained", a path (see `load_lpips`), or "random" (tests).
+        weights: those of the trunk: "pretrained", a path (see `load_lpips`), or "random" (tests).
 
     Raises:
         InputError: where the weights cannot be had.

@@ -26,9 +26,9 @@ class NetworkShape:
         middle_attention: self-attention after every middle block but the last.
         attention_factors: self-attention after a level's own residual blocks where the map is 1/f of the image.
         dropout: probability of a channel in the residual blocks, in [0, 1).
-        residual_kernel_size: of the residual blocks and of the decoder's first convolution; odd, as are the others.
-        input_kernel_size: of the encoder's first convolution.
-        output_kernel_size: of the decoder's last convolution.
+        residual_kernel_size: kernel of residual blocks and of the decoder's first convolution; odd, as are the others.
+        input_kernel_size: kernel of the encoder's first convolution.
+        output_kernel_size: kernel of the decoder's last convolution.
         norm_groups: groups of every GroupNorm; divides every width. A group of one channel forgets its brightness: keep
             about four channels to a group, as the paper does (128 / 32), or colors drift.
 

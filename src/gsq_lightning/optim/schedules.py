@@ -25,11 +25,11 @@ class WarmupDecay(LRScheduler):
 
     Args:
         optimizer: its rate is the highest one.
-        warmup_steps: of the rise; 0 for none.
-        decay_steps: of the fall; 0 for none, a constant rate.
+        warmup_steps: steps of the rise; 0 for none.
+        decay_steps: steps of the fall; 0 for none, a constant rate.
         decay_start: step at which the fall begins; by default right after the rise.
         floor: rate at the end of the fall, in units of learning rate; not above the optimizer's.
-        shape: of the fall.
+        shape: how the rate falls.
 
     Raises:
         InputError: for negative numbers, a fall that begins within the rise, or one that would rise.

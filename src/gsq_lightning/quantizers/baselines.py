@@ -271,10 +271,10 @@ class LFQ(LibraryQuantizer):
     Args:
         codebook_size: V, a power of 2 up to 2^20; D = G · log2 V.
         num_groups: G ≥ 1 groups of log2 V channels, with entropies of their own.
-        entropy_weight: ≥ 0, of the entropy of each latent's distribution.
-        diversity_weight: ≥ 0, of the entropy of their mean.
-        commitment_weight: ≥ 0, of the squared distance of latent and code.
-        inverse_temperature: > 0, of the distributions.
+        entropy_weight: weight ≥ 0 of the entropy of each latent's distribution.
+        diversity_weight: weight ≥ 0 of the entropy of their mean.
+        commitment_weight: weight ≥ 0 of the squared distance of latent and code.
+        inverse_temperature: sharpness > 0 of the distributions.
 
     Raises:
         InputError: for values out of range, on the meta device, or without vector-quantize-pytorch.
@@ -383,12 +383,12 @@ class BSQ(LFQ):
     paper is more than the library holds: num_groups=4 with V = 2^9 has as many bits, on four spheres.
 
     Args:
-        codebook_size: as for LFQ, and at least 4: on a sphere of d = 1 a latent has no gradient.
-        num_groups: as for LFQ.
-        entropy_weight: as for LFQ.
-        diversity_weight: as for LFQ.
-        commitment_weight: as for LFQ.
-        inverse_temperature: as for LFQ.
+        codebook_size: V of each group, as for LFQ, and at least 4: on a sphere of d = 1 a latent has no gradient.
+        num_groups: G groups, as for LFQ.
+        entropy_weight: weight of the loss, as for LFQ.
+        diversity_weight: weight of the loss, as for LFQ.
+        commitment_weight: weight of the loss, as for LFQ.
+        inverse_temperature: sharpness of the soft choice of codes, as for LFQ.
 
     Raises:
         InputError: as for LFQ.

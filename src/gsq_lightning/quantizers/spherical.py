@@ -48,13 +48,13 @@ class GroupedSphericalQuantizer(Quantizer):
         latent_channels: D, a multiple of `num_groups`.
         codebook_size: V ≥ 1.
         num_groups: G ≥ 1.
-        normalization: of latents and codes for the lookup. The paper has "l2", but "none" where d ≤ 2.
+        normalization: how latents and codes are normalized for the lookup. The paper has "l2", but "none" where d ≤ 2.
         init: initialization of the codebook; "uniform" where d = 1, whose sphere has two points.
-        commitment_weight: ≥ 0.
-        gradient: past the choice of a code: "straight_through", or "rotation" (arXiv 2410.06424).
-        entropy_weight: of the entropy loss, ≥ 0 (Table 2 tries 0.01, 0.1, 0.5).
-        coding_rate_weight: of the total coding rate loss, ≥ 0 (TCR; Table 2 tries 0.01). Entropy and coding rate are
-            those of the whole batch: in training over all ranks.
+        commitment_weight: weight of the commitment term, ≥ 0.
+        gradient: how it passes the choice of a code: "straight_through", or "rotation" (arXiv 2410.06424).
+        entropy_weight: weight of the entropy loss, ≥ 0 (Table 2 tries 0.01, 0.1, 0.5).
+        coding_rate_weight: weight of the total coding rate loss, ≥ 0 (TCR; Table 2 tries 0.01). Entropy and coding rate
+            are those of the whole batch: in training over all ranks.
         per_group_codebooks: a codebook for each group instead of one for all.
         project_codes: normalize q too, so that what the decoder gets lies on the sphere; with "l2" alone. The paper's
             checkpoints have q as stored.
