@@ -1,5 +1,6 @@
 """`gsq plan` against arithmetic on paper, and against the real thing where that is small enough."""
 
+import re
 from collections.abc import Callable
 from typing import Any
 
@@ -163,6 +164,19 @@ def test_the_command_prints_a_table_of_80_columns(capsys: pytest.CaptureFixture[
     assert table["the run"][0] == "1,000"
     hours = float(table["a step"][0]) / 1e3 * 1000 * 2 / 3600
     assert float(next(line for line in lines if "GPU-hours" in line).split()[0]) == pytest.approx(hours, abs=0.06)
+
+
+def test_what_does_not_fit_is_accumulated_in_equal_batches(capsys: pytest.CaptureFixture[str]) -> None:
+    """What the plan advises is itself planned without complaint, and one batch fewer would not fit."""
+    arguments = ["plan", "--config", "f16.yaml", "--device", "h200", "--model.discriminator=null"]
+    main([*arguments, "--model.discriminator_start_step=0"])
+    shown = capsys.readouterr().out
+    advice = int(re.search(r"--model.accumulate_batches (\d+)", shown)[1])
+    largest = int(re.search(r"largest batch +(\d+)", shown)[1])
+    assert 512 % advice == 0
+    assert 512 / advice <= largest < 512 / (advice / 2)
+    main([*arguments, "--model.discriminator_start_step=0", f"--model.accumulate_batches={advice}"])
+    assert "does not fit" not in capsys.readouterr().out
 
 
 @pytest.mark.parametrize(

@@ -157,7 +157,8 @@ def _memory(
     yield _row("activations", f"{_bytes(costs.memory(images))}", f"{images} images of {_bytes(costs.memory(1))} each")
     yield _row("largest batch", f"{largest} images", f"in {USABLE_MEMORY:.0%} of {_bytes(device.memory)}")
     if images > largest:
-        times = math.ceil(images / max(1, largest))
+        divisors = (times for times in range(2, images + 1) if images % times == 0)
+        times = next((times for times in divisors if images // times <= largest), images)
         yield _row("", "does not fit", f"--model.accumulate_batches {module.stepper.accumulate_batches * times}")
 
 
