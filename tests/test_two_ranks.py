@@ -245,7 +245,8 @@ def test_two_processes_train_and_validate_like_one(tmp_path: Path) -> None:
         torch.testing.assert_close(two[name], value, rtol=0, atol=2e-3, msg=lambda text, name=name: f"{name}: {text}")
 
     def metric(printed: str, name: str) -> float:
-        return float(next(line for line in printed.splitlines() if name in line).split("  ")[-2].strip(" %"))
+        row = next(line for line in printed.splitlines() if line.strip().startswith(name))
+        return float(row.split("  ")[-2].strip(" %"))
 
     for name in ("PSNR", "SSIM"):
         assert metric(printed_by_two, name) == pytest.approx(metric(printed_by_one, name), rel=0.02)

@@ -329,14 +329,14 @@ def test_overlays_change_single_values_of_nested_objects(tmp_path: Path, capsys:
     config = printed_config(["fit", "--config", "quickstart.yaml", "--config", str(overlay)], capsys)
     quantizer = config["model"]["tokenizer"]["init_args"]["quantizer"]["init_args"]
     assert (quantizer["normalization"], quantizer["codebook_size"]) == ("none", 512)
-    assert config["model"]["tokenizer"]["init_args"]["base_channels"] == 16
+    assert config["model"]["tokenizer"]["init_args"]["base_channels"] == 8
 
 
 def test_recipes_are_found_from_any_folder(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     monkeypatch.chdir(tmp_path)
-    assert printed_config(["fit", "-c", "quickstart.yaml"], capsys)["trainer"]["max_steps"] == 800
+    assert printed_config(["fit", "-c", "quickstart.yaml"], capsys)["trainer"]["max_steps"] == 1000
     (tmp_path / "quickstart.yaml").write_text("trainer: {max_steps: 7}")
     assert printed_config(["fit", "-c", "quickstart.yaml"], capsys)["trainer"]["max_steps"] == 7
 
