@@ -96,7 +96,7 @@ class OneLineErrors(LightningArgumentParser):
 
     given: ClassVar[list[str]] = []  # options on the command line: parsers of nested classes know their own alone
 
-    def __init__(self, *args: Any, description: str | None = None, **kwargs: Any) -> None:
+    def __init__(self, *args: Any, description: Any = None, **kwargs: Any) -> None:
         if description and description.startswith("Help for --"):  # of a class, a parser that jsonargparse makes
             option, _, name = description.removeprefix("Help for ").partition("=")
             description = f"Options of {name}"
