@@ -9,7 +9,6 @@ from typing import Any, Literal, Self
 import torch
 from lightning.pytorch import Callback, LightningModule
 from lightning.pytorch.cli import LRSchedulerCallable, OptimizerCallable
-from lightning.pytorch.core.optimizer import LightningOptimizer
 from lightning.pytorch.strategies import DDPStrategy, SingleDeviceStrategy
 from lightning.pytorch.utilities.types import OptimizerLRScheduler
 from torch import Tensor, nn
@@ -409,8 +408,8 @@ class TokenizerModule(LightningModule):
         self.stepper.add(network, total, {f"loss_{network}": total} | loss.log, self.manual_backward)
 
     def _finish_step(self) -> None:
-        made = self.optimizers()
-        optimizers: list[LightningOptimizer] = made if isinstance(made, list) else [made]
+        made: Any = self.optimizers()  # Lightning's wrappers, whose step() trainer.global_step counts
+        optimizers = made if isinstance(made, list) else [made]
         steps = {"tokenizer": OptimizerStep(optimizers[0].optimizer, optimizers[0].step)}
         if self.discriminator is not None:
             second = optimizers[1].optimizer
@@ -438,7 +437,7 @@ class TokenizerModule(LightningModule):
         return min(every or self.stepper.max_skipped_steps, self.stepper.max_skipped_steps)
 
     def _step_uncounted(self, optimizer: Optimizer) -> None:
-        """A step that trainer.global_step does not count, as it does those of `LightningOptimizer.step`."""
+        """A step that trainer.global_step does not count, as it does those of Lightning's wrapper."""
         self.trainer.strategy.optimizer_step(optimizer, lambda: None)
 
     def _without_ddp_exchange(self) -> AbstractContextManager[Any]:

@@ -9,7 +9,6 @@ import pytest
 import torch
 from lightning.pytorch import LightningModule, Trainer, seed_everything
 from lightning.pytorch.callbacks import ModelCheckpoint
-from lightning.pytorch.core.optimizer import LightningOptimizer
 from PIL import Image
 from torchvision.transforms import v2
 
@@ -184,8 +183,7 @@ class Idle(LightningModule):
         self.seen.append([Path(path).name for path in batch.path])
         assert batch.image.dtype == torch.float32
         if len(self.seen) % self.accumulate_batches == 0:
-            optimizer = self.optimizers()
-            assert isinstance(optimizer, LightningOptimizer)
+            optimizer: Any = self.optimizers()
             optimizer.step()
 
     def validation_step(self, batch: ImageBatch, batch_idx: int) -> None: ...
@@ -286,30 +284,30 @@ def test_limited_epochs_are_equally_long_and_each_is_validated(image_root: Path,
     """Three of four batches: not 3, 1, 3, 1, …, with every second validation left out."""
     data, module = seeded(image_root), Idle()
     options = {"limit_train_batches": 3, "limit_val_batches": 1.0, "num_sanity_val_steps": 0}
-    quiet_trainer(8, tmp_path, **options).fit(module, data)
+    quiet_trainer(8, tmp_path / "whole", **options).fit(module, data)
     assert module.seen == [*epoch_of(image_root, 0)[:3], *epoch_of(image_root, 1)[:3], *epoch_of(image_root, 2)[:2]]
     assert module.validated == [3, 6]
     assert data.state_dict()["images_consumed"] == 32
     for stop in (2, 3):
         resumed = Idle()
-        trainer = quiet_trainer(8, tmp_path / "resumed", **options)
-        trainer.fit(resumed, seeded(image_root), ckpt_path=tmp_path / f"step={stop}.ckpt")
+        trainer = quiet_trainer(8, tmp_path / f"resumed {stop}", **options)
+        trainer.fit(resumed, seeded(image_root), ckpt_path=tmp_path / "whole" / f"step={stop}.ckpt")
         assert resumed.seen == module.seen[stop:]
 
 
 def test_reloading_loaders_changes_nothing(image_root: Path, tmp_path: Path) -> None:
     data, module = seeded(image_root), Idle()
-    quiet_trainer(10, tmp_path, reload_dataloaders_every_n_epochs=1).fit(module, data)
+    quiet_trainer(10, tmp_path / "reloaded", reload_dataloaders_every_n_epochs=1).fit(module, data)
     assert module.seen == run_through(seeded(image_root), 10, tmp_path / "plain")
     assert data.state_dict()["images_consumed"] == 40
 
 
 @pytest.mark.parametrize(("first", "num_workers"), [(4, 0), (2, 0), (2, 1)])
-def test_a_second_fit_goes_on_with_the_next_epoch(
+def test_a_second_fit_continues_with_the_next_epoch(
     image_root: Path, tmp_path: Path, first: int, num_workers: int
 ) -> None:
     data, module = seeded(image_root, num_workers=num_workers), Idle()
-    trainer = quiet_trainer(first, tmp_path)
+    trainer = quiet_trainer(first, tmp_path, callbacks=[], enable_checkpointing=False)
     trainer.fit(module, data)
     trainer.fit_loop.epoch_loop.max_steps = first + 4
     trainer.fit(module, data)
@@ -354,9 +352,10 @@ def test_a_run_resumed_with_other_accumulation_sees_each_image_of_an_epoch_once(
     assert module.validated == [end - stop * now for end in ends if end > stop * now]  # where epochs of the data end
 
 
+@pytest.mark.filterwarnings("ignore:You requested to overfit")  # Lightning says that it shuffles no more
 def test_overfitting_sees_the_same_images_in_every_epoch(image_root: Path, tmp_path: Path) -> None:
     module = Idle()
-    quiet_trainer(6, tmp_path, overfit_batches=2).fit(module, seeded(image_root, crop="random", flip=True))
+    quiet_trainer(6, tmp_path / "run", overfit_batches=2).fit(module, seeded(image_root, crop="random", flip=True))
     assert module.seen == module.seen[:2] * 3
     assert len(set(itertools.chain(*module.seen))) == 8
 

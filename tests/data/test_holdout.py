@@ -83,7 +83,7 @@ def test_training_without_validation_images_says_so_and_validating_nothing_is_an
     for place in ({"root": tmp_path / "photos"}, {"train": tmp_path / "photos"}):
         data, module = ImageNetDataModule(image_size=8, global_batch_size=4, num_workers=0, **place), Idle()
         caplog.clear()
-        trainer = quiet_trainer(4, tmp_path / "checkpoints", limit_val_batches=1.0)
+        trainer = quiet_trainer(4, tmp_path, limit_val_batches=1.0, callbacks=[], enable_checkpointing=False)
         trainer.fit(module, data)
         assert (len(module.seen), module.validated) == (4, [])
         assert "there are no validation images: training goes on without validation" in caplog.text

@@ -30,8 +30,14 @@ def test_limits_reloads_and_a_second_fit_count_streamed_images_right(
         train=pattern, image_size=8, global_batch_size=2, num_workers=num_workers, source="webdataset", seed=1
     )
     module = Idle()
-    options = {"limit_train_batches": 4, "reload_dataloaders_every_n_epochs": 2}
-    trainer = quiet_trainer(8, tmp_path / "checkpoints", **options)
+    trainer = quiet_trainer(
+        8,
+        tmp_path,
+        limit_train_batches=4,
+        reload_dataloaders_every_n_epochs=2,
+        callbacks=[],
+        enable_checkpointing=False,
+    )
     trainer.fit(module, data)
     trainer.fit_loop.epoch_loop.max_steps = 10
     trainer.fit(module, data)

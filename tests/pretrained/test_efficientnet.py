@@ -51,7 +51,8 @@ def photograph(name: str) -> Tensor:
 @torch.no_grad()
 def test_it_knows_what_it_sees(network: Any, name: str, words: set[str]) -> None:
     """Tensors out of order, a wrong scale or a wrong padding would spoil that."""
-    classes = [ImageNetInfo().index_to_description(number).split(",")[0] for number in range(1000)]
+    info = ImageNetInfo()  # reads its table each time it is made
+    classes = [info.index_to_description(number).split(",")[0] for number in range(1000)]
     probabilities = network(network_input(photograph(name))).softmax(dim=1)[0].tolist()
     assert sum(share for share, word in zip(probabilities, classes, strict=True) if word in words) > 0.7
 
