@@ -107,9 +107,6 @@ class StepProgressBar(ProgressBar):
 
         self._show(fields, step / steps if steps else None, batch_idx + 1)
 
-    def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        self._close()
-
     def on_validation_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         self._speed.stop()
         if trainer.state.fn == "fit":
@@ -125,9 +122,10 @@ class StepProgressBar(ProgressBar):
         batch_idx: int,
         dataloader_idx: int = 0,
     ) -> None:
-        batches = trainer.num_sanity_val_batches if trainer.sanity_checking else trainer.num_val_batches
-        name = "trying validation" if trainer.sanity_checking else "validation"
+        name, batches = batches_of(trainer)
         self._show_batches(trainer, name, batch, batch_idx, batches[dataloader_idx])
+
+    on_test_batch_end = on_predict_batch_end = on_validation_batch_end
 
     def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         if trainer.state.fn != "fit":
@@ -140,36 +138,12 @@ class StepProgressBar(ProgressBar):
     def on_test_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         self._start_stage()
 
-    def on_test_batch_end(
-        self,
-        trainer: Trainer,
-        pl_module: LightningModule,
-        outputs: Any,
-        batch: Any,
-        batch_idx: int,
-        dataloader_idx: int = 0,
-    ) -> None:
-        self._show_batches(trainer, "test", batch, batch_idx, trainer.num_test_batches[dataloader_idx])
+    on_predict_start = on_test_start
 
     def on_test_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         self._close()
 
-    def on_predict_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        self._start_stage()
-
-    def on_predict_batch_end(
-        self,
-        trainer: Trainer,
-        pl_module: LightningModule,
-        outputs: Any,
-        batch: Any,
-        batch_idx: int,
-        dataloader_idx: int = 0,
-    ) -> None:
-        self._show_batches(trainer, "prediction", batch, batch_idx, trainer.num_predict_batches[dataloader_idx])
-
-    def on_predict_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        self._close()
+    on_predict_end = on_train_end = on_test_end
 
     def on_exception(self, trainer: Trainer, pl_module: LightningModule, exception: BaseException) -> None:
         self._close()
@@ -231,6 +205,17 @@ class StepProgressBar(ProgressBar):
         if self._line is not None:
             self._line.close()
             self._line, self._drawn = None, 0.0
+
+
+def batches_of(trainer: Trainer) -> tuple[str, list[int | float]]:
+    """What the Trainer goes over outside of training: its name, and how many batches each loader has."""
+    if trainer.testing:
+        return "test", trainer.num_test_batches
+    if trainer.predicting:
+        return "prediction", trainer.num_predict_batches
+    if trainer.sanity_checking:
+        return "trying validation", trainer.num_sanity_val_batches
+    return "validation", trainer.num_val_batches
 
 
 def steps_in_all(trainer: Trainer, accumulate_batches: int) -> int | None:
