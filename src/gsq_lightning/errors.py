@@ -1,7 +1,7 @@
 """The exceptions of this library, checks that raise them, and causes of errors."""
 
 import operator
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -104,6 +104,11 @@ class RunStopped(RuntimeError):
         super().__init__(message)
         self.signal = signal
         self.agreed = agreed
+
+
+def first_few(names: Sequence[str], most: int, separator: str = ", ") -> str:
+    """The first names in one text, with a mark where there are more."""
+    return separator.join(names[:most]) + (f"{separator}…" if len(names) > most else "")
 
 
 def causes(error: BaseException | None) -> Iterator[BaseException]:

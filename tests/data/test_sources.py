@@ -24,10 +24,10 @@ from gsq_lightning.data.sampler import Place, SampleKey
 from gsq_lightning.data.sources import ArchiveSource, FolderSource, ListSource, ParquetSource, listing, parquet
 from gsq_lightning.data.sources import archive as archive_module
 from gsq_lightning.data.sources.interface import ImageSource
-from gsq_lightning.data.sources.listing import PackedNames
 from gsq_lightning.data.sources.locate import find_split, open_images
 from gsq_lightning.data.stream import StreamedShards
 from gsq_lightning.data.transforms import ResizeAndCrop
+from gsq_lightning.names import PackedNames
 from tests.conftest import write_images
 from tests.data.test_data import run_through
 

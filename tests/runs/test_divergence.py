@@ -14,6 +14,7 @@ from gsq_lightning import InputError, TokenizerModule
 from gsq_lightning.__main__ import main
 from gsq_lightning.data import ImageNetDataModule
 from gsq_lightning.errors import TrainingDiverged
+from gsq_lightning.pixels import image_of
 from gsq_lightning.runs import RunCheckpoint
 from gsq_lightning.runs.divergence import Divergence
 from gsq_lightning.runs.layout import RunFolder
@@ -32,7 +33,7 @@ class Poison(Callback):
         self.batches = batches
 
     def on_train_batch_start(self, trainer: Trainer, pl_module: Any, batch: Any, batch_idx: int) -> None:
-        image = batch if isinstance(batch, Tensor) else batch.image
+        image = image_of(batch)
         if pl_module.batches_seen in self.batches:
             image[1, 0, 0, 0] = torch.nan
 
@@ -92,6 +93,13 @@ def test_a_batch_with_nan_is_named_and_explaining_it_changes_nothing(
     assert "step 5 was skipped: the gradients of the tokenizer and the discriminator were not finite" in caplog.text
     assert "first image (rank 0, epoch 0, image 8, epoch 0, image 9)" in caplog.text
     assert same(module, other)
+
+
+def test_batches_that_are_dicts_are_explained_too(small_tokenizer: Build, tmp_path: Path) -> None:
+    module = make_module(small_tokenizer)
+    run = trainer(tmp_path, max_steps=4, callbacks=watched(tmp_path, 2), enable_checkpointing=True)
+    run.fit(module, DataLoader([{"image": image} for image in BATCHES.clone()], batch_size=None))  # type: ignore[arg-type]
+    assert report(tmp_path)["ranks"][0][0]["images"] == ["epoch 0, image 4", "epoch 0, image 5"]
 
 
 def test_the_first_module_that_overflows_is_named(small_tokenizer: Build, tmp_path: Path) -> None:

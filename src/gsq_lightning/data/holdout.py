@@ -6,8 +6,8 @@ from functools import cached_property
 import numpy as np
 
 from gsq_lightning.data.sources.interface import ImageSource
-from gsq_lightning.data.sources.listing import PackedNames
 from gsq_lightning.errors import require
+from gsq_lightning.names import PackedNames
 
 
 class SourcePart(ImageSource):

@@ -15,7 +15,7 @@ from gsq_lightning.data.dataset import unread_line
 from gsq_lightning.data.decoding import UNREADABLE, decode_image
 from gsq_lightning.data.sources import FolderSource
 from gsq_lightning.data.transforms import ResizeAndCrop
-from gsq_lightning.errors import InputError
+from gsq_lightning.errors import InputError, first_few
 
 SHOWN = 3  # names in a message
 
@@ -90,10 +90,10 @@ class FolderPairs(Dataset[Pair]):
         ):
             if missing:
                 names = sorted(missing)
-                shown = ", ".join(names[:SHOWN]) + (", …" if len(names) > SHOWN else "")
                 raise InputError(
                     f"{len(names)} of {len(originals.keys() | reconstructions.keys())} images have no partner in "
-                    f"{folder}: {shown}; files belong together that have the same path, without suffix"
+                    f"{folder}: {first_few(names, SHOWN)}; "
+                    "files belong together that have the same path, without suffix"
                 )
         self.items = [(originals[stem], reconstructions[stem]) for stem in sorted(originals)]
 

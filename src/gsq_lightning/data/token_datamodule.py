@@ -10,10 +10,10 @@ from gsq_lightning.data.datamodule import ResumableDataModule
 from gsq_lightning.data.holdout import hash_of
 from gsq_lightning.data.token_dataset import TokenDataset
 from gsq_lightning.errors import require
-from gsq_lightning.tokens.facts import FACTS_FILE, TokenFacts
+from gsq_lightning.tokens.facts import FACTS_FILE, TokenFacts, WithTokenFacts
 
 
-class TokenDataModule(ResumableDataModule):
+class TokenDataModule(WithTokenFacts, ResumableDataModule):
     """`TokenBatch`es in an order that (seed, epoch) decides, resumed where a checkpoint left off; any number of devices
     sees the same global batches.
 
@@ -55,31 +55,6 @@ class TokenDataModule(ResumableDataModule):
     def facts(self) -> TokenFacts:
         """What `tokens.json` says of the training tokens; needs no `setup`."""
         return self._all_training_tokens.facts
-
-    @property
-    def num_groups(self) -> int:
-        """G"""
-        return self.facts.num_groups
-
-    @property
-    def codebook_size(self) -> int:
-        """V"""
-        return self.facts.codebook_size
-
-    @property
-    def grid(self) -> tuple[int, int]:
-        """h, w"""
-        return self.facts.height, self.facts.width
-
-    @property
-    def tokenizer_hash(self) -> str:
-        """`GSQTokenizer.hash` of the tokenizer that made them."""
-        return self.facts.tokenizer_hash
-
-    @property
-    def class_names(self) -> list[str] | None:
-        """In the order of the labels; None where labels are numbers of the data's own, or there are none."""
-        return self.facts.class_names
 
     @property
     def num_classes(self) -> int:

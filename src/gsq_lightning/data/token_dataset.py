@@ -14,14 +14,14 @@ from gsq_lightning.data.loader import Loading, make_loader
 from gsq_lightning.data.sampler import EpochSampler, Place, SampleKey
 from gsq_lightning.errors import InputError, look_up, require
 from gsq_lightning.tokens.batch import TokenBatch
-from gsq_lightning.tokens.facts import TokenFacts
+from gsq_lightning.tokens.facts import TokenFacts, WithTokenFacts
 from gsq_lightning.tokens.shards import TokenShard, missing_shards, open_shard, rows_of, shard_name
 
 Copies = Literal["all", "plain", "random"]
 MOST_MAPPED = 4096  # shards: systems allow some ten thousand maps for each process
 
 
-class TokenDataset(ImageDataset):
+class TokenDataset(WithTokenFacts, ImageDataset):
     """Tokens that `gsq predict` wrote, in any order, through memory maps: what is not asked for is not read.
 
     `dataset[7]` is a `TokenBatch` of one image without the dimension B, so that a plain `DataLoader(dataset, 32)` makes
@@ -34,9 +34,6 @@ class TokenDataset(ImageDataset):
             `SampleKey` asks (the data module's sampler), else the plain one.
         images: (N,) int64, numbers of images; by default all.
 
-    Attributes:
-        facts: what `tokens.json` says.
-
     Raises:
         InputError: where there are no tokens, shards are missing, or they are Parquet files.
     """
@@ -44,7 +41,7 @@ class TokenDataset(ImageDataset):
     def __init__(self, folder: str | Path, copies: Copies = "all", images: np.ndarray | None = None) -> None:
         self.folder = Path(folder).expanduser()
         self.copies: Copies = look_up("copies", copies, {word: word for word in get_args(Copies)})
-        self.facts = facts = TokenFacts.read(self.folder)
+        facts = self.facts
         require(
             facts.file_type == "safetensors",
             f"{self.folder} holds Parquet files, for datasets and polars; TokenDataset reads those that gsq predict "
@@ -63,30 +60,10 @@ class TokenDataset(ImageDataset):
     def __getstate__(self) -> dict[str, Any]:
         return {**self.__dict__, "_mapped": {}}  # other processes map the files themselves
 
-    @property
-    def num_groups(self) -> int:
-        """G"""
-        return self.facts.num_groups
-
-    @property
-    def codebook_size(self) -> int:
-        """V"""
-        return self.facts.codebook_size
-
-    @property
-    def grid(self) -> tuple[int, int]:
-        """h, w"""
-        return self.facts.height, self.facts.width
-
-    @property
-    def tokenizer_hash(self) -> str:
-        """`GSQTokenizer.hash` of the tokenizer that made them."""
-        return self.facts.tokenizer_hash
-
-    @property
-    def class_names(self) -> list[str] | None:
-        """In the order of the labels; None where labels are numbers of the data's own, or there are none."""
-        return self.facts.class_names
+    @cached_property
+    def facts(self) -> TokenFacts:
+        """What `tokens.json` says."""
+        return TokenFacts.read(self.folder)
 
     @cached_property
     def num_classes(self) -> int:

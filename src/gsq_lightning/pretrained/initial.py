@@ -8,11 +8,12 @@ from typing import Any, NamedTuple
 
 from torch import Tensor, nn
 
-from gsq_lightning.errors import InputError, require
+from gsq_lightning.errors import InputError, first_few, require
 from gsq_lightning.pretrained.export import Weights, local_copy, read_tokenizer, tokenizer_in
 from gsq_lightning.pretrained.saved import read_plain
 
 DISCRIMINATOR = "discriminator."
+SHOWN = 3  # names in a message
 
 
 class InitialWeights(NamedTuple):
@@ -55,7 +56,7 @@ class Taken:
         """One line: counts, and first names of what was not taken."""
         text = f"{len(self.loaded)} tensors are those of {self.place}"
         for what, names in (("start fresh", self.fresh), ("of the file are left out", self.left_out)):
-            text += f"; {len(names)} {what} ({_shortened(names)})" if names else ""
+            text += f"; {len(names)} {what} ({first_few(names, SHOWN)})" if names else ""
         return text + (f"; settings differ: {', '.join(self.settings)}" if self.settings else "")
 
 
@@ -124,7 +125,8 @@ def start_from(
     settings = list(_settings(initial.config, config))
     if differences:
         raise InputError(
-            f"the weights of {initial.place} do not fit in {len(differences)} tensors: {_shortened(differences, '; ')}"
+            f"the weights of {initial.place} do not fit in {len(differences)} tensors: "
+            + first_few(differences, SHOWN, "; ")
             + (f". Settings differ: {', '.join(settings)}" if settings else "")
         )
     require(bool(wanted), f"the patterns leave nothing of {initial.place} to start from")
@@ -161,7 +163,3 @@ def _settings(theirs: Mapping[str, Any], ours: Mapping[str, Any], before: str = 
             yield from _settings(there, here, f"{before}{name}.")
         elif name in theirs and there != here:
             yield f"{before}{name} {there} → {here}"
-
-
-def _shortened(names: Sequence[str], separator: str = ", ", most: int = 3) -> str:
-    return separator.join(names[:most]) + (f"{separator}…" if len(names) > most else "")

@@ -11,7 +11,7 @@ from typing import Any
 
 from torch import Tensor
 
-from gsq_lightning.errors import InputError, look_up, require
+from gsq_lightning.errors import InputError, first_few, look_up, require
 from gsq_lightning.pretrained.saved import SavedTokenizer, without_omegaconf
 
 logger = logging.getLogger(__name__)
@@ -154,7 +154,6 @@ def _our_weights(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
             weights[NAMES[prefix] + name.removeprefix(prefix)] = tensor
     require(
         not left_over,
-        f"{len(left_over)} of its tensors are no part of the network and were not taken: {', '.join(left_over[:5])}"
-        + (", …" if len(left_over) > 5 else ""),
+        f"{len(left_over)} of its tensors are no part of the network and were not taken: {first_few(left_over, 5)}",
     )
     return weights

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 from torch.serialization import get_unsafe_globals_in_checkpoint, safe_globals
 
-from gsq_lightning.errors import InputError, first_line
+from gsq_lightning.errors import InputError, first_few, first_line
 
 
 class SavedTokenizer(NamedTuple):
@@ -121,7 +121,7 @@ def check_weights(module: nn.Module, weights: dict[str, Tensor], source: str) ->
     differences += [f"{name}: missing in the file" for name in own if name not in weights]
     differences += [f"{name}: unknown to the model" for name in weights if name not in own]
     if differences:
-        shown = "; ".join(differences[:3]) + ("; …" if len(differences) > 3 else "")
+        shown = first_few(differences, 3, "; ")
         raise InputError(f"the weights of {source} do not fit this model in {len(differences)} tensors: {shown}")
 
 

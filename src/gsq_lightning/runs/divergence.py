@@ -13,8 +13,9 @@ from lightning.pytorch import Callback, Trainer
 from torch import Tensor
 
 from gsq_lightning.distributed import gathered
-from gsq_lightning.errors import TrainingDiverged, look_up, require
+from gsq_lightning.errors import TrainingDiverged, first_few, look_up, require
 from gsq_lightning.files import left_out_on_disk_errors, write_whole
+from gsq_lightning.pixels import image_of
 from gsq_lightning.runs.checkpoint import RunCheckpoint
 from gsq_lightning.runs.layout import RunFolder
 from gsq_lightning.runs.lightning_internals import go_back_to
@@ -111,7 +112,7 @@ class Divergence(Callback):
             checkpoints.save(trainer)  # so that there is always one with the options of now
 
     def on_train_batch_start(self, trainer: Trainer, pl_module: Any, batch: Any, batch_idx: int) -> None:
-        image = batch if isinstance(batch, Tensor) else batch[0]
+        image = image_of(batch)
         names = getattr(batch, "path", None)
         if not names:
             first = batch_idx * len(image)
@@ -268,5 +269,5 @@ def _first_cause(ranks: Sequence[Sequence[dict[str, Any]]]) -> str:
         where = f"of {batch['gradients_not_finite'][-1]}, though all outputs were finite"
     else:
         where = "run again, it was finite" if batch["terms"] else "its images are no longer kept"
-    names = ", ".join(batch["images"][:MOST_NAMES]) + (", …" if len(batch["images"]) > MOST_NAMES else "")
+    names = first_few(batch["images"], MOST_NAMES)
     return f"{where} (rank {rank}, {names})"

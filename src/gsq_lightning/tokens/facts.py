@@ -1,6 +1,7 @@
 """What a folder of token shards is: `tokens.json`."""
 
 import json
+from abc import ABC, abstractmethod
 from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 
@@ -90,3 +91,37 @@ class TokenFacts:
     def difference(self, other: "TokenFacts") -> str | None:
         """What the shards of the other are of, in words, where they do not belong to these."""
         return next((words for name, words in COMMON.items() if getattr(self, name) != getattr(other, name)), None)
+
+
+class WithTokenFacts(ABC):
+    """Short names for the facts that a generator needs."""
+
+    @property
+    @abstractmethod
+    def facts(self) -> TokenFacts:
+        """What `tokens.json` says."""
+
+    @property
+    def num_groups(self) -> int:
+        """G"""
+        return self.facts.num_groups
+
+    @property
+    def codebook_size(self) -> int:
+        """V"""
+        return self.facts.codebook_size
+
+    @property
+    def grid(self) -> tuple[int, int]:
+        """h, w"""
+        return self.facts.height, self.facts.width
+
+    @property
+    def tokenizer_hash(self) -> str:
+        """`GSQTokenizer.hash` of the tokenizer that made them."""
+        return self.facts.tokenizer_hash
+
+    @property
+    def class_names(self) -> list[str] | None:
+        """In the order of the labels; None where labels are numbers of the data's own, or there are none."""
+        return self.facts.class_names

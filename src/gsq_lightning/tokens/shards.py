@@ -1,11 +1,11 @@
 """Token shards on disk: a safetensors file for each, written whole and read through memory maps."""
 
 import os
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
-import numpy as np
 import torch
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save
@@ -13,6 +13,7 @@ from torch import Tensor
 
 from gsq_lightning.errors import InputError
 from gsq_lightning.files import write_whole
+from gsq_lightning.names import PackedNames
 from gsq_lightning.tokens.batch import TokenBatch
 
 
@@ -35,20 +36,17 @@ class TokenShard(NamedTuple):
 
     @classmethod
     def of(cls, rows: TokenBatch, codebook_size: int) -> "TokenShard":
-        encoded = [os.fsencode(name) for name in rows.name]
-        ends = torch.tensor([len(name) for name in encoded], dtype=torch.int64).cumsum(0)
-        names = torch.from_numpy(np.frombuffer(b"".join(encoded), dtype=np.uint8).copy())
+        names = PackedNames.pack(rows.name)
         return cls(
             rows.indices.to(smallest_type(codebook_size)).contiguous(),
             rows.label.to(torch.int64),
             rows.copy.to(torch.uint8),
-            names,
-            ends,
+            torch.from_numpy(names.encoded.copy()),  # which is read-only
+            torch.from_numpy(names.ends),
         )
 
     def name(self, row: int) -> str:
-        start = int(self.name_ends[row - 1]) if row else 0
-        return os.fsdecode(self.names[start : int(self.name_ends[row])].numpy().tobytes())
+        return PackedNames(self.names.numpy(), self.name_ends.numpy())[row]
 
 
 def shard_name(number: int, file_type: str = "safetensors") -> str:
@@ -62,18 +60,21 @@ def write_shard(path: Path, shard: TokenShard) -> None:
 
 def open_shard(path: Path) -> TokenShard:
     """Maps a file into memory: what is not used is not read, and no file stays open. Raises InputError."""
-    try:
-        with safe_open(path, "pt") as file:
-            return TokenShard(**{name: file.get_tensor(name) for name in TokenShard._fields})
-    except (OSError, SafetensorError) as error:
-        raise InputError(f"{path} cannot be read as a shard of tokens: {error}") from error
+    with _opened(path) as file:
+        return TokenShard(**{name: file.get_tensor(name) for name in TokenShard._fields})
 
 
 def rows_of(path: Path) -> int:
     """How many rows a shard has, from the head of its file. Raises InputError."""
+    with _opened(path) as file:
+        return int(file.get_slice("label").get_shape()[0])
+
+
+@contextmanager
+def _opened(path: Path) -> Iterator[Any]:
     try:
         with safe_open(path, "pt") as file:
-            return int(file.get_slice("label").get_shape()[0])
+            yield file
     except (OSError, SafetensorError) as error:
         raise InputError(f"{path} cannot be read as a shard of tokens: {error}") from error
 

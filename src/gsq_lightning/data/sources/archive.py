@@ -15,11 +15,12 @@ from gsq_lightning.data.batch import NO_LABEL
 from gsq_lightning.data.sources.classes import annotation_folders, classes_of_folders
 from gsq_lightning.data.sources.folder import no_images
 from gsq_lightning.data.sources.interface import ImageSource, fingerprint_of
-from gsq_lightning.data.sources.listing import Listing, PackedNames, cached_listing
+from gsq_lightning.data.sources.listing import Listing, cached_listing
 from gsq_lightning.data.sources.members import ZIP_LOCAL_HEADER, list_archives
 from gsq_lightning.data.sources.splits import Split, are_pieces, choose_parts, refuse_undivided, splits_in
 from gsq_lightning.data.sources.tree import NameTree
 from gsq_lightning.errors import InputError
+from gsq_lightning.names import PackedNames
 
 MOST_OPEN = 64  # archives that a source keeps open; systems often allow 1,024 files in all
 LARGEST_UNPACKED = 2**28  # bytes; more than the pixels of the largest image that Pillow opens without a warning

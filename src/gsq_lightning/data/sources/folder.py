@@ -14,7 +14,7 @@ from gsq_lightning.data.sources.classes import (
     read_annotations,
 )
 from gsq_lightning.data.sources.interface import ImageSource, fingerprint_of
-from gsq_lightning.data.sources.listing import Listing, PackedNames, Witness, cached_listing
+from gsq_lightning.data.sources.listing import Listing, Witness, cached_listing
 from gsq_lightning.data.sources.names import (
     is_hidden,
     is_image_name,
@@ -23,6 +23,7 @@ from gsq_lightning.data.sources.names import (
     suffixes_in_words,
 )
 from gsq_lightning.errors import InputError
+from gsq_lightning.names import PackedNames
 
 NO_PLACES = np.empty((0, 5), dtype=np.int64)
 

@@ -9,7 +9,9 @@ import numpy as np
 
 from gsq_lightning.data.batch import NO_LABEL
 from gsq_lightning.data.sources.classes import same_name
-from gsq_lightning.data.sources.listing import Listing, PackedNames
+from gsq_lightning.data.sources.listing import Listing
+from gsq_lightning.errors import first_few
+from gsq_lightning.names import PackedNames
 
 SHOWN = 3  # classes in a note
 
@@ -64,11 +66,10 @@ class ImageSource(ABC):
             unknown = [name for name, label in zip(own, table, strict=False) if label == NO_LABEL]
             if unknown:
                 lost = int(np.isin(self.labels, [own.index(name) for name in unknown]).sum())
-                more = ", …" if len(unknown) > SHOWN else ""
                 self.notes = [
                     *self.notes,
                     f"{lost} of {len(self)} images are of {len(unknown)} classes that training does not have "
-                    f"({', '.join(unknown[:SHOWN])}{more}): they have no label",
+                    f"({first_few(unknown, SHOWN)}): they have no label",
                 ]
             self.labels = table[self.labels]
         elif not (self.labels != NO_LABEL).any():

@@ -6,14 +6,14 @@ import json
 import logging
 import os
 import time
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
 from stat import S_ISDIR
-from typing import overload
 
 import numpy as np
 
 from gsq_lightning.files import cache_folder, read_cached, write_cached
+from gsq_lightning.names import PackedNames
 
 logger = logging.getLogger(__name__)
 
@@ -21,44 +21,6 @@ CACHED_FROM = 10_000  # images; listing fewer takes no time worth a file
 VERSION = 4  # of the cached files
 WORDS = ("class_names", "left_out", "notes", "texts")
 SETTLED_NS = 2_000_000_000  # what changed more recently may change again without a new time stamp
-
-
-class PackedNames(Sequence[str]):
-    """File names in one array.
-
-    Strings would be counted whenever they are touched, and a counted page is copied into each worker: the
-    1.28 million names of ImageNet are 150 MB.
-
-    Args:
-        encoded: (bytes,) uint8, the names one after the other, as the file system encodes them.
-        ends: (N,) int64, where each name ends.
-    """
-
-    def __init__(self, encoded: np.ndarray, ends: np.ndarray) -> None:
-        self.encoded = encoded
-        self.ends = ends
-
-    @classmethod
-    def pack(cls, names: Iterable[str]) -> "PackedNames":
-        parts = [os.fsencode(name) for name in names]
-        ends = np.cumsum([len(part) for part in parts], dtype=np.int64)
-        return cls(np.frombuffer(b"".join(parts), dtype=np.uint8), ends)
-
-    def __len__(self) -> int:
-        return len(self.ends)
-
-    @overload
-    def __getitem__(self, index: int) -> str: ...
-    @overload
-    def __getitem__(self, index: slice) -> list[str]: ...
-    def __getitem__(self, index: int | slice) -> str | list[str]:
-        if isinstance(index, slice):
-            return [self[position] for position in range(*index.indices(len(self)))]
-        if not -len(self) <= index < len(self):
-            raise IndexError(index)
-        index %= len(self)
-        start = self.ends[index - 1] if index else 0
-        return os.fsdecode(self.encoded[start : self.ends[index]].tobytes())
 
 
 @dataclass(frozen=True)

@@ -13,11 +13,12 @@ import numpy as np
 
 from gsq_lightning.data.batch import NO_LABEL
 from gsq_lightning.data.sources.classes import ANNOTATED, classes_of_annotations, read_annotations
-from gsq_lightning.data.sources.listing import Listing, PackedNames, Witness
+from gsq_lightning.data.sources.listing import Listing, Witness
 from gsq_lightning.data.sources.names import clean_name, is_hidden, is_image_name, left_out_in_words, suffix_left_out
 from gsq_lightning.data.sources.shards import LARGEST_LABEL, images_of_sample, label_of_sample, sample_key
 from gsq_lightning.data.sources.splits import is_dividing_text
 from gsq_lightning.errors import InputError
+from gsq_lightning.names import PackedNames
 
 ZIP_LOCAL_HEADER = struct.Struct("<4s22xHH")  # PKWARE APPNOTE 4.3.7: signature, …, lengths of name and extra field
 LARGEST_ANNOTATIONS = 2**26  # bytes of a text with the classes of images

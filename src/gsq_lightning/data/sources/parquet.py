@@ -9,8 +9,8 @@ import numpy as np
 
 from gsq_lightning.data.batch import NO_LABEL
 from gsq_lightning.data.sources.interface import ImageSource
-from gsq_lightning.data.sources.listing import PackedNames
 from gsq_lightning.errors import InputError, first_line
+from gsq_lightning.names import PackedNames
 from gsq_lightning.pretrained.hub import reachable
 
 IMAGE_COLUMNS = ("image", "img", "jpg", "jpeg", "png", "webp")  # of bytes without a declared type

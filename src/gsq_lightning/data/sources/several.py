@@ -7,8 +7,8 @@ import numpy as np
 
 from gsq_lightning.data.batch import NO_LABEL
 from gsq_lightning.data.sources.interface import ImageSource
-from gsq_lightning.data.sources.listing import PackedNames
 from gsq_lightning.errors import require
+from gsq_lightning.names import PackedNames
 
 
 class SeveralSources(ImageSource):

@@ -9,9 +9,10 @@ import numpy as np
 
 from gsq_lightning.data.batch import NO_LABEL
 from gsq_lightning.data.sources.folder import NO_PLACES, FolderSource
-from gsq_lightning.data.sources.listing import Listing, PackedNames, Witness
+from gsq_lightning.data.sources.listing import Listing, Witness
 from gsq_lightning.data.sources.names import is_image_name
 from gsq_lightning.errors import InputError
+from gsq_lightning.names import PackedNames
 
 SCANNED_FROM = 20  # names in one folder from which on the folder is listed, rather than each file asked for
 
