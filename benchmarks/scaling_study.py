@@ -150,6 +150,7 @@ def run(study: str, case: Case, seed: int, arguments: argparse.Namespace) -> dic
         *("fit", "--data.root", str(arguments.root)),
         *(text for config in configs for text in ("--config", config)),
         *("--seed_everything", str(seed), "--trainer.logger.save_dir", str(folder), "--trainer.logger.name", "run"),
+        *("--trainer.limit_val_batches", "0"),  # `gsq validate` does it once, below
         *(() if arguments.steps is None else ("--trainer.max_steps", str(arguments.steps))),
         *arguments.fit_arguments,
         *(() if arguments.full else case.options),
