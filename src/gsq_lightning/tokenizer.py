@@ -264,9 +264,14 @@ class GSQTokenizer(nn.Module):
         except (ArithmeticError, AttributeError, KeyError, RuntimeError, TypeError, ValueError) as error:
             raise InputError(f"the tokenizer's config does not fit this version of gsq-lightning: {error}") from error
 
-    def save_pretrained(self, folder: str | Path) -> None:
-        """Writes `config.json` and `model.safetensors` into `folder`, which is made where it is missing."""
-        write_folder(Path(folder), SavedTokenizer(self.config, self.state_dict()))
+    def save_pretrained(self, folder: str | Path, half: bool = False) -> None:
+        """Writes `config.json` and `model.safetensors` into `folder`, which is made where it is missing.
+
+        Args:
+            folder: where to.
+            half: store weights in float16, half the bytes; they are float32 again when loaded.
+        """
+        write_folder(Path(folder), SavedTokenizer(self.config, self.state_dict()), half)
 
     def model_card(self, name: str, report: str | Path | None = None, license: str | None = None) -> str:
         """Markdown for the Hub.
@@ -312,8 +317,9 @@ class GSQTokenizer(nn.Module):
         """Loads a tokenizer, in eval mode on the CPU.
 
         Args:
-            source: a folder written by `save_pretrained`; a checkpoint (`.ckpt`) of training; a checkpoint that GSQ's
-                authors released (`.pt`); or the name of a repository on the Hugging Face Hub that has one of these.
+            source: "demo", a small tokenizer that comes with this package, see docs/demo.md; a folder written by
+                `save_pretrained`; a checkpoint (`.ckpt`) of training; a checkpoint that GSQ's authors released (`.pt`);
+                or the name of a repository on the Hugging Face Hub that has one of these.
             revision: branch, tag or commit on the Hub.
             weights: of a checkpoint: "ema" for the averaged ones where it has them, or "raw".
             quantizer: where the tokenizer was made with one of your own class: an object of that class and shape,

@@ -478,3 +478,14 @@ def test_photographs_validate_on_larger_tiles_than_they_train_on() -> None:
     assert tiles.shape == (2 * (300 // 96) * (450 // 96), 3, 96, 96)
     with pytest.raises(InputError, match="val_image_size is 301; it must be at most short_side, 300"):
         PhotographsDataModule(val_image_size=301)
+
+
+def test_images_are_evaluated_at_another_size_than_they_train_at(tmp_path: Path) -> None:
+    write_images(tmp_path / "train", 2)
+    write_images(tmp_path / "val", 3)
+    data = ImageNetDataModule(tmp_path, image_size=16, val_image_size=24, global_batch_size=2, num_workers=0)
+    data.setup("fit")
+    assert next(iter(data.train_dataloader())).image.shape == (2, 3, 16, 16)
+    assert next(iter(data.val_dataloader())).image.shape == (3, 3, 24, 24)
+    again = ImageNetDataModule(**{name: value for name, value in data.settings.items() if name != "class"})
+    assert again.predicted_size == 24

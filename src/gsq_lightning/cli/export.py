@@ -53,6 +53,7 @@ def _parser(command: str, checkpoint: str) -> OneLineParser:
     )
     parser.add_argument("checkpoint", help=checkpoint)
     parser.add_argument("folder", type=Path, help="to write to; new or empty")
+    parser.add_argument("--half", action="store_true", help="store weights in float16, half the bytes")
     parser.add_argument("--license", help="of the weights, for the model card, as the Hub spells it: apache-2.0, …")
     return parser
 
@@ -73,7 +74,7 @@ def _write(saved: SavedTokenizer, given: argparse.Namespace) -> None:
     except InputError as error:  # not validated, or before it changed
         note = f"\n  its card has no metrics: {error}"
     saved = SavedTokenizer(tokenizer.config, saved.weights)
-    write_folder(given.folder, saved)
+    write_folder(given.folder, saved, given.half)
     card = model_card(saved, str(given.folder), report, given.license)
     write_whole(given.folder / CARD_FILE, card.encode())
     print(f"  tokenizer  {given.folder}{note}")

@@ -30,7 +30,7 @@ class ImageNetDataModule(ImageDataModule):
     """Images of a training and a validation split, with or without labels: ImageNet's, or any others.
 
     Training: short side to `image_size`, center crop, no flip (the paper's section 4). Validation: short side to
-    `image_size / val_crop_ratio`, center crop.
+    `val_image_size / val_crop_ratio`, center crop.
 
     Args:
         root: the place of both splits, each as a folder (of class folders, or any others), a text list, a zip or
@@ -64,6 +64,7 @@ class ImageNetDataModule(ImageDataModule):
         class_names: names of the classes, in the order of their numbers, for labels where there is no training split to
             take them from; checkpoints bring those of their training. After `setup` those of the labels, or None.
         image_column: which of several columns of images in Parquet files.
+        val_image_size: side of the images that are evaluated, in pixels; by default `image_size`.
 
     Raises:
         InputError: where images are missing, or sizes make no sense.
@@ -90,10 +91,13 @@ class ImageNetDataModule(ImageDataModule):
         val_share: float | None = None,
         class_names: Sequence[str] | None = None,
         image_column: str | None = None,
+        val_image_size: int | None = None,
     ) -> None:
         super().__init__(global_batch_size, val_batch_size, num_workers, seed)
         self.image_size = whole_number("image_size", image_size, 1)
-        require(image_size <= MAX_IMAGE_SIZE, f"image_size is {image_size}; it must be at most {MAX_IMAGE_SIZE}")
+        self.val_image_size = None if val_image_size is None else whole_number("val_image_size", val_image_size, 1)
+        for name, size in (("image_size", image_size), ("val_image_size", self.predicted_size)):
+            require(size <= MAX_IMAGE_SIZE, f"{name} is {size}; it must be at most {MAX_IMAGE_SIZE}")
         self.val_crop_ratio = float(val_crop_ratio)
         require(0 < val_crop_ratio <= 1, f"val_crop_ratio is {val_crop_ratio}; it must be above 0 and at most 1")
         self.crop_scale = (float(crop_scale[0]), float(crop_scale[1]))
@@ -128,6 +132,7 @@ class ImageNetDataModule(ImageDataModule):
             "class_names": self.class_names,
             "image_column": self.image_column,
             "image_size": self.image_size,
+            "val_image_size": self.val_image_size,
             "val_crop_ratio": self.val_crop_ratio,
             "val_batch_size": self.val_batch_size,
             "on_error": self.on_error,
@@ -153,13 +158,13 @@ class ImageNetDataModule(ImageDataModule):
 
     def make_predict_dataset(self, split: Split, side: int | None = None) -> ImageDataset | None:
         if side is None:
-            short_side = short_side_for(self.image_size, self.val_crop_ratio)
-            return self._evaluated(ResizeAndCrop(self.image_size, short_side), split)
+            short_side = short_side_for(self.predicted_size, self.val_crop_ratio)
+            return self._evaluated(ResizeAndCrop(self.predicted_size, short_side), split)
         return self._evaluated(ResizeAndCrop(side, side), split)
 
     @property
     def predicted_size(self) -> int:
-        return self.image_size
+        return self.val_image_size or self.image_size
 
     def predict_splits(self, split: PredictedSplit) -> list[Split]:
         splits = super().predict_splits(split)

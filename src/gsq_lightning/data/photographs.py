@@ -99,12 +99,10 @@ class PhotographsDataModule(ImageNetDataModule):
             val=val,
             val_share=val_share,
             class_names=class_names,
+            val_image_size=val_image_size,
         )
         self.short_side = whole_number("short_side", short_side, 1)
-        self.val_image_size = whole_number(
-            "val_image_size", image_size if val_image_size is None else val_image_size, 1
-        )
-        for name, size in (("image_size", image_size), ("val_image_size", self.val_image_size)):
+        for name, size in (("image_size", image_size), ("val_image_size", self.predicted_size)):
             require(size <= short_side, f"{name} is {size}; it must be at most short_side, {short_side}")
             require(
                 size <= SMALLEST_SIDE or not self._trains_on_bundled,
@@ -121,7 +119,7 @@ class PhotographsDataModule(ImageNetDataModule):
     def settings(self) -> dict[str, Any]:
         others = ("source", "image_column", "val_crop_ratio")
         known = {name: value for name, value in super().settings.items() if name not in others}
-        return known | {"short_side": self.short_side, "val_image_size": self.val_image_size}
+        return known | {"short_side": self.short_side}
 
     def make_train_dataset(self) -> ImageDataset:
         if self._trains_on_bundled:
@@ -140,7 +138,7 @@ class PhotographsDataModule(ImageNetDataModule):
 
     def make_predict_dataset(self, split: Split, side: int | None = None) -> ImageDataset | None:
         """Of scikit-image's photographs the crops of a first epoch, and tiles."""
-        size = self.val_image_size if side is None else side
+        size = self.predicted_size if side is None else side
         if split == "train" and self._trains_on_bundled:
             photographs = [load_photograph(name, self.short_side) for name in TRAIN_PHOTOGRAPHS]
             return RandomCrops(photographs, size, self.crops_per_epoch, self.flip, self.shuffle_colors)
@@ -148,10 +146,6 @@ class PhotographsDataModule(ImageNetDataModule):
             return Tiles({name: load_photograph(name, self.short_side) for name in VAL_PHOTOGRAPHS}, size)
         short_side = self.short_side if side is None else max(side, self.short_side)
         return self._evaluated(ResizeAndCrop(size, short_side, enlarge=False), split)
-
-    @property
-    def predicted_size(self) -> int:
-        return self.val_image_size
 
     def predict_splits(self, split: PredictedSplit) -> list[Split]:
         if split == "all" and self._trains_on_bundled:

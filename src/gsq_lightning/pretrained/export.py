@@ -7,6 +7,7 @@ import json
 from pathlib import Path
 from typing import Any, Literal
 
+import torch
 from torch import Tensor
 
 from gsq_lightning.errors import InputError, first_line, look_up
@@ -18,15 +19,25 @@ from gsq_lightning.pretrained.saved import SavedTokenizer, read_plain
 CONFIG_FILE = "config.json"
 WEIGHTS_FILE = "model.safetensors"
 
+DEMOS = Path(__file__).parents[1] / "demo"  # tokenizers that come with this package, a folder each
+DEFAULT_DEMO = "demo_g3"
+
 Weights = Literal["ema", "raw"]
 AVERAGED: dict[Weights, bool] = {"ema": True, "raw": False}
 
 
-def write_folder(folder: Path, saved: SavedTokenizer) -> None:
-    """Writes `config.json` and `model.safetensors` into `folder`, which is made where it is missing."""
+def write_folder(folder: Path, saved: SavedTokenizer, half: bool = False) -> None:
+    """Writes `config.json` and `model.safetensors` into `folder`, which is made where it is missing.
+
+    Args:
+        folder: where to.
+        saved: the tokenizer.
+        half: store weights in float16, half the bytes; `read_tokenizer` gives float32 again.
+    """
     from safetensors.torch import save
 
-    write_whole(folder / WEIGHTS_FILE, save({name: x.contiguous() for name, x in saved.weights.items()}))
+    kept = {name: (x.half() if half and x.is_floating_point() else x) for name, x in saved.weights.items()}
+    write_whole(folder / WEIGHTS_FILE, save({name: x.contiguous() for name, x in kept.items()}))
     write_whole(folder / CONFIG_FILE, (json.dumps(saved.config, indent=2) + "\n").encode())
 
 
@@ -54,7 +65,7 @@ def read_tokenizer(source: str | Path, revision: str | None = None, weights: Wei
     """Reads a folder that `write_folder` wrote, a checkpoint, or a repository of the Hugging Face Hub with either.
 
     Args:
-        source: a path, or the name of a repository.
+        source: a path, the name of a tokenizer that comes with this package, or that of a repository.
         revision: branch, tag or commit on the Hub.
         weights: of a training checkpoint: "ema" for the averaged ones where it has them, or "raw".
 
@@ -140,7 +151,10 @@ def local_copy(source: str | Path, revision: str | None = None) -> Path:
 
 def _here(source: str | Path, revision: str | None) -> Path:
     path = Path(source).expanduser()
-    return path if path.exists() else _download(str(source), revision)
+    if path.exists():
+        return path
+    demo = DEMOS / (DEFAULT_DEMO if str(source) == "demo" else str(source))
+    return demo if demo.parent == DEMOS and demo.is_dir() else _download(str(source), revision)
 
 
 def _read_folder(folder: Path) -> SavedTokenizer:
@@ -149,7 +163,8 @@ def _read_folder(folder: Path) -> SavedTokenizer:
 
     try:
         config = json.loads((folder / CONFIG_FILE).read_text("utf-8"))
-        return SavedTokenizer(config, load_file(folder / WEIGHTS_FILE))
+        weights = load_file(folder / WEIGHTS_FILE)
+        return SavedTokenizer(config, {name: x.float() if x.dtype == torch.half else x for name, x in weights.items()})
     except FileNotFoundError as error:
         raise InputError(
             f"{folder} holds no exported tokenizer: {Path(error.filename or WEIGHTS_FILE).name} is missing; "
