@@ -341,7 +341,7 @@ class TokenizerModule(LightningModule):
         """What tokenizer and quantizer minimize; override it to add terms.
 
         Args:
-            image, reconstruction: (B, 3, H, W), the image in [-1, 1].
+            image, reconstruction: (B, 3, H, W) float32, the image in [-1, 1].
             output: of the quantizer.
         """
         last_layer = self.tokenizer.decoder.last_layer
@@ -351,7 +351,7 @@ class TokenizerModule(LightningModule):
         """The discriminator's loss; override it to add terms.
 
         Args:
-            image, reconstruction: (B, 3, H, W), without gradient.
+            image, reconstruction: (B, 3, H, W) float32, without gradient.
         """
         return self.objective.discriminate(image, reconstruction)
 
@@ -367,7 +367,7 @@ class TokenizerModule(LightningModule):
     def _losses(self, image: Tensor) -> Iterator[tuple[str, Loss]]:
         """Of each network; the gradients of the first are taken before the second is computed."""
         output = self._encode(image)
-        reconstruction = self.tokenizer.decode(output.quantized)
+        reconstruction = self.tokenizer.decode(output.quantized).float()  # once for all that look at it
         yield "tokenizer", self.generator_loss_terms(image, output, reconstruction)
         if self.objective.trains_discriminator(self.global_step):
             yield "discriminator", self.discriminator_loss_terms(image, reconstruction.detach())

@@ -1,6 +1,7 @@
 """What each network minimizes: terms, weights, when they count, and who gets gradients."""
 
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -13,10 +14,12 @@ from gsq_lightning.discriminators import (
     DINODiscriminator,
     Discriminator,
     PatchDiscriminator,
+    ProjectedDiscriminator,
     StyleGANDiscriminator,
 )
-from gsq_lightning.losses import Loss, LossWeights, Objective, PerceptualLoss
+from gsq_lightning.losses import EfficientNetLoss, Loss, LossWeights, Objective, PerceptualLoss
 from gsq_lightning.losses.objective import frozen
+from gsq_lightning.pretrained.efficientnet import load_efficientnet_lite0
 
 Build = Callable[..., GSQTokenizer]
 
@@ -215,3 +218,53 @@ def test_what_small_batches_change_is_named(small_tokenizer: Build) -> None:
     assert everything.seen_in_parts(quantizer, accumulate_batches=1, ranks=2) == ["the discriminator's batch norm"]
     parts = everything.seen_in_parts(quantizer, accumulate_batches=2, ranks=1)
     assert parts == ["entropy", "adaptive weight", "the discriminator's batch norm"]
+
+
+@pytest.mark.parametrize(
+    ("autocast", "adaptive"), [(False, False), (True, False), (False, True)], ids=["float32", "bf16", "adaptive"]
+)
+def test_loss_and_discriminator_on_one_trunk_look_once_at_each_image(
+    small_tokenizer: Build, autocast: bool, adaptive: bool
+) -> None:
+    """Losses and gradients of both networks are those of two trunks."""
+
+    def step(shared: bool) -> tuple[list[dict[str, Tensor]], list[Tensor], list[int]]:
+        torch.manual_seed(0)
+        tokenizer, discriminator = small_tokenizer(), ProjectedDiscriminator("random", head_channels=8)
+        if not shared:
+            discriminator.load()  # a trunk of its own
+        weights = LossWeights(perceptual=0.3, adversarial=0.5)
+        loss = EfficientNetLoss("random")
+        objective = Objective(weights, discriminator, loss, adaptive_weight=adaptive)
+        objective.load()
+        assert discriminator.trunk is not None
+        seen: list[int] = []
+        for stem in {loss.features.stem, discriminator.trunk.network[0].stem}:  # type: ignore[index]
+            stem.register_forward_hook(lambda module, inputs, output: seen.append(len(output)))
+        image = torch.rand(2, 3, 32, 32) * 2 - 1
+        with objective.within_step(), torch.autocast("cpu", torch.bfloat16, enabled=autocast):
+            output = tokenizer.encode(image)
+            reconstruction = tokenizer.decode(output.quantized).float()
+            last_layer = tokenizer.decoder.last_layer
+            generated = objective.generator(image, output, reconstruction, last_layer, step=0)
+            generated.total.backward()
+            judged = objective.discriminate(image, reconstruction.detach())
+            judged.total.backward()
+        gradients = [one.grad for network in (tokenizer, discriminator) for one in network.parameters()]
+        return [generated.log, judged.log], gradients, seen
+
+    (logs, gradients, seen), (expected_logs, expected, seen_by_two) = step(True), step(False)
+    assert seen == [2, 2]
+    assert sum(seen_by_two) == 8
+    for log, other in zip(logs, expected_logs, strict=True):
+        torch.testing.assert_close(log, other, rtol=1e-5, atol=1e-6)
+    for gradient, other in zip(gradients, expected, strict=True):
+        assert (gradient - other).norm() <= (1e-2 if autocast else 1e-4) * other.norm()
+
+
+def test_a_trunk_of_other_weights_is_not_shared(tmp_path: Path) -> None:
+    torch.save(load_efficientnet_lite0("random").state_dict(), tmp_path / "trunk.pth")
+    loss, discriminator = EfficientNetLoss("random"), ProjectedDiscriminator(str(tmp_path / "trunk.pth"))
+    Objective(LossWeights(), discriminator, loss).load()
+    assert discriminator.trunk is not None
+    assert discriminator.trunk.network[0] is not loss.features  # type: ignore[index]

@@ -13,6 +13,7 @@ from gsq_lightning.discriminators.augmentation import DifferentiableAugmentation
 from gsq_lightning.discriminators.trunk import TrunkDiscriminator, TrunkDtype
 from gsq_lightning.errors import require, require_at_least
 from gsq_lightning.pretrained.efficientnet import DEPTHS, EfficientNetFeatures, load_efficientnet_lite0
+from gsq_lightning.pretrained.frozen import FrozenNetwork
 
 LEAK = 0.2
 SMALLEST_SIDE = 32  # of which the coarsest map has one position
@@ -27,6 +28,9 @@ class ProjectedDiscriminator(TrunkDiscriminator):
 
     Each head judges every position of its map, which for reconstructions says more than the paper's 5×5 logits. Images
     are seen at the size that they have.
+
+    With an `EfficientNetLoss` of the same weights, and without augmentation, training looks through the trunk once for
+    both: on a GPU in the loss's float32, whatever `trunk_dtype` is.
 
     Args:
         weights: those of the trunk: "pretrained", a path (see `load_efficientnet_lite0`), or "random" (tests).
@@ -56,9 +60,12 @@ class ProjectedDiscriminator(TrunkDiscriminator):
         self.head_channels = head_channels
 
     def make_trunk(self) -> nn.Module:
-        network = load_efficientnet_lite0(self.weights)
-        features = EfficientNetFeatures(network, first=len(DEPTHS) - len(SCALES))
-        return nn.Sequential(features, RandomProjection([scale.channels for scale in SCALES]))
+        return project(EfficientNetFeatures(load_efficientnet_lite0(self.weights)))
+
+    def look_through(self, features: EfficientNetFeatures) -> None:
+        """Takes a trunk of the same weights that is loaded already, unless this has one."""
+        if self.trunk is None:
+            self.trunk = FrozenNetwork(project(features))
 
     def forward(self, image: Tensor) -> Tensor:
         """(B, 3, H, W) in [-1, 1] → logits (B, N) of all positions at all scales; N = 340 at 64²."""
@@ -69,6 +76,11 @@ class ProjectedDiscriminator(TrunkDiscriminator):
             f"{height}×{width}",
         )
         return super().forward(image)
+
+
+def project(features: EfficientNetFeatures) -> nn.Sequential:
+    """The trunk: features and their projection."""
+    return nn.Sequential(features, RandomProjection([scale.channels for scale in SCALES]))
 
 
 class RandomProjection(nn.Module):
@@ -94,9 +106,9 @@ class RandomProjection(nn.Module):
             )
 
     def forward(self, maps: Sequence[Tensor]) -> list[Tensor]:
-        """(B, C, h, w) each, finest first → the same sizes with `HEAD_CHANNELS`."""
+        """(B, C, h, w) each, finest first → the same sizes with `HEAD_CHANNELS`; maps that are finer are left out."""
         mixed: list[Tensor] = []
-        layers = zip(maps, self.across_channels, self.across_scales, strict=True)
+        layers = zip(maps[-len(self.across_channels) :], self.across_channels, self.across_scales, strict=True)
         for x, across_channels, across_scales in reversed(list(layers)):
             x = across_channels(x)
             if mixed:

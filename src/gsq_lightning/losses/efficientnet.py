@@ -40,6 +40,13 @@ class EfficientNetLoss(FrozenNetworkLoss):
     def make_network(self) -> EfficientNetFeatures:
         return EfficientNetFeatures(load_efficientnet_lite0(self.weights))
 
+    @property
+    def features(self) -> EfficientNetFeatures:
+        """The network, once it is loaded."""
+        assert self.network is not None
+        assert isinstance(self.network.network, EfficientNetFeatures)
+        return self.network.network
+
     def forward(self, reconstruction: Tensor, image: Tensor) -> Tensor:
         """Two times (B, 3, H, W) in [-1, 1] → scalar."""
         height, width = image.shape[-2:]

@@ -8,16 +8,17 @@ Defaults are the paper's. λadv may start late and rise, or be scaled by the rat
 
 import math
 from collections.abc import Iterator, Mapping
-from contextlib import AbstractContextManager, contextmanager, nullcontext
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, fields
 from typing import get_args
 
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from gsq_lightning.discriminators import Discriminator
+from gsq_lightning.discriminators import Discriminator, ProjectedDiscriminator
 from gsq_lightning.errors import look_up, require
 from gsq_lightning.losses.adversarial import AdversarialLoss, discriminator_loss, generator_loss
+from gsq_lightning.losses.efficientnet import EfficientNetLoss
 from gsq_lightning.losses.perceptual import PerceptualLoss
 from gsq_lightning.losses.regularizers import (
     GradientPenalty,
@@ -25,6 +26,7 @@ from gsq_lightning.losses.regularizers import (
     adaptive_weight,
     gradient_penalty,
 )
+from gsq_lightning.pretrained.efficientnet import EfficientNetFeatures
 from gsq_lightning.quantizers import Quantizer, QuantizerOutput
 
 
@@ -171,13 +173,19 @@ class Objective:
         self.adaptive_weight_maximum = adaptive_weight_maximum
         self.gradient_penalty: GradientPenalty = gradient_penalty
         self.lecam = LeCamRegularizer() if weights.lecam > 0 else None
+        self._shared: EfficientNetFeatures | None = None  # by perceptual loss and discriminator
 
     def load(self) -> None:
         """Gets the networks ready that only training looks through. Raises WeightsMissing."""
-        if self.perceptual_loss is not None and self.weights.perceptual > 0:
-            self.perceptual_loss.load()
-        if self.discriminator is not None:
-            self.discriminator.load()
+        loss, discriminator = self.perceptual_loss, self.discriminator
+        if loss is not None and self.weights.perceptual > 0:
+            loss.load()
+            if isinstance(loss, EfficientNetLoss) and isinstance(discriminator, ProjectedDiscriminator):
+                if loss.weights == discriminator.weights:
+                    self._shared = loss.features
+                    discriminator.look_through(loss.features)
+        if discriminator is not None:
+            discriminator.load()
 
     def trains_discriminator(self, step: int) -> bool:
         return self.discriminator is not None and step >= self.discriminator_start_step
@@ -201,9 +209,14 @@ class Objective:
                 terms.append("the discriminator's batch norm")
         return terms
 
-    def within_step(self) -> AbstractContextManager[None]:
+    @contextmanager
+    def within_step(self) -> Iterator[None]:
         """Surrounds both losses of a batch."""
-        return nullcontext() if self.discriminator is None else self.discriminator.within_step()
+        with ExitStack() as stack:
+            for part in (self.discriminator, self._shared):
+                if part is not None:
+                    stack.enter_context(part.within_step())
+            yield
 
     def generator(
         self, image: Tensor, output: QuantizerOutput, reconstruction: Tensor, last_layer: Tensor, step: int

@@ -5,6 +5,8 @@ publisher's count (github.com/tensorflow/tpu/tree/master/models/official/efficie
 """
 
 import importlib.util
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -49,25 +51,61 @@ class Depth(NamedTuple):
 DEPTHS = (Depth(0, 16, 2), Depth(1, 24, 4), Depth(2, 40, 8), Depth(4, 112, 16), Depth(6, 320, 32))
 
 
+class Seen(NamedTuple):
+    """What was looked through in a step.
+
+    Attributes:
+        image: (B, 3, H, W), without gradient, in the memory where it was.
+        maps: its features, with their graph where it had one.
+    """
+
+    image: Tensor
+    maps: list[Tensor]
+
+
 class EfficientNetFeatures(nn.Module):
     """Maps of EfficientNet-Lite0 at its five resolutions.
 
     Args:
         network: of `load_efficientnet_lite0`; taken over and changed: batch norms are folded into the convolutions
             before them, and weights laid out as channels last, which is a quarter faster on a CPU.
-        first: index in `DEPTHS` of the first map that is returned.
     """
 
-    def __init__(self, network: Any, first: int = 0) -> None:
+    def __init__(self, network: Any) -> None:
         super().__init__()
         fold_batch_norms(network.eval())
         self.stem = nn.Sequential(network.conv_stem, network.bn1)
         self.stages = network.blocks
-        self.returned = [depth.stage for depth in DEPTHS[first:]]
+        self.returned = [depth.stage for depth in DEPTHS]
+        self._seen: list[Seen] | None = None  # in the step at hand
         self.to(memory_format=torch.channels_last)
 
     def forward(self, image: Tensor) -> list[Tensor]:
         """(B, 3, H, W) in [-1, 1], any size → maps (B, C, ⌈H/stride⌉, ⌈W/stride⌉), finest first."""
+        if self._seen is None:
+            return self._look(image)
+        traced = image.requires_grad and torch.is_grad_enabled()
+        for seen in self._seen:
+            if seen.image.is_set_to(image) and (seen.maps[0].requires_grad or not traced):
+                return seen.maps if traced else [x.detach() for x in seen.maps]
+        maps = self._look(image)
+        if not torch.is_autocast_enabled(image.device.type):  # who asks next may need all bits
+            self._seen.append(Seen(image.detach(), maps))
+        return maps
+
+    @contextmanager
+    def within_step(self) -> Iterator[None]:
+        """Within it, an image that comes again, in the same memory, is not looked through again.
+
+        What was computed without autocast serves with autocast too. Images must not be changed in place.
+        """
+        self._seen = []
+        try:
+            yield
+        finally:
+            self._seen = None
+
+    def _look(self, image: Tensor) -> list[Tensor]:
         x = self.stem(network_input(image).contiguous(memory_format=torch.channels_last))
         maps = []
         for number, stage in enumerate(self.stages):
