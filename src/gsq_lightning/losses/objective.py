@@ -180,10 +180,13 @@ class Objective:
         loss, discriminator = self.perceptual_loss, self.discriminator
         if loss is not None and self.weights.perceptual > 0:
             loss.load()
-            if isinstance(loss, EfficientNetLoss) and isinstance(discriminator, ProjectedDiscriminator):
-                if loss.weights == discriminator.weights:
-                    self._shared = loss.features
-                    discriminator.look_through(loss.features)
+            if (
+                isinstance(loss, EfficientNetLoss)
+                and isinstance(discriminator, ProjectedDiscriminator)
+                and loss.weights == discriminator.weights
+            ):
+                self._shared = loss.features
+                discriminator.look_through(loss.features)
         if discriminator is not None:
             discriminator.load()
 
