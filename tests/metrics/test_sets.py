@@ -14,6 +14,7 @@ from gsq_lightning.metrics.features import Features, efficientnet_features
 from gsq_lightning.metrics.kernel import KernelDistance, kernel_distance
 from gsq_lightning.metrics.precision_recall import PrecisionRecall, precision_recall
 from gsq_lightning.pixels import image_to_pixels
+from gsq_lightning.pretrained.efficientnet import load_efficientnet_lite0
 
 
 def feature_sets_of(first: int, second: int, channels: int = 16) -> tuple[Tensor, Tensor]:
@@ -145,8 +146,8 @@ def test_efficientnet_sees_pixels_as_it_was_trained_to() -> None:
 
     pixels = torch.nn.functional.interpolate(torch.rand(2, 3, 9, 9), size=(300, 260), mode="bicubic")
     pixels = (pixels.clamp(0, 1) * 255).round().to(torch.uint8)
-    extractor = efficientnet_features("random")
-    network, seen = extractor.network[1], extractor(pixels).pooled
+    seen = efficientnet_features("random")(pixels).pooled
+    network = load_efficientnet_lite0("random").eval()  # the same, as timm made it
     resized = [
         np.asarray(Image.fromarray(image.permute(1, 2, 0).numpy()).resize((224, 224), Image.Resampling.BILINEAR))
         for image in pixels

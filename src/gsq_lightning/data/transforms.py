@@ -27,7 +27,8 @@ class ResizeAndCrop:
             original and resizes that (Inception's, https://arxiv.org/abs/1409.4842), of at least the pixels of the
             square where the original has them: what is enlarged is blurred, and a tokenizer would learn the blur.
         flip: mirror left and right with probability ½.
-        crop_scale: least and greatest share of the original's area that a "resized" crop takes.
+        crop_scale: least and greatest share of the original's area that a "resized" crop takes; of a small original
+            more.
         enlarge: whether images with a shorter side than `short_side` are enlarged to it; else only to `image_size`.
         shuffle_colors: swap red, green and blue at random.
 
@@ -74,8 +75,8 @@ class ResizeAndCrop:
         return resize(pixels, short_side)
 
     def _random_resized_crop(self, pixels: Tensor, generator: torch.Generator) -> Tensor:
-        least, greatest = self.crop_scale
-        least = min(max(least, self.image_size**2 / pixels[0].numel()), greatest)
+        needed = min(1.0, self.image_size**2 / pixels[0].numel())
+        least, greatest = (max(share, needed) for share in self.crop_scale)
         # torchvision draws from the global stream
         seed = int(torch.randint(2**62, (), generator=generator))
         with torch.random.fork_rng(devices=[]):
