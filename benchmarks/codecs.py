@@ -1,12 +1,13 @@
 """Tokenizers beside JPEG and WebP at the same bytes: a table, and the picture in the README.
 
     python benchmarks/codecs.py --images /data/imagenet/val
-    python benchmarks/codecs.py --images /data/imagenet/val --picture codecs.png --show astronaut.jpg cat.jpg
+    python benchmarks/codecs.py --picture docs/codecs.png     # scikit-image's photographs that no demo was trained on
 
-Each image is center-cropped to `--size`². A codec takes its best quality whose bytes do not exceed a tokenizer's: of
-JPEG only those of the scan count, without header and tables, which a file could share with others; of WebP all but the
-container's 20. Where even the lowest quality needs more, it is that. Tokens are counted as G·log2(V) bits per position,
-without entropy coding. `rkd_efficientnet` is over all images, unbiased.
+For the table each image is center-cropped to `--size`²; the picture shows whole ones, with that short side. A codec
+takes its best quality whose bytes do not exceed a tokenizer's: of JPEG only those of the scan count, without header and
+tables, which a file could share with others; of WebP all but the container's 20. Where even the lowest quality needs
+more, it is that. Tokens are counted as G·log2(V) bits per position, without entropy coding. `rkd_efficientnet` is over
+all images, unbiased.
 """
 
 import argparse
@@ -16,13 +17,16 @@ from pathlib import Path
 from typing import NamedTuple
 
 from PIL import Image, ImageDraw, ImageFont
+from torchvision.transforms.functional import to_pil_image
 
 from gsq_lightning import GSQTokenizer
+from gsq_lightning.data.photographs import SMALLEST_SIDE, VAL_PHOTOGRAPHS, load_photograph
 from gsq_lightning.metrics import ReconstructionMetrics
 from gsq_lightning.pixels import picture_to_image
 
 METRICS = ("psnr", "ssim", "rkd_efficientnet")
 CONTAINER = 20  # bytes of WebP's: "RIFF", size, "WEBP", the chunk's name and size
+SUFFIXES = (".jpg", ".jpeg", ".png", ".webp")
 GAP, LABEL = 6, 34  # pixels
 
 
@@ -65,21 +69,30 @@ def within(codec: Callable[[Image.Image, int], Coded], picture: Image.Image, bud
     return codec(picture, low)
 
 
+def size_of(tokenizer: GSQTokenizer, picture: Image.Image) -> float:
+    """Bytes of the tokens of a picture, whose sides are rounded up to the tokenizer's positions."""
+    factor = tokenizer.downsample_factor
+    height, width = (-(-side // factor) * factor for side in (picture.height, picture.width))
+    return tokenizer.bits_per_image(height, width) / 8
+
+
 def ours(tokenizer: GSQTokenizer, picture: Image.Image) -> Coded:
     encoded = tokenizer.encode_image(picture)
-    return Coded(tokenizer.decode_image(encoded), tokenizer.bits_per_image(picture.height, picture.width) / 8)
+    return Coded(tokenizer.decode_image(encoded), size_of(tokenizer, picture))
 
 
-def cropped(picture: Image.Image, size: int) -> Image.Image:
-    """Short side to `size`, bicubic, and its center."""
-    scale = size / min(picture.size)
-    width, height = (max(size, round(side * scale)) for side in picture.size)
-    left, top = (width - size) // 2, (height - size) // 2
-    return (
-        picture.convert("RGB")
-        .resize((width, height), Image.Resampling.BICUBIC)
-        .crop((left, top, left + size, top + size))
-    )
+def resized(picture: Image.Image, short_side: int) -> Image.Image:
+    """Bicubic."""
+    scale = short_side / min(picture.size)
+    width, height = (round(side * scale) for side in picture.size)
+    return picture.convert("RGB").resize((width, height), Image.Resampling.BICUBIC)
+
+
+def center(picture: Image.Image) -> Image.Image:
+    """The square in the middle."""
+    size = min(picture.size)
+    left, top = (picture.width - size) // 2, (picture.height - size) // 2
+    return picture.crop((left, top, left + size, top + size))
 
 
 def ways_of(tokenizers: dict[str, GSQTokenizer]) -> dict[str, Callable[[Image.Image], Coded]]:
@@ -98,7 +111,7 @@ def ways_of(tokenizers: dict[str, GSQTokenizer]) -> dict[str, Callable[[Image.Im
                 tokenizer: GSQTokenizer = tokenizer,
                 codec: Callable[[Image.Image, int], Coded] = codec,
             ) -> Coded:
-                return within(codec, picture, tokenizer.bits_per_image(picture.height, picture.width) / 8)
+                return within(codec, picture, size_of(tokenizer, picture))
 
             ways[f"{codec_name}, as {name}"] = at_its_bytes
     return ways
@@ -117,46 +130,54 @@ def measured(way: Callable[[Image.Image], Coded], pictures: list[Image.Image]) -
     return [sum(bits) / len(bits), *(values[name] for name in METRICS)]
 
 
-def picture_of(ways: dict[str, Callable[[Image.Image], Coded]], pictures: list[Image.Image]) -> Image.Image:
-    """A row for each image: the original and what each way makes of it, with its bytes below."""
-    size = pictures[0].width
-    columns = 1 + len(ways)
-    sheet = Image.new("RGB", (columns * (size + GAP) - GAP, len(pictures) * (size + LABEL + GAP) - GAP), "white")
-    draw, font = ImageDraw.Draw(sheet), ImageFont.load_default(size=15)
-    for row, picture in enumerate(pictures):
-        top = row * (size + LABEL + GAP)
-        cells = [("original", Coded(picture, size * size * 3)), *((name, way(picture)) for name, way in ways.items())]
-        for column, (name, coded) in enumerate(cells):
-            left = column * (size + GAP)
-            sheet.paste(coded.picture, (left, top))
-            draw.text((left + 2, top + size + 6), f"{name.split(',')[0]}: {coded.size:,.0f} bytes", "black", font)
+def picture_of(tokenizers: dict[str, GSQTokenizer], pictures: list[Image.Image]) -> Image.Image:
+    """Of each image a row for each tokenizer: the original, what the tokenizer and the codecs make of it, and bytes."""
+    rows = []
+    for picture in pictures:
+        for name, tokenizer in tokenizers.items():
+            coded = ours(tokenizer, picture)
+            row = {"original": Coded(picture, picture.width * picture.height * 3)}
+            row[name] = coded
+            rows.append(row | {codec: within(codecs, picture, coded.size) for codec, codecs in CODECS.items()})
+    width = max(picture.width for picture in pictures) + GAP
+    sheet = Image.new("RGB", (width * len(rows[0]) - GAP, sum(p.height + LABEL for p in pictures) * len(tokenizers)))
+    sheet.paste("white", (0, 0, *sheet.size))
+    draw, font = ImageDraw.Draw(sheet), ImageFont.load_default(size=17)
+    top = 0
+    for row in rows:
+        for column, (name, coded) in enumerate(row.items()):
+            sheet.paste(coded.picture, (column * width, top))
+            draw.text(
+                (column * width + 2, top + coded.picture.height + 5), f"{name}: {coded.size:,.0f} bytes", "black", font
+            )
+        top += coded.picture.height + LABEL
     return sheet
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--images", type=Path, required=True, help="a folder, archive or list of images")
+    parser.add_argument("--images", type=Path, help="a folder of images (default: scikit-image's held-out photographs)")
     parser.add_argument("--tokenizers", nargs="+", default=["demo_g1", "demo_g3"], help="as from_pretrained takes them")
-    parser.add_argument("--size", type=int, default=256)
+    parser.add_argument("--size", type=int, default=256, help="short side, in pixels")
     parser.add_argument("--limit", type=int, help="no more images than this")
     parser.add_argument("--picture", type=Path, help="written, instead of the table")
-    parser.add_argument(
-        "--show", nargs="+", default=[], metavar="NAME", help="images of the picture (default: the first two)"
-    )
     arguments = parser.parse_args()
-    paths = sorted(path for path in arguments.images.rglob("*") if path.suffix.lower() in (".jpg", ".jpeg", ".png"))
-    if arguments.show:
-        paths = [next(path for path in paths if path.name == name) for name in arguments.show]
-    pictures = [cropped(Image.open(path), arguments.size) for path in paths[: arguments.limit]]
-    ways = ways_of({Path(name).name: GSQTokenizer.from_pretrained(name) for name in arguments.tokenizers})
+    if arguments.images is None:
+        images = [to_pil_image(load_photograph(name, SMALLEST_SIDE)) for name in VAL_PHOTOGRAPHS]
+    else:
+        paths = sorted(path for path in arguments.images.rglob("*") if path.suffix.lower() in SUFFIXES)
+        images = [Image.open(path) for path in paths]
+    pictures = [resized(image, arguments.size) for image in images[: arguments.limit]]
+    tokenizers = {Path(name).name: GSQTokenizer.from_pretrained(name) for name in arguments.tokenizers}
     if arguments.picture is not None:
-        picture_of(ways, pictures if arguments.show else pictures[:2]).save(arguments.picture)
+        picture_of(tokenizers, pictures).save(arguments.picture)
         return
     print(f"{len(pictures)} images at {arguments.size}²\n")
     print(f"| | bits per pixel | {' | '.join(METRICS)} |")
     print("|---" * (2 + len(METRICS)) + "|")
-    for name, way in ways.items():
-        print(f"| {name} | {' | '.join(f'{value:.4g}' for value in measured(way, pictures))} |", flush=True)
+    for name, way in ways_of(tokenizers).items():
+        values = measured(way, [center(picture) for picture in pictures])
+        print(f"| {name} | {' | '.join(f'{value:.4g}' for value in values)} |", flush=True)
 
 
 if __name__ == "__main__":
