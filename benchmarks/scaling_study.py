@@ -18,8 +18,12 @@ import statistics
 import subprocess
 import sys
 from collections import defaultdict
+from collections.abc import Sequence
 from pathlib import Path
-from typing import NamedTuple
+from typing import TYPE_CHECKING, NamedTuple
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
 
 METRICS = ("psnr", "ssim", "rfd_efficientnet", "rkd_efficientnet", "codebook_usage", "codebook_perplexity")
 AXES = ("psnr", "rfd_efficientnet", "codebook_usage", "codebook_perplexity")  # of the plot, over bits per pixel
@@ -246,19 +250,19 @@ def order_kept(rows: list[dict[str, str]], study: str, cases: list[Case]) -> str
     return f"{len(whole)} | {spearmanr(means, paper).statistic:.2f} | {single}"
 
 
-def plot(rows: list[dict[str, str]], path: Path) -> None:
+def draw(rows: list[dict[str, str]], metrics: Sequence[str] = AXES) -> "Figure":
     """One line of panels a study: the paper's axes over bits per pixel, or over the cases where bits are equal."""
     from matplotlib.figure import Figure
 
     studies = [study for study in STUDIES if any(row["study"] == study for row in rows)]
-    figure = Figure(figsize=(4.2 * len(AXES), 3.6 * len(studies)), layout="constrained")
-    grid = figure.subplots(len(studies), len(AXES), squeeze=False)
+    figure = Figure(figsize=(4.2 * len(metrics), 3.6 * len(studies)), layout="constrained")
+    grid = figure.subplots(len(studies), len(metrics), squeeze=False)
     for study, panels in zip(studies, grid, strict=True):
         cases = [case for case in STUDIES[study] if values_of(rows, study, case, "psnr")]
         bits = [statistics.mean(values_of(rows, study, case, "bits_per_pixel").values()) for case in cases]
         over_bits = len(set(bits)) > 1
         places = bits if over_bits else list(range(len(cases)))
-        for name, panel in zip(AXES, panels, strict=True):
+        for name, panel in zip(metrics, panels, strict=True):
             for case, place in zip(cases, places, strict=True):
                 values = list(values_of(rows, study, case, name).values())
                 deviation = statistics.stdev(values) if len(values) > 1 else 0.0
@@ -270,8 +274,12 @@ def plot(rows: list[dict[str, str]], path: Path) -> None:
                 panel.set_xticks(places, [case.name for case in cases], rotation=30, ha="right", fontsize=7)
         if over_bits:
             panels[0].legend(fontsize=7)
+    return figure
+
+
+def plot(rows: list[dict[str, str]], path: Path) -> None:
     path.parent.mkdir(parents=True, exist_ok=True)
-    figure.savefig(path, dpi=110)
+    draw(rows).savefig(path, dpi=110)
 
 
 def parser() -> argparse.ArgumentParser:
