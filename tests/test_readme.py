@@ -159,3 +159,13 @@ def test_notebooks_run(notebook: Path, tmp_path: Path, monkeypatch: pytest.Monke
             code = re.sub(r"^STEPS = \d+", "STEPS = 2", "".join(cell["source"]), flags=re.MULTILINE)
             exec(compile(code, notebook.name, "exec"), names)
     pyplot.close("all")
+
+
+def test_notebooks_are_kept_with_their_pictures_and_without_noise() -> None:
+    for notebook in sorted((ROOT / "notebooks").glob("*.ipynb")):
+        text = notebook.read_text()
+        cells = json.loads(text)["cells"]
+        outputs = [output for cell in cells for output in cell.get("outputs", [])]
+        assert any("image/png" in output.get("data", {}) for output in outputs), notebook.name
+        assert {output.get("name", "stdout") for output in outputs} == {"stdout"}, notebook.name
+        assert len(text) < 400_000, notebook.name
