@@ -92,7 +92,7 @@ class TokenizerModule(LightningModule):
         max_skipped_steps: steps with non-finite gradients change nothing and are counted; after this many in a row the
             run stops, when the count is next read: every so many steps, or at the Trainer's `log_every_n_steps`.
         compile_networks: compile encoder and decoder when training starts; validation runs uncompiled.
-        channels_last: keep weights and images in the layout that CUDA's convolutions prefer.
+        channels_last: keep weights and images in the layout that convolutions prefer, on GPUs and CPUs.
 
     Attributes:
         stops_when_diverged: raise TrainingDiverged; false where a callback goes back instead.

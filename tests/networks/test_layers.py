@@ -3,6 +3,7 @@ import math
 import pytest
 import torch
 from torch import nn
+from torch.nn import functional as F
 
 from gsq_lightning.networks.layers import (
     AdaptiveGroupNorm,
@@ -38,6 +39,20 @@ def test_nearest_upsampling_repeats_each_position() -> None:
     upsample = NearestUpsample(1)
     identity_convolution(upsample.conv)
     assert upsample(torch.tensor([[[[1.0, 2.0]]]])).tolist() == [[[[1.0, 1.0, 2.0, 2.0], [1.0, 1.0, 2.0, 2.0]]]]
+
+
+@pytest.mark.parametrize("kernel_size", [1, 3, 5])
+def test_nearest_upsampling_and_its_convolution_are_one_operation(kernel_size: int) -> None:
+    """Values and gradients are those of the two, one after the other, at borders too."""
+    upsample = NearestUpsample(3, kernel_size).double()
+    x = torch.randn(2, 3, 4, 5, dtype=torch.float64, requires_grad=True)
+    output, expected = upsample(x), upsample.conv(F.interpolate(x, scale_factor=2, mode="nearest"))
+    torch.testing.assert_close(output, expected)
+    inputs, direction = (x, *upsample.parameters()), torch.randn_like(output)
+    for gradient, other in zip(
+        *(torch.autograd.grad(one, inputs, direction) for one in (output, expected)), strict=True
+    ):
+        torch.testing.assert_close(gradient, other)
 
 
 def test_downsampling_takes_every_second_position() -> None:

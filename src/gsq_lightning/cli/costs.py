@@ -114,7 +114,7 @@ def count_parameters(module: TokenizerModule) -> Parameters:
     networks = [module.tokenizer, *([] if module.discriminator is None else [module.discriminator])]
     numbers = [sum(one.numel() for one in network.parameters()) for network in networks]
     trained = sum(one.numel() for network in networks for one in network.parameters() if one.requires_grad)
-    held = [inner for part in _parts(module) for hidden in getattr(part, "_held", ()) for inner in hidden.parameters()]
+    held = {inner for part in _parts(module) for hidden in getattr(part, "_held", ()) for inner in hidden.parameters()}
     return Parameters(numbers[0], sum(numbers[1:]), trained, sum(one.numel() * one.element_size() for one in held))
 
 
@@ -232,7 +232,14 @@ class _Autocast(TorchFunctionMode):
         weights: storages of weights, to which those of their copies are added.
     """
 
-    LOW = (torch.conv1d, torch.conv2d, nn.functional.linear, nn.functional.scaled_dot_product_attention, torch.matmul)
+    LOW = (
+        torch.conv1d,
+        torch.conv2d,
+        torch.conv_transpose2d,
+        nn.functional.linear,
+        nn.functional.scaled_dot_product_attention,
+        torch.matmul,
+    )
     HIGH = (nn.functional.group_norm, nn.functional.layer_norm, nn.functional.mse_loss, torch.softmax)
 
     def __init__(self, weights: set[int]) -> None:

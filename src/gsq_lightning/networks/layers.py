@@ -110,6 +110,10 @@ class Downsample(nn.Module):
 class NearestUpsample(nn.Module):
     """Doubles height and width by repeating each position, then a convolution.
 
+    Both at once are a transposed convolution of stride 2, whose kernel is one wider and sums the weights that meet
+    copies of one position: for a 3×3 kernel 16 multiplications for each position and pair of channels in place of 36,
+    and the backward pass needs no map of the doubled size.
+
     Args:
         channels: width C.
         kernel_size: odd.
@@ -121,7 +125,12 @@ class NearestUpsample(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """(B, C, H, W) → (B, C, 2H, 2W)."""
-        return self.conv(F.interpolate(x, scale_factor=2.0, mode="nearest"))
+        kernel = self.conv.weight
+        kernel = F.pad(kernel, (0, 1)) + F.pad(kernel, (1, 0))  # (C, C, k, k + 1)
+        kernel = F.pad(kernel, (0, 0, 0, 1)) + F.pad(kernel, (0, 0, 1, 0))  # (C, C, k + 1, k + 1)
+        # a transposed convolution has its kernel upside down, and channels the other way round
+        kernel = kernel.flip(2, 3).transpose(0, 1)
+        return F.conv_transpose2d(x, kernel, self.conv.bias, stride=2, padding=self.conv.padding)  # type: ignore[arg-type]
 
 
 class DepthToSpaceUpsample(nn.Module):
