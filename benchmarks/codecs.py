@@ -1,7 +1,7 @@
 """Tokenizers beside JPEG and WebP at the same bytes: a table, and the picture in the README.
 
     python benchmarks/codecs.py --images /data/imagenet/val
-    python benchmarks/codecs.py --picture docs/codecs.png     # scikit-image's photographs that no demo was trained on
+    python benchmarks/codecs.py --picture docs/codecs.webp    # scikit-image's photographs that no demo was trained on
 
 For the table each image is center-cropped to `--size`²; the picture shows whole ones, with that short side. A codec
 takes its best quality whose bytes do not exceed a tokenizer's: of JPEG only those of the scan count, without header and
@@ -44,7 +44,7 @@ class Coded(NamedTuple):
 
 def jpeg(picture: Image.Image, quality: int) -> Coded:
     file = io.BytesIO()
-    picture.save(file, "JPEG", quality=quality, optimize=True)
+    picture.save(file, "JPEG", quality=quality)  # standard tables, which need no bytes in a file
     content = file.getvalue()
     scan = content.index(b"\xff\xda")  # start of scan; the two bytes after it are the length of its header
     header = 2 + int.from_bytes(content[scan + 2 : scan + 4], "big")
@@ -61,8 +61,8 @@ CODECS: dict[str, Callable[[Image.Image, int], Coded]] = {"JPEG": jpeg, "WebP": 
 
 
 def within(codec: Callable[[Image.Image, int], Coded], picture: Image.Image, budget: float) -> Coded:
-    """Of the qualities 1 to 100 the best within a budget of bytes; sizes grow with quality."""
-    low, high = 1, 100
+    """Of the qualities 0 to 100 the best within a budget of bytes; sizes grow with quality."""
+    low, high = 0, 100
     while low < high:
         middle = (low + high + 1) // 2
         low, high = (middle, high) if codec(picture, middle).size <= budget else (low, middle - 1)
@@ -82,10 +82,10 @@ def ours(tokenizer: GSQTokenizer, picture: Image.Image) -> Coded:
 
 
 def resized(picture: Image.Image, short_side: int) -> Image.Image:
-    """Bicubic."""
+    """Bilinear and antialiased, as validation prepares images."""
     scale = short_side / min(picture.size)
     width, height = (round(side * scale) for side in picture.size)
-    return picture.convert("RGB").resize((width, height), Image.Resampling.BICUBIC)
+    return picture.convert("RGB").resize((width, height), Image.Resampling.BILINEAR)
 
 
 def center(picture: Image.Image) -> Image.Image:
@@ -170,7 +170,7 @@ def main() -> None:
     pictures = [resized(image, arguments.size) for image in images[: arguments.limit]]
     tokenizers = {Path(name).name: GSQTokenizer.from_pretrained(name) for name in arguments.tokenizers}
     if arguments.picture is not None:
-        picture_of(tokenizers, pictures).save(arguments.picture)
+        picture_of(tokenizers, pictures).save(arguments.picture, quality=95)
         return
     print(f"{len(pictures)} images at {arguments.size}²\n")
     print(f"| | bits per pixel | {' | '.join(METRICS)} |")

@@ -3,6 +3,7 @@
 import json
 import os
 import re
+import shlex
 import shutil
 import subprocess
 import sys
@@ -31,7 +32,7 @@ def commands(program: str) -> list[list[str]]:
     """Arguments of each line that starts a program, `gsq` through torchrun too."""
     lines = [line for block in blocks("bash") for line in block.replace("\\\n", " ").splitlines()]
     texts = (re.sub(r"^torchrun .* -m gsq_lightning ", "gsq ", line.split("#")[0]) for line in lines)
-    found = [words[1:] for words in map(str.split, texts) if words and words[0] == program]
+    found = [words[1:] for words in map(shlex.split, texts) if words and words[0] == program]
     return [list(words) for words in dict.fromkeys(map(tuple, found))]
 
 
@@ -42,7 +43,8 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     for page in PAGES:
         write_page_files(page, folder)
     for split in ("train", "val"):
-        write_images(folder / "images" / split, 4)
+        images = write_images(folder / "images" / split, 4)
+    shutil.copy(images[0], folder / "photograph.jpg")  # what a file is, is seen by its content
     small = ["base_channels=8", "norm_groups=4", "encoder_blocks=1", "decoder_blocks=1"]
     with pytest.MonkeyPatch.context() as patch:
         patch.chdir(folder)

@@ -16,8 +16,10 @@ from gsq_lightning.metrics import ReconstructionMetrics
 from gsq_lightning.training import TokenizerModule
 
 CONFIGS = Path(__file__).parents[2] / "configs"
-RECIPES = ["f8.yaml", "f16.yaml", "f32.yaml", "photos.yaml", "quickstart.yaml", "tiny_imagenet.yaml"]
+RECIPES = ["f8.yaml", "f16.yaml", "f32.yaml", "photos.yaml", "quickstart.yaml", "tiny_imagenet.yaml", "demo_g1.yaml"]
 OVERLAYS = [
+    "demo_g3.yaml",
+    "demo_large.yaml",
     "fast.yaml",
     "offline.yaml",
     "paper_evaluation.yaml",

@@ -36,6 +36,18 @@ def test_a_saved_tokenizer_comes_back_the_same(small_tokenizer: Build, tmp_path:
         assert torch.equal(loaded(image), tokenizer(image))
 
 
+def test_in_half_precision_it_takes_half_the_bytes(small_tokenizer: Build, tmp_path: Path) -> None:
+    tokenizer = small_tokenizer().eval()
+    for name, half in (("whole", False), ("half", True)):
+        tokenizer.save_pretrained(tmp_path / name, half=half)
+    sizes = [(tmp_path / name / "model.safetensors").stat().st_size for name in ("whole", "half")]
+    assert sizes[1] < 0.7 * sizes[0]
+    loaded = GSQTokenizer.from_pretrained(tmp_path / "half")
+    for name, value in loaded.state_dict().items():
+        assert value.dtype == tokenizer.state_dict()[name].dtype
+        torch.testing.assert_close(value, tokenizer.state_dict()[name], rtol=1e-3, atol=1e-6)
+
+
 def test_of_a_checkpoint_the_averaged_weights_or_the_raw_ones(small_tokenizer: Build, tmp_path: Path) -> None:
     raw, averaged = small_tokenizer().eval(), small_tokenizer().eval()
     image = torch.rand(1, 3, 8, 8) * 2 - 1
