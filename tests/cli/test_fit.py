@@ -35,6 +35,7 @@ def images(root: Path, size: int = 16) -> list[str]:
         "--data=ImageNetDataModule",
         f"--data.root={root}",
         f"--data.image_size={size}",
+        "--data.val_image_size=null",
         "--data.global_batch_size=4",
         "--data.num_workers=0",
     ]
@@ -168,7 +169,7 @@ def test_validate_writes_a_report_beside_the_checkpoint(trained: Path, capsys: p
     report = read_report(checkpoint.parent / "validate" / "last" / "metrics.json")
     for one in (report, after_fit):
         assert one.checkpoint_sha256 == hashlib.sha256(checkpoint.read_bytes()).hexdigest()
-        assert (one.recipe, one.step, one.metrics["images"]) == ("quickstart.yaml + 13 flags", 3, 5)
+        assert (one.recipe, one.step, one.metrics["images"]) == ("quickstart.yaml + 14 flags", 3, 5)
         assert one.tokenizer == "f2, D = 32, G = 8, V = 16"
         assert (one.image_size, one.preparation) == ("16×16", "short side to 16, center crop of 16×16")
         assert one.precision == "32-true"
@@ -366,7 +367,7 @@ QUICKSTART = ["fit", "--config", "quickstart.yaml"]
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        (["fit", "--config", "f7.yaml"], "there is no config file f7.yaml, here or among the recipes f16.yaml"),
+        (["fit", "--config", "f7.yaml"], "there is no config file f7.yaml, here or among the recipes demo_g1.yaml"),
         (
             [*QUICKSTART, "--model.discriminator_loss=hing"],
             "model.discriminator_loss is hing; it must be one of: vanilla, ",
