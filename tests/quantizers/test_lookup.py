@@ -292,7 +292,7 @@ def test_works_inside_a_compiled_function() -> None:
 
 TRITON_IN_INTERPRETER = """
 import torch
-from gsq_lightning.quantizers.lookup import nearest_code
+from gsq_lightning.quantizers.lookup import nearest_code, triton
 generator = torch.Generator().manual_seed(0)
 def draw(rows, dimension):
     return torch.randn(rows, dimension, dtype=torch.float64, generator=generator)
@@ -311,6 +311,10 @@ for dimension, size, rows in [(1, 300, 70), (2, 513, 65), (3, 64, 64), (5, 129, 
     points[0], codes[-1] = torch.nan, torch.inf
     if size > 1:
         compare(points, codes)
+triton.PROGRAMS_WANTED = 1  # many tiles to a program, and some to the last
+for dimension, size in [(3, 500), (8, 500), (30, 385)]:
+    compare(draw(70, dimension), draw(size, dimension))
+    compare((draw(70, dimension) * 2).round(), (draw(size, dimension) * 2).round())
 print("all equal")
 """
 
@@ -342,8 +346,8 @@ class Unwatched:
                 self.kernel[grid](*arguments, **options)
         return launch
 
-triton._score_kernel = Unwatched(triton._score_kernel)
-triton._distance_kernel = Unwatched(triton._distance_kernel)
+for name in ("_score_kernel", "_difference_kernel", "_tile_kernel", "_search_kernel"):
+    setattr(triton, name, Unwatched(getattr(triton, name)))
 for dimension in (3, 8):
     points, codes = gaussian(40, dimension, 7), on_sphere(90, dimension, 8)
     with Waits() as waits:
@@ -400,25 +404,35 @@ def test_scores_compile_to_tensor_cores_and_distances_to_unfused_float64(
     from gsq_lightning.quantizers.lookup import triton as kernels
 
     monkeypatch.setenv("TRITON_CACHE_DIR", str(tmp_path))
-    outputs = {"index_out": "*i32", "num_points": "i32", "codebook_size": "i32", "codes_per_split": "i32"}
 
-    def ptx(kernel: Any, types: dict[str, str], constants: dict[str, int], fuses: bool) -> str:
-        rows = kernels.POINTS_PER_PROGRAM[torch.float32 if fuses else torch.float64]
-        constants = {**constants, "rows_per_program": rows, "codes_per_step": kernels.CODES_PER_STEP}
-        source = ASTSource(kernel, {**types, **outputs, **dict.fromkeys(constants, "constexpr")}, constants)
+    def ptx(kernel: Any, tensors: dict[str, str], constants: dict[str, int], fuses: bool) -> str:
+        types = {name: tensors.get(name, "i32") for name in kernel.arg_names} | dict.fromkeys(constants, "constexpr")
+        source = ASTSource(kernel, types, constants)
         options = {"num_warps": 4, "enable_fp_fusion": fuses}
         return str(compile_kernel(source, target=GPUTarget("cuda", 90, 32), options=options).asm["ptx"])
 
-    names = ("points", "codes", "best_out", "second_out")
-    scores = ptx(kernels._score_kernel, dict.fromkeys(names, "*fp32"), {"chunk": 32, "chunks": 1}, fuses=True)
+    codes = kernels.CODES_PER_TILE
+    filtered = {"best_out": "*fp32", "second_out": "*fp32", "tile_out": "*i32"}
+    halves = {"points": "*fp16", "codes": "*fp16", **filtered}
+    tiles = {"rows_per_program": kernels.POINTS_PER_PROGRAM, "codes_per_tile": codes}
+    scores = ptx(kernels._score_kernel, halves, tiles | {"chunk": 32, "chunks": 1}, fuses=True)
     lines = [line for line in scores.splitlines() if "wgmma.mma_async" in line]
     assert lines
-    assert all(".tf32" in line for line in lines)
-    types = {**dict.fromkeys(names, "*fp64"), "rows": "*i64", "count": "*i64"}
-    types = {name: types[name] for name in ("points", "codes", "rows", "count", "best_out", "second_out")}
-    distances = ptx(kernels._distance_kernel, types, {"dimension": 8}, fuses=False)
-    assert "mul.rn.f64" in distances or "mul.f64" in distances
-    assert "fma.rn.f64" not in distances
+    assert all(".f32.f16.f16" in line for line in lines)
+    singles = {"points": "*fp32", "codes": "*fp32", **filtered}
+    tiles = {"rows_per_program": kernels.POINTS_PER_DIFFERENCES, "codes_per_tile": codes, "dimension": 3}
+    assert "fma.rn.f32" in ptx(kernels._difference_kernel, singles, tiles, fuses=True)
+    doubles = {"points": "*fp64", "codes": "*fp64", "best_out": "*fp64", "rows": "*i64", "count": "*i64"}
+    few = {"rows_per_program": kernels.POINTS_PER_SEARCH}
+    within = {**doubles, "tiles": "*i32", "index_out": "*i64"}
+    steps = {"codes_per_step": kernels.CODES_PER_STEP}
+    for kernel, tensors, constants in [
+        (kernels._tile_kernel, within, {"codes_per_tile": codes}),
+        (kernels._search_kernel, {**doubles, "index_out": "*i32"}, steps),
+    ]:
+        distances = ptx(kernel, tensors, {**few, **constants}, fuses=False)
+        assert "mul.rn.f64" in distances or "mul.f64" in distances
+        assert "fma.rn.f64" not in distances
 
 
 @pytest.mark.skipif(importlib.util.find_spec("triton") is None, reason="Triton is not installed")

@@ -27,7 +27,7 @@ class Device(NamedTuple):
     """A GPU by its datasheet, dense figures.
 
     Attributes:
-        bfloat16, tf32: tensor cores, FLOP per second.
+        bfloat16, tf32: tensor cores, FLOP per second; of float16 as of bfloat16.
         float32: ordinary units, FLOP per second.
         memory: bytes.
         source: where the figures are from.
@@ -180,8 +180,9 @@ def count_step(module: TokenizerModule, image_size: int, autocast: bool) -> Step
 
 
 def lookup_seconds(quantizer: Quantizer, vectors: float, device: Device) -> float:
-    """Time of an exact lookup at the limit of the device: a filter of three TF32 products on its tensor cores, whose
-    inner dimension is padded to 8, or six operations for each pair on its ordinary units, whichever takes longer.
+    """Time of an exact lookup at the limit of the device: a filter of float16 products on its tensor cores, of 3d + 2
+    numbers padded to 16, or a comparison for each pair on its ordinary units, which do a fourth as many of those as
+    floating-point operations; whichever takes longer.
 
     Args:
         quantizer: with one codebook of V codes in d = D/G dimensions; of others the time is 0.
@@ -192,8 +193,8 @@ def lookup_seconds(quantizer: Quantizer, vectors: float, device: Device) -> floa
     if dimension <= 2:  # by sorting: n log V
         return 0.0
     pairs = vectors * quantizer.codebook_size
-    padded = 8 * math.ceil(dimension / 8)
-    return pairs * max(3 * 2 * padded / device.tf32, 6 / device.float32)
+    padded = 16 * math.ceil((3 * dimension + 2) / 16)
+    return pairs * max(2 * padded / device.bfloat16, 4 / device.float32)
 
 
 def _without_lookup(quantizer: Quantizer, latent: Tensor) -> QuantizerOutput:

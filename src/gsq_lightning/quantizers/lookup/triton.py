@@ -1,10 +1,11 @@
-"""The CUDA kernels of the lookup: a cheap score with a proven bound for all points, float64 for those in doubt.
+"""The CUDA kernels of the lookup: a cheap score with a proven bound for all codes, float64 for the few that remain.
 
-The filter takes a block of points through a range of the codebook, and keeps of each point the best code it has seen,
-its score and the runner-up's; no n × V matrix is ever stored. From d = 4 on the score is a product of TF32 matrices
-on tensor cores (`tf32.py`), below it is the squared distance by float32 differences, whose error is relative to the
-distance itself: where codes lie dense, few points are left in doubt. A point is sure where the runner-up is behind by
-more than the bound. The others are gathered and searched in float64, as `brute` does.
+The filter takes a block of points through a range of the codebook, tile by tile, and keeps of each point which tile
+has the best code, its score and the best score of all other tiles; no n × V matrix is ever stored, and a code costs
+hardly more than one comparison. From d = 4 on the score is a product of float16 matrices on tensor cores
+(`scores.py`), below it is the squared distance by float32 differences, whose error is relative to the distance itself:
+where codes lie dense, few points are left in doubt. A point is sure where all other tiles are behind by more than the
+bound: its tile is searched in float64. The others are gathered and searched in float64 over all codes, as `brute` does.
 
 Nothing here waits for the device: how many points are in doubt only the kernels know.
 """
@@ -18,79 +19,143 @@ from torch import Tensor
 
 from gsq_lightning.errors import InputError
 from gsq_lightning.quantizers.lookup.arithmetic import FLOAT32_ROUNDING
-from gsq_lightning.quantizers.lookup.tf32 import SplitCodes
+from gsq_lightning.quantizers.lookup.scores import SplitCodes
 
 TENSOR_CORES_FROM = 4  # channels
-POINTS_PER_PROGRAM = {torch.float32: 64, torch.float64: 32}
-CODES_PER_STEP = 64
+CODES_PER_TILE = 128
+POINTS_PER_PROGRAM = 64  # of the filter on tensor cores
+POINTS_PER_DIFFERENCES = 128  # of the other: one to a thread
+POINTS_PER_SEARCH = 16  # of a program that searches in float64
+CODES_PER_STEP = 64  # likewise
 PROGRAMS_WANTED = 1024  # several for each of the 100 to 150 multiprocessors of a large GPU
 
 
 @triton.jit
 def _score_kernel(  # type: ignore[no-untyped-def]
-    points,  # (n, chunks · chunk) TF32 numbers in float32
-    codes,  # (V, chunks · chunk)
+    points,  # (n, chunks · chunk) float16
+    codes,  # (V', chunks · chunk) float16, V' a multiple of codes_per_tile
     best_out,  # (splits, n): highest score in this split
-    second_out,  # (splits, n): of the runner-up
-    index_out,  # (splits, n)
+    second_out,  # (splits, n): highest score outside the best code's tile
+    tile_out,  # (splits, n): the first code of that tile
     num_points,
-    codebook_size,
+    num_codes,
     codes_per_split,
     chunk: tl.constexpr,
     chunks: tl.constexpr,
     rows_per_program: tl.constexpr,
-    codes_per_step: tl.constexpr,
+    codes_per_tile: tl.constexpr,
 ):
     row = tl.program_id(0).to(tl.int64) * rows_per_program + tl.arange(0, rows_per_program)
     first = tl.program_id(1) * codes_per_split
-    last = tl.minimum(first + codes_per_split, codebook_size)
+    last = tl.minimum(first + codes_per_split, num_codes)
     inner = tl.arange(0, chunk)
     width: tl.constexpr = chunk * chunks
     point_rows = points + row[:, None] * width + inner[None, :]
     is_point = (row < num_points)[:, None]
     if chunks == 1:
         x = tl.load(point_rows, mask=is_point, other=0.0)
-    best = tl.full((rows_per_program, codes_per_step), float("-inf"), tl.float32)
-    second = tl.full((rows_per_program, codes_per_step), float("-inf"), tl.float32)
-    index = tl.zeros((rows_per_program, codes_per_step), tl.int32) + first
-    for start in range(first, last, codes_per_step):
-        column = start + tl.arange(0, codes_per_step)
-        code_columns = codes + column.to(tl.int64)[None, :] * width + inner[:, None]
-        is_code = (column < last)[None, :]
-        score = tl.zeros((rows_per_program, codes_per_step), tl.float32)
-        for part in tl.static_range(chunks):
-            if chunks > 1:
+    best = tl.full((rows_per_program,), float("-inf"), tl.float32)
+    second = tl.full((rows_per_program,), float("-inf"), tl.float32)
+    tile = tl.zeros((rows_per_program,), tl.int32) + first
+    code_columns = codes + (first.to(tl.int64) + tl.arange(0, codes_per_tile))[None, :] * width + inner[:, None]
+    for start in range(first, last, codes_per_tile):
+        score = tl.zeros((rows_per_program, codes_per_tile), tl.float32)
+        if chunks == 1:
+            score = tl.dot(x, tl.load(code_columns), acc=score)
+        else:
+            for part in range(chunks):  # a loop, so that shared memory holds few of them at a time
                 x = tl.load(point_rows + part * chunk, mask=is_point, other=0.0)
-            c = tl.load(code_columns + part * chunk, mask=is_code, other=0.0)
-            score = tl.dot(x, c, acc=score, input_precision="tf32")  # exact inputs: nothing is rounded to TF32 here
-        score = tl.where(is_code, score, float("-inf"))
-        higher = score > best
-        second = tl.where(higher, best, tl.maximum(second, score))
-        index = tl.where(higher, column[None, :], index)
-        best = tl.where(higher, score, best)
-
-    highest = tl.max(best, axis=1)
-    winner = tl.min(tl.where(best == highest[:, None], index, 2147483647), axis=1)
-    runner_up = tl.max(tl.where(index == winner[:, None], second, best), axis=1)
+                score = tl.dot(x, tl.load(code_columns + part * chunk), acc=score)
+        code_columns += codes_per_tile * width
+        highest = tl.max(score, axis=1)
+        tile = tl.where(highest > best, start, tile)
+        second = tl.maximum(second, tl.minimum(best, highest))
+        best = tl.maximum(best, highest)
     place = tl.program_id(1).to(tl.int64) * num_points + row
-    tl.store(best_out + place, highest, mask=row < num_points)
-    tl.store(second_out + place, runner_up, mask=row < num_points)
-    tl.store(index_out + place, winner, mask=row < num_points)
+    tl.store(best_out + place, best, mask=row < num_points)
+    tl.store(second_out + place, second, mask=row < num_points)
+    tl.store(tile_out + place, tile, mask=row < num_points)
 
 
 @triton.jit
-def _distance_kernel(  # type: ignore[no-untyped-def]
-    points,  # (d, n)
-    codes,  # (d, V)
+def _difference_kernel(  # type: ignore[no-untyped-def]
+    points,  # (d, n) float32
+    codes,  # (d, V') float32, V' a multiple of codes_per_tile
+    best_out,  # (splits, n): the least squared distance in this split, negative
+    second_out,  # (splits, n): the least outside the nearest code's tile, negative
+    tile_out,  # (splits, n): the first code of that tile
+    num_points,
+    num_codes,
+    codes_per_split,
+    dimension: tl.constexpr,
+    rows_per_program: tl.constexpr,
+    codes_per_tile: tl.constexpr,
+):
+    row = tl.program_id(0).to(tl.int64) * rows_per_program + tl.arange(0, rows_per_program)
+    first = tl.program_id(1) * codes_per_split
+    last = tl.minimum(first + codes_per_split, num_codes)
+    best = tl.full((rows_per_program,), float("inf"), tl.float32)
+    second = tl.full((rows_per_program,), float("inf"), tl.float32)
+    tile = tl.zeros((rows_per_program,), tl.int32) + first
+    for start in range(first, last, codes_per_tile):
+        # points along the threads, so that each compares codes of its own and no two have to meet
+        total = tl.zeros((codes_per_tile, rows_per_program), tl.float32)
+        for channel in tl.static_range(dimension):
+            x = tl.load(points + channel * num_points + row, mask=row < num_points, other=0.0)
+            c = tl.load(codes + channel * num_codes + start + tl.arange(0, codes_per_tile))
+            difference = x[None, :] - c[:, None]
+            total += difference * difference
+        least = tl.min(total, axis=0)
+        tile = tl.where(least < best, start, tile)
+        second = tl.minimum(second, tl.maximum(best, least))
+        best = tl.minimum(best, least)
+    place = tl.program_id(1).to(tl.int64) * num_points + row
+    tl.store(best_out + place, -best, mask=row < num_points)
+    tl.store(second_out + place, -second, mask=row < num_points)
+    tl.store(tile_out + place, tile, mask=row < num_points)
+
+
+@triton.jit
+def _tile_kernel(  # type: ignore[no-untyped-def]
+    points,  # (d, n) float64
+    codes,  # (d, V) float64
+    tiles,  # (n,): the first code of the tile to search
+    index_out,  # (n,)
+    num_points,
+    codebook_size,
+    dimension,
+    rows_per_program: tl.constexpr,
+    codes_per_tile: tl.constexpr,
+):
+    row = tl.program_id(0).to(tl.int64) * rows_per_program + tl.arange(0, rows_per_program)
+    tile = tl.load(tiles + row, mask=row < num_points, other=0)
+    column = tile[:, None] + tl.arange(0, codes_per_tile)[None, :]
+    total = tl.zeros((rows_per_program, codes_per_tile), tl.float64)
+    point_channel, code_channel = points, codes
+    for _ in range(dimension):
+        x = tl.load(point_channel + row, mask=row < num_points, other=0.0)
+        c = tl.load(code_channel + column, mask=column < codebook_size, other=float("inf"))
+        difference = x[:, None] - c
+        total += difference * difference
+        point_channel += num_points
+        code_channel += codebook_size
+    nearest = tl.min(total, axis=1)
+    winner = tl.min(tl.where(total == nearest[:, None], column, 2147483647), axis=1)
+    tl.store(index_out + row, winner, mask=row < num_points)
+
+
+@triton.jit
+def _search_kernel(  # type: ignore[no-untyped-def]
+    points,  # (d, n) float64
+    codes,  # (d, V) float64
     rows,  # (n,): which points to search, the first `count` of them
     count,  # (1,)
     best_out,  # (splits, n): squared distance of the nearest code in this split, in the order of `rows`
-    second_out,  # (splits, n): of the runner-up
     index_out,  # (splits, n)
     num_points,
     codebook_size,
     codes_per_split,
-    dimension: tl.constexpr,
+    dimension,
     rows_per_program: tl.constexpr,
     codes_per_step: tl.constexpr,
 ):
@@ -102,45 +167,39 @@ def _distance_kernel(  # type: ignore[no-untyped-def]
     row = tl.load(rows + position, mask=position < wanted, other=0)
     first = tl.program_id(1) * codes_per_split
     last = tl.minimum(first + codes_per_split, codebook_size)
-    dtype = points.dtype.element_ty
-    best = tl.full((rows_per_program, codes_per_step), float("inf"), dtype)
-    second = tl.full((rows_per_program, codes_per_step), float("inf"), dtype)
+    best = tl.full((rows_per_program, codes_per_step), float("inf"), tl.float64)
     index = tl.zeros((rows_per_program, codes_per_step), tl.int32) + first
     for start in range(first, last, codes_per_step):
         column = start + tl.arange(0, codes_per_step)
-        total = tl.zeros((rows_per_program, codes_per_step), dtype)
+        total = tl.zeros((rows_per_program, codes_per_step), tl.float64)
         point_channel, code_channel = points, codes
         for _ in range(dimension):
             x = tl.load(point_channel + row)
-            c = tl.load(code_channel + column, mask=column < last, other=0.0)
+            c = tl.load(code_channel + column, mask=column < last, other=float("inf"))
             difference = x[:, None] - c[None, :]
             total += difference * difference
             point_channel += num_points
             code_channel += codebook_size
-        total = tl.where((column < last)[None, :], total, float("inf"))
         closer = total < best  # strictly: the lowest index of a lane stays
-        second = tl.where(closer, best, tl.minimum(second, total))
         index = tl.where(closer, column[None, :], index)
         best = tl.where(closer, total, best)
 
     nearest = tl.min(best, axis=1)
     winner = tl.min(tl.where(best == nearest[:, None], index, 2147483647), axis=1)
-    runner_up = tl.min(tl.where(index == winner[:, None], second, best), axis=1)
     place = tl.program_id(1).to(tl.int64) * num_points + position
     tl.store(best_out + place, nearest, mask=position < wanted)
-    tl.store(second_out + place, runner_up, mask=position < wanted)
     tl.store(index_out + place, winner, mask=position < wanted)
 
 
 class Filter(Protocol):
-    """Narrows a search: of each point a code, and whether that is sure to be the nearest."""
+    """Narrows a search to a tile of each point."""
 
     def __call__(self, points: Tensor) -> tuple[Tensor, Tensor]:
-        """(n, d) float64, finite → index (n,) int64, sure (n,) bool."""
+        """(n, d) float64, finite → the first code of a tile (n,) int32, whether the nearest is in it for sure (n,)."""
 
 
 class FusedSearch:
-    """`CodeIndex`'s `triton` method: a filter for all points, float64 for those it leaves in doubt.
+    """`CodeIndex`'s `triton` method: a filter for all points, float64 within a tile, or everywhere for those in doubt.
 
     Args:
         codes: (V, d) float64; those that are not finite are chosen only where all are.
@@ -158,8 +217,9 @@ class FusedSearch:
         self._filter: Filter = kind(codes)
 
     def query(self, points: Tensor) -> Tensor:
-        index, sure = self._filter(points)
-        return torch.where(sure, index, self.settle(points, ~sure))
+        tile, sure = self._filter(points)
+        columns = points.t().contiguous()
+        return torch.where(sure, self._within(tile, columns), self._everywhere(columns, ~sure))
 
     def settle(self, points: Tensor, doubtful: Tensor) -> Tensor:
         """The float64 search, of some points alone.
@@ -171,25 +231,70 @@ class FusedSearch:
         Returns:
             (n,) int64, right where a point is doubtful.
         """
+        return self._everywhere(points.t().contiguous(), doubtful)
+
+    def _within(self, tile: Tensor, points: Tensor) -> Tensor:
+        """The nearest code of a tile of each point (d, n), (n,) int64."""
+        dimension, num_points = points.shape
+        index = torch.empty(num_points, dtype=torch.int64, device=points.device)
+        with torch.cuda.device_of(points):
+            _tile_kernel[(triton.cdiv(num_points, POINTS_PER_SEARCH),)](
+                *(points, self._columns, tile, index, num_points, self._columns.shape[1], dimension),
+                rows_per_program=POINTS_PER_SEARCH,
+                codes_per_tile=CODES_PER_TILE,
+                num_warps=4,
+                enable_fp_fusion=False,  # so that it rounds exactly as squared_distance does
+            )
+        return index
+
+    def _everywhere(self, points: Tensor, doubtful: Tensor) -> Tensor:
+        (dimension, num_points), codebook_size = points.shape, self._columns.shape[1]
         position = doubtful.cumsum(dim=0) - 1  # among those in doubt
         count = position[-1:] + 1
-        numbers = torch.arange(len(points), device=points.device)
+        numbers = torch.arange(num_points, device=points.device)
         # those that are sure go to a place of their own behind the end
-        rows = numbers.new_zeros(len(points) + 1).scatter_(0, torch.where(doubtful, position, len(points)), numbers)
-        found = _nearest(points.t().contiguous(), self._columns, rows, count)[2]
-        return found.gather(0, position.clamp(min=0))
+        rows = numbers.new_zeros(num_points + 1).scatter_(0, torch.where(doubtful, position, num_points), numbers)
+        # few are expected, of however many: the codebook is split between programs
+        grid, codes_per_split = _split_codebook(num_points, POINTS_PER_SEARCH, codebook_size, CODES_PER_STEP, 64)
+        best = points.new_empty(grid[1], num_points)
+        index = torch.empty(grid[1], num_points, dtype=torch.int32, device=points.device)
+        with torch.cuda.device_of(points):
+            _search_kernel[grid](
+                *(points, self._columns, rows, count, best, index),
+                *(num_points, codebook_size, codes_per_split, dimension),
+                rows_per_program=POINTS_PER_SEARCH,
+                codes_per_step=CODES_PER_STEP,
+                num_warps=4,
+                enable_fp_fusion=False,
+            )
+        winner = torch.where(best == best.amin(dim=0), index, codebook_size).amin(dim=0)
+        return winner.long().gather(0, position.clamp(min=0))
 
 
 class TensorCoreFilter:
-    """By scores of TF32 products."""
+    """By scores of float16 products."""
 
     def __init__(self, codes: Tensor) -> None:
-        self._codes = SplitCodes(codes)
+        self._codes = SplitCodes(codes, CODES_PER_TILE)
 
     def __call__(self, points: Tensor) -> tuple[Tensor, Tensor]:
         split, margin = self._codes.split(points)
-        best, second, index = _highest(split, self._codes.matrix, self._codes.chunk)
-        return index, best.double() - second.double() > margin
+        matrix, chunk = self._codes.matrix, self._codes.chunk
+        best, second, tile, grid, codes_per_split = _outputs(
+            len(points), POINTS_PER_PROGRAM, len(matrix), points.device
+        )
+        with torch.cuda.device_of(points):
+            _score_kernel[grid](
+                *(split, matrix, best, second, tile, len(points), len(matrix), codes_per_split),
+                chunk=chunk,
+                chunks=matrix.shape[1] // chunk,
+                rows_per_program=POINTS_PER_PROGRAM,
+                codes_per_tile=CODES_PER_TILE,
+                num_warps=4,
+                enable_fp_fusion=True,  # outside of the product there are only comparisons
+            )
+        best, second, tile = _merge(best, second, tile)
+        return tile, best.double() - second.double() > margin
 
 
 class DifferenceFilter:
@@ -197,82 +302,68 @@ class DifferenceFilter:
 
     def __init__(self, codes: Tensor) -> None:
         finite = codes.isfinite().all(dim=1, keepdim=True)
-        self._columns = torch.where(finite, codes, torch.inf).t().float().contiguous()
+        columns = torch.where(finite, codes, torch.inf).t().float()
+        self._columns = torch.nn.functional.pad(
+            columns, (0, -len(codes) % CODES_PER_TILE), value=torch.inf
+        ).contiguous()
         self._extent = torch.linalg.vector_norm(torch.where(finite, codes, 0.0), dim=1).amax()
 
     def __call__(self, points: Tensor) -> tuple[Tensor, Tensor]:
-        rows = torch.arange(len(points), device=points.device)
-        count = torch.full((1,), len(points), device=points.device)
-        best, second, index = _nearest(points.t().float().contiguous(), self._columns, rows, count)
+        dimension, num_codes = self._columns.shape
+        best, second, tile, grid, codes_per_split = _outputs(
+            len(points), POINTS_PER_DIFFERENCES, num_codes, points.device
+        )
+        with torch.cuda.device_of(points):
+            _difference_kernel[grid](
+                *(points.t().float().contiguous(), self._columns, best, second, tile),
+                *(len(points), num_codes, codes_per_split),
+                dimension=dimension,
+                rows_per_program=POINTS_PER_DIFFERENCES,
+                codes_per_tile=CODES_PER_TILE,
+                num_warps=4,
+                enable_fp_fusion=True,
+            )
+        best, second, tile = _merge(best, second, tile)
         # A float32 distance errs by u (|x| + |c|) where the channels are rounded, and by a factor after that.
         margin = FLOAT32_ROUNDING * 1.01 * (torch.linalg.vector_norm(points, dim=1) + self._extent) + 1e-18
-        relative = (len(self._columns) + 8) * FLOAT32_ROUNDING
-        farthest = best.double().sqrt() * (1 + relative) + margin
-        return index, second.double().sqrt() * (1 - relative) - margin > farthest
-
-
-def _highest(points: Tensor, codes: Tensor, chunk: int) -> tuple[Tensor, Tensor, Tensor]:
-    """Highest score of each point and the runner-up's, (n,) float32, and the index of the highest, (n,) int64."""
-    rows = POINTS_PER_PROGRAM[torch.float32]
-    best, second, index, grid, codes_per_split = _outputs(points, len(points), len(codes), rows)
-    with torch.cuda.device_of(points):
-        _score_kernel[grid](
-            *(points, codes, best, second, index, len(points), len(codes), codes_per_split),
-            chunk=chunk,
-            chunks=points.shape[1] // chunk,
-            rows_per_program=rows,
-            codes_per_step=CODES_PER_STEP,
-            num_warps=4,
-            enable_fp_fusion=True,  # outside of the product there are only comparisons
-        )
-    highest = best.amax(dim=0)
-    winner = torch.where(best == highest, index, len(codes)).amin(dim=0)
-    return highest, torch.cat([best, second]).topk(2, dim=0).values[1], winner.long()
-
-
-def _nearest(points: Tensor, codes: Tensor, rows: Tensor, count: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-    """Squared distance of the nearest code and of the runner-up, and the nearest's index, of the first `count` rows.
-
-    Args:
-        points: (d, n).
-        codes: (d, V).
-        rows: at least (n,), which points.
-        count: (1,), how many of them.
-
-    Returns:
-        (n,) each, in the order of `rows`.
-    """
-    dimension, num_points = points.shape
-    codebook_size, block = codes.shape[1], POINTS_PER_PROGRAM[points.dtype]
-    best, second, index, grid, codes_per_split = _outputs(points, num_points, codebook_size, block)
-    with torch.cuda.device_of(points):
-        _distance_kernel[grid](
-            *(points, codes, rows, count, best, second, index, num_points, codebook_size, codes_per_split),
-            dimension=dimension,
-            rows_per_program=block,
-            codes_per_step=CODES_PER_STEP,
-            num_warps=4,
-            # Unfused, the float64 pass rounds exactly as squared_distance does.
-            enable_fp_fusion=points.dtype == torch.float32,
-        )
-    nearest = best.amin(dim=0)
-    winner = torch.where(best == nearest, index, codebook_size).amin(dim=0)
-    runner_up = torch.cat([best, second]).topk(2, dim=0, largest=False).values[1]
-    return nearest, runner_up, winner.long()
+        relative = (dimension + 8) * FLOAT32_ROUNDING
+        farthest = best.double().neg().sqrt() * (1 + relative) + margin
+        return tile, second.double().neg().sqrt() * (1 - relative) - margin > farthest
 
 
 def _outputs(
-    points: Tensor, num_points: int, codebook_size: int, block: int
+    num_points: int, rows: int, num_codes: int, device: torch.device
 ) -> tuple[Tensor, Tensor, Tensor, tuple[int, int], int]:
-    """What a kernel writes to, its grid, and how many codes each split of the codebook has."""
-    blocks = triton.cdiv(num_points, block)
-    steps = triton.cdiv(codebook_size, CODES_PER_STEP)
-    # Few points, many codes: the codebook is split between programs, so that the whole GPU has work. In float64 few
-    # points are expected, of however many.
-    wanted = PROGRAMS_WANTED if points.dtype == torch.float32 else 64 * PROGRAMS_WANTED
-    splits = max(1, min(steps, 64, wanted // blocks))
-    codes_per_split = triton.cdiv(steps, splits) * CODES_PER_STEP
-    splits = triton.cdiv(codebook_size, codes_per_split)
-    best = points.new_empty(splits, num_points)
-    index = torch.empty(splits, num_points, dtype=torch.int32, device=points.device)
-    return best, torch.empty_like(best), index, (blocks, splits), codes_per_split
+    """What a filter writes to, its grid, and how many codes each split of the codebook has."""
+    grid, codes_per_split = _split_codebook(num_points, rows, num_codes, CODES_PER_TILE, 1)
+    best = torch.empty(grid[1], num_points, device=device)
+    return best, torch.empty_like(best), torch.empty_like(best, dtype=torch.int32), grid, codes_per_split
+
+
+def _split_codebook(
+    num_points: int, rows: int, num_codes: int, codes_per_step: int, programs: int
+) -> tuple[tuple[int, int], int]:
+    """Few points, many codes: the codebook is split between programs, so that the whole GPU has work.
+
+    Args:
+        num_points, rows: of all programs and of each.
+        num_codes, codes_per_step: likewise, and of each step of a program.
+        programs: wanted, in units of PROGRAMS_WANTED.
+
+    Returns:
+        The grid, and how many codes each split has.
+    """
+    blocks = triton.cdiv(num_points, rows)
+    steps = triton.cdiv(num_codes, codes_per_step)
+    splits = max(1, min(steps, 64, programs * PROGRAMS_WANTED // blocks))
+    codes_per_split = triton.cdiv(steps, splits) * codes_per_step
+    return (blocks, triton.cdiv(num_codes, codes_per_split)), codes_per_split
+
+
+def _merge(best: Tensor, second: Tensor, tile: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    """(splits, n) each → (n,): over all splits."""
+    if len(best) == 1:
+        return best[0], second[0], tile[0]
+    highest, split = best.max(dim=0, keepdim=True)
+    others = best.scatter(0, split, -torch.inf).amax(dim=0)
+    return highest[0], torch.maximum(second.amax(dim=0), others), tile.gather(0, split)[0]

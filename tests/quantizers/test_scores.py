@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 from torch import Tensor
 
-from gsq_lightning.quantizers.lookup.tf32 import SplitCodes
+from gsq_lightning.quantizers.lookup.scores import SplitCodes
 from tests.quantizers.test_lookup import INPUTS, clustered, gaussian, on_sphere
 
 
@@ -17,8 +17,6 @@ def cut(values: np.ndarray, largest: np.ndarray) -> np.ndarray:
 def by_tensor_cores(points: Tensor, codes: Tensor, block: int) -> np.ndarray:
     """(n, K) and (V, K) → (n, V): exact products; each block's addends and its sum cut to 24 bits, never rounded."""
     x, c = points.double().numpy(), codes.double().numpy()
-    for matrix in (x, c):  # the hardware reads the upper 19 bits of a float32
-        assert not (matrix.astype(np.float32).view(np.int32) & 0x1FFF).any()
     total = np.zeros((len(x), len(c)))
     for start in range(0, x.shape[1], block):
         addends = [x[:, None, k] * c[None, :, k] for k in range(start, start + block)] + [total]
@@ -29,7 +27,13 @@ def by_tensor_cores(points: Tensor, codes: Tensor, block: int) -> np.ndarray:
 
 
 SAME_SIGN = (lambda *a: gaussian(*a).abs(), lambda *a: gaussian(*a).abs())
-CASES = {**INPUTS, "all of one sign": SAME_SIGN, "latents of a cluster": (clustered, clustered)}
+FAR_FROM_CODES = (lambda *a: gaussian(*a) * np.float64(10.0) ** (gaussian(a[0], 1, 9) * 4), gaussian)
+CASES = {
+    **INPUTS,
+    "all of one sign": SAME_SIGN,
+    "latents of a cluster": (clustered, clustered),
+    "from near to far": FAR_FROM_CODES,
+}
 
 
 @pytest.mark.parametrize("block", [4, 16])
@@ -44,8 +48,12 @@ def test_scores_differ_from_the_true_ones_by_less_than_the_margin(name: str, dim
     split_points, margin = split_codes.split(points)
     near = margin.isfinite()
     scores = by_tensor_cores(split_points[near], split_codes.matrix, block)
+    scaled = (points[near].numpy() * float(split_codes._first) - split_codes._center.numpy()) * float(
+        split_codes._second
+    )
+    beta = np.exp2(-np.frexp(np.linalg.norm(scaled, axis=1))[1].clip(min=0))[:, None]
     distances = np.square((points[near, None] - codes).numpy() * float(split_codes.scale)).sum(axis=2)
-    errors = scores + distances / 2  # up to a constant of each point
+    errors = scores + beta * distances / 2  # up to a constant of each point
     assert (errors.max(axis=1) - errors.min(axis=1) <= margin[near].numpy()).all()
 
 
