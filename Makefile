@@ -23,7 +23,7 @@ GENERATOR := $(BIN)/python examples/generator/main.py
 GENERATED := runs/generator/version_0/checkpoints/last.ckpt
 
 example: runs/quickstart/version_0/.finished
-	$(BIN)/gsq predict --ckpt_path runs/quickstart/version_0 --data.val_image_size 64 --data.crops_per_epoch 3000 \
+	$(BIN)/gsq predict --ckpt_path runs/quickstart/version_0 --data.image_size 64 --data.crops_per_epoch 3000 \
 		--tokens.split all --tokens.folder runs/example/tokens
 	$(GENERATOR) fit --config examples/generator/photographs.yaml $(if $(wildcard $(GENERATED)),--ckpt_path $(GENERATED))
 	$(GENERATOR) predict --config examples/generator/photographs.yaml --ckpt_path $(GENERATED)

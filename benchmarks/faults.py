@@ -89,6 +89,8 @@ def start(folder: Path, name: str, steps: int, delay: float) -> subprocess.Popen
         "data.flip": "true",
         "model.tokenizer.base_channels": 8,
         "model.tokenizer.channel_multipliers": "[1,2]",
+        "model.tokenizer.encoder_blocks": "1",
+        "model.tokenizer.decoder_blocks": "1",
         "model.tokenizer.norm_groups": 4,
         "model.discriminator.channels": 4,
         "model.discriminator.num_layers": 1,

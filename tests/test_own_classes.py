@@ -17,7 +17,6 @@ SMALL = (
     "--model.tokenizer_scheduler=null",
     "--model.tokenizer.init_args.base_channels=8",
     "--data.image_size=16",
-    "--data.val_image_size=16",
     "--data.global_batch_size=2",
     "--data.crops_per_epoch=4",
     "--data.root=images",

@@ -206,10 +206,11 @@ def fit(folder: Path, devices: int, accumulate: int) -> tuple[dict[str, Tensor],
     """Trains for four steps on `devices` processes; the weights of the last checkpoint, and what was printed."""
     arguments = [
         *("fit", "--config", "quickstart.yaml", "--data=ImageNetDataModule", "--trainer.accelerator=cpu"),
-        *("--data.root=images", "--data.image_size=16", "--data.val_image_size=null"),
+        *("--data.root=images", "--data.image_size=16"),
         *("--data.global_batch_size=8", "--data.num_workers=0"),
         *("--data.val_batch_size=2", f"--trainer.devices={devices}", f"--model.accumulate_batches={accumulate}"),
         *("--model.tokenizer.base_channels=8", "--model.tokenizer.channel_multipliers=[1,2]"),
+        *("--model.tokenizer.encoder_blocks=1", "--model.tokenizer.decoder_blocks=1"),
         *("--model.tokenizer.norm_groups=4", *WITHOUT_WEIGHTS),
         *("--model.discriminator.channels=4", "--model.discriminator.num_layers=1"),
         # batch norm would see other batches on each process

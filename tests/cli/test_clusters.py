@@ -31,6 +31,7 @@ for task in "${tasks[@]}"; do wait "$task" || exit 1; done
 ARGUMENTS = (
     *("--data=ImageNetDataModule", "--data.root=images", "--data.image_size=16", "--data.global_batch_size=4"),
     *("--model.tokenizer.base_channels=8", "--model.tokenizer.channel_multipliers=[1,2]"),
+    *("--model.tokenizer.encoder_blocks=1", "--model.tokenizer.decoder_blocks=1"),
     *(
         "--model.tokenizer.norm_groups=4",
         *WITHOUT_WEIGHTS,

@@ -20,6 +20,8 @@ from tests.conftest import WITHOUT_WEIGHTS, write_images
 TINY = [
     "--model.tokenizer.base_channels=8",
     "--model.tokenizer.channel_multipliers=[1,2]",
+    "--model.tokenizer.encoder_blocks=1",
+    "--model.tokenizer.decoder_blocks=1",
     "--model.tokenizer.norm_groups=4",
     "--model.tokenizer.quantizer.codebook_size=16",
     *WITHOUT_WEIGHTS,
@@ -35,7 +37,6 @@ def images(root: Path, size: int = 16) -> list[str]:
         "--data=ImageNetDataModule",
         f"--data.root={root}",
         f"--data.image_size={size}",
-        "--data.val_image_size=null",
         "--data.global_batch_size=4",
         "--data.num_workers=0",
     ]
@@ -108,7 +109,7 @@ def test_another_root_leaves_the_places_of_a_checkpoint(trained: Path, tmp_path:
 def test_photographs_of_ones_own_are_trained_on_and_what_was_held_out_is_validated(tmp_path: Path) -> None:
     write_images(tmp_path / "photos", 24)
     root = f"--data.root={tmp_path / 'photos'}"
-    sizes = ["--data.image_size=16", "--data.val_image_size=16", "--data.short_side=32"]
+    sizes = ["--data.image_size=16", "--data.short_side=32"]
     small = [*sizes, "--data.global_batch_size=4", "--data.num_workers=0"]
     logger = [f"--trainer.logger.save_dir={tmp_path / 'runs'}", "--trainer.max_steps=1", "--data.val_share=0.25"]
     main(["fit", "--config", "quickstart.yaml", *TINY, root, *small, *logger])
@@ -169,7 +170,7 @@ def test_validate_writes_a_report_beside_the_checkpoint(trained: Path, capsys: p
     report = read_report(checkpoint.parent / "validate" / "last" / "metrics.json")
     for one in (report, after_fit):
         assert one.checkpoint_sha256 == hashlib.sha256(checkpoint.read_bytes()).hexdigest()
-        assert (one.recipe, one.step, one.metrics["images"]) == ("quickstart.yaml + 14 flags", 3, 5)
+        assert (one.recipe, one.step, one.metrics["images"]) == ("quickstart.yaml + 15 flags", 3, 5)
         assert one.tokenizer == "f2, D = 32, G = 8, V = 16"
         assert (one.image_size, one.preparation) == ("16×16", "short side to 16, center crop of 16×16")
         assert one.precision == "32-true"
@@ -330,7 +331,7 @@ def test_overlays_change_single_values_of_nested_objects(tmp_path: Path, capsys:
     config = printed_config(["fit", "--config", "quickstart.yaml", "--config", str(overlay)], capsys)
     quantizer = config["model"]["tokenizer"]["init_args"]["quantizer"]["init_args"]
     assert (quantizer["normalization"], quantizer["codebook_size"]) == ("none", 512)
-    assert config["model"]["tokenizer"]["init_args"]["base_channels"] == 8
+    assert config["model"]["tokenizer"]["init_args"]["base_channels"] == 16
 
 
 def test_recipes_are_found_from_any_folder(
