@@ -88,6 +88,14 @@ def test_the_program_trains_and_writes_samples(folder: Path, masked: str) -> Non
     assert not any("tokenizer" in name for name in state)
 
 
+def test_the_recipe_for_tiny_imagenet_trains(folder: Path) -> None:
+    """In its precision, with its clipping."""
+    options = [option for option in SMALL if not option.startswith("--config")]
+    recipe = f"--config={CONFIG.with_name('tiny_imagenet.yaml')}"
+    steps = ["--trainer.val_check_interval=2", "--model.tokenizer=tokenizer", "--data.num_workers=0"]
+    assert main(["fit", recipe, *options, *steps]).trainer.global_step == 2
+
+
 def test_the_tokenizer_must_be_that_of_the_tokens(folder: Path, small_tokenizer: Callable[..., GSQTokenizer]) -> None:
     shutil.rmtree("tokenizer")
     small_tokenizer().save_pretrained("tokenizer")
