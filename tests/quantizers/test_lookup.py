@@ -346,7 +346,7 @@ class Unwatched:
                 self.kernel[grid](*arguments, **options)
         return launch
 
-for name in ("_score_kernel", "_difference_kernel", "_tile_kernel", "_search_kernel"):
+for name in ("_score_kernel", "_difference_kernel", "_tile_kernel", "_search_kernel", "_settle_kernel"):
     setattr(triton, name, Unwatched(getattr(triton, name)))
 for dimension in (3, 8):
     points, codes = gaussian(40, dimension, 7), on_sphere(90, dimension, 8)

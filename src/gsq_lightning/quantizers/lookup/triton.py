@@ -27,6 +27,7 @@ POINTS_PER_PROGRAM = 64  # of the filter on tensor cores
 POINTS_PER_DIFFERENCES = 128  # of the other: one to a thread
 POINTS_PER_SEARCH = 16  # of a program that searches in float64
 CODES_PER_STEP = 64  # likewise
+SPLITS_OF_SEARCH = 32  # of the codebook, at most
 PROGRAMS_WANTED = 1024  # several for each of the 100 to 150 multiprocessors of a large GPU
 
 
@@ -155,40 +156,67 @@ def _search_kernel(  # type: ignore[no-untyped-def]
     num_points,
     codebook_size,
     codes_per_split,
+    splits,
     dimension,
     rows_per_program: tl.constexpr,
     codes_per_step: tl.constexpr,
 ):
-    wanted = tl.load(count)
-    start_of_block = tl.program_id(0).to(tl.int64) * rows_per_program
-    if start_of_block >= wanted:
-        return
-    position = start_of_block + tl.arange(0, rows_per_program)
-    row = tl.load(rows + position, mask=position < wanted, other=0)
-    first = tl.program_id(1) * codes_per_split
-    last = tl.minimum(first + codes_per_split, codebook_size)
-    best = tl.full((rows_per_program, codes_per_step), float("inf"), tl.float64)
-    index = tl.zeros((rows_per_program, codes_per_step), tl.int32) + first
-    for start in range(first, last, codes_per_step):
-        column = start + tl.arange(0, codes_per_step)
-        total = tl.zeros((rows_per_program, codes_per_step), tl.float64)
-        point_channel, code_channel = points, codes
-        for _ in range(dimension):
-            x = tl.load(point_channel + row)
-            c = tl.load(code_channel + column, mask=column < last, other=float("inf"))
-            difference = x[:, None] - c[None, :]
-            total += difference * difference
-            point_channel += num_points
-            code_channel += codebook_size
-        closer = total < best  # strictly: the lowest index of a lane stays
-        index = tl.where(closer, column[None, :], index)
-        best = tl.where(closer, total, best)
+    wanted = tl.load(count).to(tl.int32)
+    blocks = tl.cdiv(wanted, rows_per_program)
+    for item in range(tl.program_id(0), blocks * splits, tl.num_programs(0)):
+        split = item // blocks
+        position = (item % blocks) * rows_per_program + tl.arange(0, rows_per_program)
+        row = tl.load(rows + position, mask=position < wanted, other=0)
+        first = split * codes_per_split
+        last = tl.minimum(first + codes_per_split, codebook_size)
+        best = tl.full((rows_per_program, codes_per_step), float("inf"), tl.float64)
+        index = tl.zeros((rows_per_program, codes_per_step), tl.int32) + first
+        for start in range(first, last, codes_per_step):
+            column = start + tl.arange(0, codes_per_step)
+            total = tl.zeros((rows_per_program, codes_per_step), tl.float64)
+            point_channel, code_channel = points, codes
+            for _ in range(dimension):
+                x = tl.load(point_channel + row)
+                c = tl.load(code_channel + column, mask=column < last, other=float("inf"))
+                difference = x[:, None] - c[None, :]
+                total += difference * difference
+                point_channel += num_points
+                code_channel += codebook_size
+            closer = total < best  # strictly: the lowest index of a lane stays
+            index = tl.where(closer, column[None, :], index)
+            best = tl.where(closer, total, best)
 
-    nearest = tl.min(best, axis=1)
-    winner = tl.min(tl.where(best == nearest[:, None], index, 2147483647), axis=1)
-    place = tl.program_id(1).to(tl.int64) * num_points + position
-    tl.store(best_out + place, nearest, mask=position < wanted)
-    tl.store(index_out + place, winner, mask=position < wanted)
+        nearest = tl.min(best, axis=1)
+        winner = tl.min(tl.where(best == nearest[:, None], index, 2147483647), axis=1)
+        place = tl.full((rows_per_program,), split, tl.int64) * num_points + position
+        tl.store(best_out + place, nearest, mask=position < wanted)
+        tl.store(index_out + place, winner, mask=position < wanted)
+
+
+@triton.jit
+def _settle_kernel(  # type: ignore[no-untyped-def]
+    best,  # (splits, n): what the search has found
+    index,  # (splits, n)
+    rows,  # (n,): of which points, the first `count` of them
+    count,  # (1,)
+    index_out,  # (n,): changed where a point was searched
+    num_points,
+    splits,
+    rows_per_program: tl.constexpr,
+):
+    wanted = tl.load(count).to(tl.int32)
+    for block in range(tl.program_id(0), tl.cdiv(wanted, rows_per_program), tl.num_programs(0)):
+        position = block * rows_per_program + tl.arange(0, rows_per_program)
+        nearest = tl.full((rows_per_program,), float("inf"), tl.float64)
+        winner = tl.zeros((rows_per_program,), tl.int32)
+        for split in range(splits):  # ascending: the lowest index stays
+            place = tl.full((rows_per_program,), split, tl.int64) * num_points + position
+            distance = tl.load(best + place, mask=position < wanted, other=0.0)
+            found = tl.load(index + place, mask=position < wanted, other=0)
+            winner = tl.where(distance < nearest, found, winner)
+            nearest = tl.minimum(nearest, distance)
+        row = tl.load(rows + position, mask=position < wanted, other=0)
+        tl.store(index_out + row, winner, mask=position < wanted)
 
 
 class Filter(Protocol):
@@ -219,7 +247,7 @@ class FusedSearch:
     def query(self, points: Tensor) -> Tensor:
         tile, sure = self._filter(points)
         columns = points.t().contiguous()
-        return torch.where(sure, self._within(tile, columns), self._everywhere(columns, ~sure))
+        return self._everywhere(columns, ~sure, self._within(tile, columns))
 
     def settle(self, points: Tensor, doubtful: Tensor) -> Tensor:
         """The float64 search, of some points alone.
@@ -229,9 +257,10 @@ class FusedSearch:
             doubtful: (n,) bool, which.
 
         Returns:
-            (n,) int64, right where a point is doubtful.
+            (n,) int64, right where a point is doubtful, elsewhere 0.
         """
-        return self._everywhere(points.t().contiguous(), doubtful)
+        index = torch.zeros(len(points), dtype=torch.int64, device=points.device)
+        return self._everywhere(points.t().contiguous(), doubtful, index)
 
     def _within(self, tile: Tensor, points: Tensor) -> Tensor:
         """The nearest code of a tile of each point (d, n), (n,) int64."""
@@ -247,28 +276,36 @@ class FusedSearch:
             )
         return index
 
-    def _everywhere(self, points: Tensor, doubtful: Tensor) -> Tensor:
+    def _everywhere(self, points: Tensor, doubtful: Tensor, index: Tensor) -> Tensor:
+        """`index` (n,) with the nearest of all codes where a point (d, n) is doubtful."""
         (dimension, num_points), codebook_size = points.shape, self._columns.shape[1]
-        position = doubtful.cumsum(dim=0) - 1  # among those in doubt
-        count = position[-1:] + 1
+        position = doubtful.cumsum(dim=0)  # among those in doubt, from 1
         numbers = torch.arange(num_points, device=points.device)
         # those that are sure go to a place of their own behind the end
-        rows = numbers.new_zeros(num_points + 1).scatter_(0, torch.where(doubtful, position, num_points), numbers)
-        # few are expected, of however many: the codebook is split between programs
-        grid, codes_per_split = _split_codebook(num_points, POINTS_PER_SEARCH, codebook_size, CODES_PER_STEP, 64)
-        best = points.new_empty(grid[1], num_points)
-        index = torch.empty(grid[1], num_points, dtype=torch.int32, device=points.device)
+        place = torch.where(doubtful, position - 1, num_points)
+        rows = numbers.new_zeros(num_points + 1).scatter_(0, place, numbers)
+        # few are expected, of however many: the codebook is split, and programs take what there is
+        steps = triton.cdiv(codebook_size, CODES_PER_STEP)
+        codes_per_split = triton.cdiv(steps, min(steps, SPLITS_OF_SEARCH)) * CODES_PER_STEP
+        splits = triton.cdiv(codebook_size, codes_per_split)
+        best = points.new_empty(splits, num_points)
+        found = torch.empty(splits, num_points, dtype=torch.int32, device=points.device)
+        blocks = triton.cdiv(num_points, POINTS_PER_SEARCH)
         with torch.cuda.device_of(points):
-            _search_kernel[grid](
-                *(points, self._columns, rows, count, best, index),
-                *(num_points, codebook_size, codes_per_split, dimension),
+            _search_kernel[(min(blocks * splits, PROGRAMS_WANTED),)](
+                *(points, self._columns, rows, position[-1:], best, found),
+                *(num_points, codebook_size, codes_per_split, splits, dimension),
                 rows_per_program=POINTS_PER_SEARCH,
                 codes_per_step=CODES_PER_STEP,
                 num_warps=4,
                 enable_fp_fusion=False,
             )
-        winner = torch.where(best == best.amin(dim=0), index, codebook_size).amin(dim=0)
-        return winner.long().gather(0, position.clamp(min=0))
+            _settle_kernel[(min(blocks, PROGRAMS_WANTED),)](
+                *(best, found, rows, position[-1:], index, num_points, splits),
+                rows_per_program=POINTS_PER_SEARCH,
+                num_warps=1,
+            )
+        return index
 
 
 class TensorCoreFilter:
@@ -335,29 +372,15 @@ def _outputs(
     num_points: int, rows: int, num_codes: int, device: torch.device
 ) -> tuple[Tensor, Tensor, Tensor, tuple[int, int], int]:
     """What a filter writes to, its grid, and how many codes each split of the codebook has."""
-    grid, codes_per_split = _split_codebook(num_points, rows, num_codes, CODES_PER_TILE, 1)
-    best = torch.empty(grid[1], num_points, device=device)
-    return best, torch.empty_like(best), torch.empty_like(best, dtype=torch.int32), grid, codes_per_split
-
-
-def _split_codebook(
-    num_points: int, rows: int, num_codes: int, codes_per_step: int, programs: int
-) -> tuple[tuple[int, int], int]:
-    """Few points, many codes: the codebook is split between programs, so that the whole GPU has work.
-
-    Args:
-        num_points, rows: of all programs and of each.
-        num_codes, codes_per_step: likewise, and of each step of a program.
-        programs: wanted, in units of PROGRAMS_WANTED.
-
-    Returns:
-        The grid, and how many codes each split has.
-    """
     blocks = triton.cdiv(num_points, rows)
-    steps = triton.cdiv(num_codes, codes_per_step)
-    splits = max(1, min(steps, 64, programs * PROGRAMS_WANTED // blocks))
-    codes_per_split = triton.cdiv(steps, splits) * codes_per_step
-    return (blocks, triton.cdiv(num_codes, codes_per_split)), codes_per_split
+    tiles = num_codes // CODES_PER_TILE
+    # few points, many codes: the codebook is split between programs, so that the whole GPU has work
+    splits = max(1, min(tiles, 64, PROGRAMS_WANTED // blocks))
+    codes_per_split = triton.cdiv(tiles, splits) * CODES_PER_TILE
+    splits = triton.cdiv(num_codes, codes_per_split)
+    best = torch.empty(splits, num_points, device=device)
+    second, tile = torch.empty_like(best), torch.empty_like(best, dtype=torch.int32)
+    return best, second, tile, (blocks, splits), codes_per_split
 
 
 def _merge(best: Tensor, second: Tensor, tile: Tensor) -> tuple[Tensor, Tensor, Tensor]:
