@@ -19,6 +19,7 @@ from gsq_lightning import GroupedSphericalQuantizer, GSQTokenizer, TokenizerModu
 from gsq_lightning.discriminators import ProjectedDiscriminator
 from gsq_lightning.losses import EfficientNetLoss
 from gsq_lightning.metrics import ReconstructionMetrics
+from tests.data.test_data import quiet_trainer
 
 
 class Watch(Callback):
@@ -71,18 +72,8 @@ def loader() -> DataLoader[Tensor]:
 def trained(module: TokenizerModule, folder: Path, **settings: Any) -> tuple[Watch, Trainer]:
     """After two steps and a validation."""
     watch = Watch()
-    trainer = Trainer(
-        default_root_dir=folder,
-        accelerator="cpu",
-        max_steps=2,
-        num_sanity_val_steps=0,
-        logger=False,
-        enable_checkpointing=False,
-        enable_progress_bar=False,
-        enable_model_summary=False,
-        callbacks=[watch],
-        **settings,
-    )
+    options = {"num_sanity_val_steps": 0, "limit_val_batches": 1.0, "enable_checkpointing": False}
+    trainer = quiet_trainer(2, folder, callbacks=[watch], **options, **settings)
     trainer.fit(module, loader(), loader())
     return watch, trainer
 

@@ -32,6 +32,39 @@ PROGRAMS_WANTED = 1024  # several for each of the 100 to 150 multiprocessors of 
 
 
 @triton.jit
+def _keep(highest, start, best, second, tile):  # type: ignore[no-untyped-def]
+    """The best so far, the best outside its tile and the tile, after a tile whose highest scores are given."""
+    tile = tl.where(highest > best, start, tile)
+    second = tl.maximum(second, tl.minimum(best, highest))
+    return tl.maximum(best, highest), second, tile
+
+
+@triton.jit
+def _store(best_out, second_out, tile_out, best, second, tile, row, num_points):  # type: ignore[no-untyped-def]
+    place = tl.program_id(1).to(tl.int64) * num_points + row
+    tl.store(best_out + place, best, mask=row < num_points)
+    tl.store(second_out + place, second, mask=row < num_points)
+    tl.store(tile_out + place, tile, mask=row < num_points)
+
+
+@triton.jit
+def _squared_distance(  # type: ignore[no-untyped-def]
+    points, codes, row, column, end, num_points, codebook_size, dimension
+):
+    """Of points (rows,) from codes (1 or rows, columns), as `squared_distance` rounds it where nothing is fused."""
+    total = tl.zeros((row.shape[0], column.shape[1]), tl.float64)
+    point_channel, code_channel = points, codes
+    for _ in range(dimension):
+        x = tl.load(point_channel + row, mask=row < num_points, other=0.0)
+        c = tl.load(code_channel + column, mask=column < end, other=float("inf"))
+        difference = x[:, None] - c
+        total += difference * difference
+        point_channel += num_points
+        code_channel += codebook_size
+    return total
+
+
+@triton.jit
 def _score_kernel(  # type: ignore[no-untyped-def]
     points,  # (n, chunks · chunk) float16
     codes,  # (V', chunks · chunk) float16, V' a multiple of codes_per_tile
@@ -68,14 +101,8 @@ def _score_kernel(  # type: ignore[no-untyped-def]
                 x = tl.load(point_rows + part * chunk, mask=is_point, other=0.0)
                 score = tl.dot(x, tl.load(code_columns + part * chunk), acc=score)
         code_columns += codes_per_tile * width
-        highest = tl.max(score, axis=1)
-        tile = tl.where(highest > best, start, tile)
-        second = tl.maximum(second, tl.minimum(best, highest))
-        best = tl.maximum(best, highest)
-    place = tl.program_id(1).to(tl.int64) * num_points + row
-    tl.store(best_out + place, best, mask=row < num_points)
-    tl.store(second_out + place, second, mask=row < num_points)
-    tl.store(tile_out + place, tile, mask=row < num_points)
+        best, second, tile = _keep(tl.max(score, axis=1), start, best, second, tile)
+    _store(best_out, second_out, tile_out, best, second, tile, row, num_points)
 
 
 @triton.jit
@@ -95,8 +122,8 @@ def _difference_kernel(  # type: ignore[no-untyped-def]
     row = tl.program_id(0).to(tl.int64) * rows_per_program + tl.arange(0, rows_per_program)
     first = tl.program_id(1) * codes_per_split
     last = tl.minimum(first + codes_per_split, num_codes)
-    best = tl.full((rows_per_program,), float("inf"), tl.float32)
-    second = tl.full((rows_per_program,), float("inf"), tl.float32)
+    best = tl.full((rows_per_program,), float("-inf"), tl.float32)
+    second = tl.full((rows_per_program,), float("-inf"), tl.float32)
     tile = tl.zeros((rows_per_program,), tl.int32) + first
     for start in range(first, last, codes_per_tile):
         # points along the threads, so that each compares codes of its own and no two have to meet
@@ -106,14 +133,8 @@ def _difference_kernel(  # type: ignore[no-untyped-def]
             c = tl.load(codes + channel * num_codes + start + tl.arange(0, codes_per_tile))
             difference = x[None, :] - c[:, None]
             total += difference * difference
-        least = tl.min(total, axis=0)
-        tile = tl.where(least < best, start, tile)
-        second = tl.minimum(second, tl.maximum(best, least))
-        best = tl.minimum(best, least)
-    place = tl.program_id(1).to(tl.int64) * num_points + row
-    tl.store(best_out + place, -best, mask=row < num_points)
-    tl.store(second_out + place, -second, mask=row < num_points)
-    tl.store(tile_out + place, tile, mask=row < num_points)
+        best, second, tile = _keep(-tl.min(total, axis=0), start, best, second, tile)
+    _store(best_out, second_out, tile_out, best, second, tile, row, num_points)
 
 
 @triton.jit
@@ -131,15 +152,7 @@ def _tile_kernel(  # type: ignore[no-untyped-def]
     row = tl.program_id(0).to(tl.int64) * rows_per_program + tl.arange(0, rows_per_program)
     tile = tl.load(tiles + row, mask=row < num_points, other=0)
     column = tile[:, None] + tl.arange(0, codes_per_tile)[None, :]
-    total = tl.zeros((rows_per_program, codes_per_tile), tl.float64)
-    point_channel, code_channel = points, codes
-    for _ in range(dimension):
-        x = tl.load(point_channel + row, mask=row < num_points, other=0.0)
-        c = tl.load(code_channel + column, mask=column < codebook_size, other=float("inf"))
-        difference = x[:, None] - c
-        total += difference * difference
-        point_channel += num_points
-        code_channel += codebook_size
+    total = _squared_distance(points, codes, row, column, codebook_size, num_points, codebook_size, dimension)
     nearest = tl.min(total, axis=1)
     winner = tl.min(tl.where(total == nearest[:, None], column, 2147483647), axis=1)
     tl.store(index_out + row, winner, mask=row < num_points)
@@ -172,18 +185,10 @@ def _search_kernel(  # type: ignore[no-untyped-def]
         best = tl.full((rows_per_program, codes_per_step), float("inf"), tl.float64)
         index = tl.zeros((rows_per_program, codes_per_step), tl.int32) + first
         for start in range(first, last, codes_per_step):
-            column = start + tl.arange(0, codes_per_step)
-            total = tl.zeros((rows_per_program, codes_per_step), tl.float64)
-            point_channel, code_channel = points, codes
-            for _ in range(dimension):
-                x = tl.load(point_channel + row)
-                c = tl.load(code_channel + column, mask=column < last, other=float("inf"))
-                difference = x[:, None] - c[None, :]
-                total += difference * difference
-                point_channel += num_points
-                code_channel += codebook_size
+            column = (start + tl.arange(0, codes_per_step))[None, :]
+            total = _squared_distance(points, codes, row, column, last, num_points, codebook_size, dimension)
             closer = total < best  # strictly: the lowest index of a lane stays
-            index = tl.where(closer, column[None, :], index)
+            index = tl.where(closer, column, index)
             best = tl.where(closer, total, best)
 
         nearest = tl.min(best, axis=1)
