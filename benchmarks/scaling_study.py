@@ -145,6 +145,13 @@ def gsq(*arguments: str) -> None:
     subprocess.run([sys.executable, "-m", "gsq_lightning", *arguments], check=True)
 
 
+def length(steps: int, full: bool) -> tuple[str, ...]:
+    """Options for so many steps. In miniature, as in its recipe, the learning rate decays in the second half."""
+    decay = "--model.tokenizer_scheduler.init_args.decay_"
+    schedule = (f"{decay}start", str(steps - steps // 2), f"{decay}steps", str(steps // 2))
+    return ("--trainer.max_steps", str(steps), *(() if full else schedule))
+
+
 def run(study: str, case: Case, seed: int, arguments: argparse.Namespace) -> dict[str, float]:
     """Trains and validates one tokenizer; its metrics by name."""
     slug = "".join(letter if letter.isalnum() else "_" for letter in case.name)
@@ -155,7 +162,7 @@ def run(study: str, case: Case, seed: int, arguments: argparse.Namespace) -> dic
         *(text for config in configs for text in ("--config", config)),
         *("--seed_everything", str(seed), "--trainer.logger.save_dir", str(folder), "--trainer.logger.name", "run"),
         *("--trainer.limit_val_batches", "0"),  # `gsq validate` does it once, below
-        *(() if arguments.steps is None else ("--trainer.max_steps", str(arguments.steps))),
+        *(() if arguments.steps is None else length(arguments.steps, arguments.full)),
         *arguments.fit_arguments,
         *(() if arguments.full else case.options),
     )

@@ -22,6 +22,7 @@ from PIL import Image
 
 from gsq_lightning import GroupedSphericalQuantizer, GSQTokenizer, TokenizerModule
 from gsq_lightning.callbacks import TokenWriter
+from gsq_lightning.cli.trainer import keep_freed_memory
 from gsq_lightning.data import ImageNetDataModule, TokenDataset
 from gsq_lightning.pixels import pixels_to_image
 from gsq_lightning.tokens.facts import FACTS_FILE
@@ -37,6 +38,7 @@ def main() -> None:
     parser.add_argument("--num_workers", type=int, default=1)
     parser.add_argument("--rounds", type=int, default=3)
     arguments = parser.parse_args()
+    keep_freed_memory()  # as the command does
     torch.manual_seed(0)
     quantizer = GroupedSphericalQuantizer(16, 8192, 8)
     tokenizer = GSQTokenizer(quantizer, base_channels=arguments.base_channels).eval()

@@ -1,10 +1,13 @@
 """The Trainer of the command: its options, and its further arguments."""
 
+import ctypes
+import platform
 from datetime import timedelta
 from inspect import signature
 from typing import Any
 
 from lightning.pytorch import Callback, Trainer
+from lightning.pytorch.accelerators import CPUAccelerator
 from lightning.pytorch.callbacks import BatchSizeFinder, LearningRateFinder
 from lightning.pytorch.cli import LightningArgumentParser
 from lightning.pytorch.strategies import DDPStrategy, StrategyRegistry
@@ -13,6 +16,7 @@ from torch.nn.parallel import DistributedDataParallel
 from gsq_lightning.cli.messages import INSTEAD
 from gsq_lightning.errors import InputError, require
 
+M_TRIM_THRESHOLD, M_MMAP_MAX = -1, -4  # of glibc's malloc.h
 PROCESS_TIMEOUT = timedelta(minutes=15)  # that processes wait for each other before they give up
 # Lightning's annotations let Python's cache of types put float before int, so that "1", one batch, is read as "all"
 LIMITS = {
@@ -64,6 +68,20 @@ def make_trainer(options: dict[str, Any], callbacks: list[Callback]) -> Trainer:
         timeout=PROCESS_TIMEOUT,
     )
     try:
-        return Trainer(**{**options, "callbacks": callbacks, "enable_autolog_hparams": False})
+        trainer = Trainer(**{**options, "callbacks": callbacks, "enable_autolog_hparams": False})
     except (TypeError, ValueError, RuntimeError) as error:
         raise InputError(f"the Trainer refuses this config: {error}") from error
+    if isinstance(trainer.accelerator, CPUAccelerator):
+        keep_freed_memory()
+    return trainer
+
+
+def keep_freed_memory() -> None:
+    """Makes this process keep the memory that tensors on the CPU free, where the C library is glibc.
+
+    Else blocks above 32 MiB go back to the kernel at once, and each new one costs a page fault for every 4 KiB.
+    """
+    if platform.libc_ver()[0] == "glibc":
+        library = ctypes.CDLL(None)
+        library.mallopt(M_MMAP_MAX, 0)
+        library.mallopt(M_TRIM_THRESHOLD, 2**31 - 1)
