@@ -3,6 +3,7 @@
 import errno
 import math
 import os
+import shutil
 import unicodedata
 from pathlib import Path
 
@@ -63,6 +64,15 @@ def test_files_of_the_same_path_are_compared(folders: tuple[Path, Path], capsys:
     assert report.metrics["bits_per_pixel"] == 0.5
     assert (report.name, report.image_size) == ("fake", "36×40")
     assert "PSNR" in capsys.readouterr().out
+
+
+def test_an_archive_of_the_same_images_gives_the_same_metrics(folders: tuple[Path, Path], tmp_path: Path) -> None:
+    shutil.make_archive(str(tmp_path / "originals"), "zip", folders[0])
+    for real in (folders[0], tmp_path / "originals.zip"):
+        evaluate("--real", real, "--fake", folders[1], "--metrics", "[psnr,ssim]", "--output", f"{real}-report")
+    of_folder, of_archive = (read_report(path / "metrics.json") for path in sorted(tmp_path.glob("*-report")))
+    assert of_folder.metrics == of_archive.metrics
+    assert of_folder.metrics["images"] == 6
 
 
 def test_it_is_the_yardstick_of_validate(folders: tuple[Path, Path], tmp_path: Path) -> None:
@@ -167,6 +177,7 @@ def test_a_report_that_cannot_be_written_costs_no_number(
         (["--device", "meta"], "device 'meta' cannot be used here"),
         (["--image_size", "100000000"], "the first must be from 1 to 16384"),
         (["--fake", "nowhere"], "there is no folder nowhere"),
+        (["--fake", __file__], "test_evaluate.py is no source of images"),
     ],
 )
 def test_wrong_input_ends_in_one_line(

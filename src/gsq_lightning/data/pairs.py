@@ -1,4 +1,4 @@
-"""Images of a folder, and reconstructions with their originals in two folders, file by file."""
+"""Images of one place, and reconstructions with their originals at two, file by file."""
 
 import hashlib
 import os
@@ -13,7 +13,8 @@ from torch.utils.data import DataLoader, Dataset
 
 from gsq_lightning.data.dataset import unread_line
 from gsq_lightning.data.decoding import UNREADABLE, decode_image
-from gsq_lightning.data.sources import FolderSource
+from gsq_lightning.data.sources import FolderSource, ImageSource
+from gsq_lightning.data.sources.locate import open_images
 from gsq_lightning.data.transforms import ResizeAndCrop
 from gsq_lightning.errors import InputError, first_few
 
@@ -28,18 +29,18 @@ class Pair(NamedTuple):
 
 
 class FolderImages(Dataset[Tensor]):
-    """The images of a folder, (3, H, W) uint8 each.
+    """The images of a folder, an archive, a list or a Parquet file, (3, H, W) uint8 each.
 
     Args:
-        folder: with images, at any depth.
+        place: a folder with images, at any depth; or a file that `data.val` takes.
         transform: what is done to them, or nothing.
 
     Raises:
         InputError: when asked for an image, where it cannot be read or is too small.
     """
 
-    def __init__(self, folder: Path, transform: ResizeAndCrop | None = None) -> None:
-        self.source = FolderSource(folder)
+    def __init__(self, place: Path, transform: ResizeAndCrop | None = None) -> None:
+        self.source = source_at(place)
         self.transform = transform
 
     def __len__(self) -> int:
@@ -69,11 +70,11 @@ class FolderImages(Dataset[Tensor]):
 
 
 class FolderPairs(Dataset[Pair]):
-    """Files of two folders that have the same path below them, without suffix.
+    """Images at two places that have the same path there, without suffix.
 
     Args:
-        real: folder of originals.
-        fake: folder of reconstructions.
+        real: place of the originals, see `FolderImages`.
+        fake: place of the reconstructions.
         transform: what is done to the originals first, or nothing.
 
     Raises:
@@ -120,7 +121,16 @@ class FolderPairs(Dataset[Pair]):
         return DataLoader(self, batch_size, num_workers=num_workers, collate_fn=_stacked)
 
 
-def _by_stem(source: FolderSource) -> dict[str, int]:
+def source_at(place: Path) -> ImageSource:
+    """All images of a folder, or of a file of images. Raises InputError where there are none."""
+    if not place.is_file():
+        return FolderSource(place)
+    source = open_images(str(place), "auto", "val")
+    assert isinstance(source, ImageSource)  # only what is remote is streamed
+    return source
+
+
+def _by_stem(source: ImageSource) -> dict[str, int]:
     """Numbers of images by their path without suffix."""
     items: dict[str, int] = {}
     for item, path in enumerate(source.names):
