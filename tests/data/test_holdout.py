@@ -180,7 +180,7 @@ def test_the_cores_of_a_machine_are_shared_by_its_devices() -> None:
 
 
 def test_own_photographs_take_the_place_of_the_bundled_ones(tmp_path: Path) -> None:
-    """Of 60×40 pixels: none is enlarged to the usual short side of 300, and the crops keep their colors."""
+    """Of 60×40 pixels: none is enlarged to the usual short side of 300."""
     write_images(tmp_path, 12, size=(60, 40))
     data = PhotographsDataModule(
         32, crops_per_epoch=40, global_batch_size=4, root=tmp_path, val_share=0.3, num_workers=0, seed=1

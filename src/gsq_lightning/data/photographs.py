@@ -51,8 +51,6 @@ class PhotographsDataModule(ImageNetDataModule):
         global_batch_size: crops per training step over all devices and accumulated batches.
         val_batch_size: images per device and step in validation, test and prediction.
         flip: mirror left and right with probability ½ in training.
-        shuffle_colors: swap red, green and blue at random in training; by default only for those of scikit-image, as
-            few photographs have few colors.
         num_workers: worker processes per device that load images; by default its share of the machine's cores, at
             most 8.
         seed: what order, crops and flips follow from; by default that of `seed_everything`, else torch's initial seed.
@@ -74,7 +72,6 @@ class PhotographsDataModule(ImageNetDataModule):
         global_batch_size: int = 32,
         val_batch_size: int = 32,
         flip: bool = True,
-        shuffle_colors: bool | None = None,
         num_workers: int | None = None,
         seed: int | None = None,
         root: str | os.PathLike[str] | None = None,
@@ -109,7 +106,6 @@ class PhotographsDataModule(ImageNetDataModule):
                 f"{name} is {size}; scikit-image's photographs have crops of at most {SMALLEST_SIDE}",
             )
         self.crops_per_epoch = whole_number("crops_per_epoch", crops_per_epoch, 1)
-        self.shuffle_colors = self._trains_on_bundled if shuffle_colors is None else bool(shuffle_colors)
 
     @property
     def _trains_on_bundled(self) -> bool:
@@ -124,15 +120,8 @@ class PhotographsDataModule(ImageNetDataModule):
     def make_train_dataset(self) -> ImageDataset:
         if self._trains_on_bundled:
             photographs = [load_photograph(name, self.short_side) for name in TRAIN_PHOTOGRAPHS]
-            return RandomCrops(photographs, self.image_size, self.crops_per_epoch, self.flip, self.shuffle_colors)
-        transform = ResizeAndCrop(
-            self.image_size,
-            self.short_side,
-            self.crop,
-            self.flip,
-            enlarge=False,
-            shuffle_colors=self.shuffle_colors,
-        )
+            return RandomCrops(photographs, self.image_size, self.crops_per_epoch, self.flip)
+        transform = ResizeAndCrop(self.image_size, self.short_side, self.crop, self.flip, enlarge=False)
         found = self._in_any_order(self._find_train())
         return SourceImages(found, transform, self.on_error, substitute=True, epoch_images=self.crops_per_epoch)
 
@@ -141,7 +130,7 @@ class PhotographsDataModule(ImageNetDataModule):
         size = self.predicted_size if side is None else side
         if split == "train" and self._trains_on_bundled:
             photographs = [load_photograph(name, self.short_side) for name in TRAIN_PHOTOGRAPHS]
-            return RandomCrops(photographs, size, self.crops_per_epoch, self.flip, self.shuffle_colors)
+            return RandomCrops(photographs, size, self.crops_per_epoch, self.flip)
         if split == "val" and self._trains_on_bundled and self.val is None:
             return Tiles({name: load_photograph(name, self.short_side) for name in VAL_PHOTOGRAPHS}, size)
         short_side = self.short_side if side is None else max(side, self.short_side)
@@ -161,15 +150,13 @@ class RandomCrops(IndexedImages):
         size: side of a crop, in pixels.
         length: crops in an epoch.
         flip: mirror left and right with probability ½.
-        shuffle_colors: swap the channels at random.
     """
 
-    def __init__(self, photographs: list[Tensor], size: int, length: int, flip: bool, shuffle_colors: bool) -> None:
+    def __init__(self, photographs: list[Tensor], size: int, length: int, flip: bool) -> None:
         self.photographs = photographs
         self.size = size
         self.length = length
         self.flip = flip
-        self.shuffle_colors = shuffle_colors
 
     def __len__(self) -> int:
         return self.length
@@ -177,7 +164,7 @@ class RandomCrops(IndexedImages):
     @cached_property
     def fingerprint(self) -> str:
         """Identifies these crops: a hash of the photographs and their preparation."""
-        digest = hashlib.sha256(f"{self.size} {self.length} {self.flip} {self.shuffle_colors}".encode())
+        digest = hashlib.sha256(f"{self.size} {self.length} {self.flip}".encode())
         for photograph in self.photographs:
             digest.update(photograph.contiguous().numpy().tobytes())
         return digest.hexdigest()
@@ -192,8 +179,6 @@ class RandomCrops(IndexedImages):
         pixels = random_crop(self.photographs[which], self.size, generator)
         if self.flip and torch.rand((), generator=generator) < 0.5:
             pixels = pixels.flip(-1)
-        if self.shuffle_colors:
-            pixels = pixels[torch.randperm(3, generator=generator)]
         return Sample(pixels, NO_LABEL, f"crop {key.item} of epoch {key.epoch}")
 
 

@@ -30,7 +30,6 @@ class ResizeAndCrop:
         crop_scale: least and greatest share of the original's area that a "resized" crop takes; of a small original
             more.
         enlarge: whether images with a shorter side than `short_side` are enlarged to it; else only to `image_size`.
-        shuffle_colors: swap red, green and blue at random.
 
     Raises:
         InputError: for another word for the crop.
@@ -42,7 +41,6 @@ class ResizeAndCrop:
     flip: bool = False
     crop_scale: tuple[float, float] = (0.2, 1.0)
     enlarge: bool = True
-    shuffle_colors: bool = False
 
     def __post_init__(self) -> None:
         look_up("crop", self.crop, dict.fromkeys(get_args(Crop)))
@@ -55,7 +53,7 @@ class ResizeAndCrop:
 
     def __call__(self, pixels: Tensor, stream: Callable[[], torch.Generator]) -> Tensor:
         """(3, H, W) uint8, and what makes the random stream if there is need of one → (3, image_size, image_size)."""
-        if self.crop == "center" and not self.flip and not self.shuffle_colors:
+        if self.crop == "center" and not self.flip:
             return center_crop(self._resized(pixels), self.image_size)
         generator = stream()
         if self.crop == "resized":
@@ -66,7 +64,7 @@ class ResizeAndCrop:
             pixels = center_crop(self._resized(pixels), self.image_size)
         if self.flip and torch.rand((), generator=generator) < 0.5:
             pixels = pixels.flip(-1)
-        return pixels[torch.randperm(3, generator=generator)] if self.shuffle_colors else pixels
+        return pixels
 
     def _resized(self, pixels: Tensor) -> Tensor:
         short_side = self.short_side
