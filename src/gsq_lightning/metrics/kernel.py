@@ -29,7 +29,10 @@ class KernelResult(NamedTuple):
 
 
 class KernelDistance(FeatureSets):
-    """Squared maximum mean discrepancy with the kernel (x·y/F + 1)³, unbiased. Lower is better; 0 for equal sets.
+    """Squared maximum mean discrepancy with the kernel k(x, y) = (x·y/F + 1)³. Lower is better.
+
+    It is unbiased for sets that are independent of each other, as generated images are. N reconstructions and their
+    originals are not: where the two are equal it is -2/N times the excess of k(x, x) over k between different images.
 
     Its main value is the mean over 100 subsets of 1,000 images, drawn from a fixed seed, as the usual programs report
     it, with their deviation beside it; the estimate over all images has less noise. Below 1,000 images there is only
