@@ -176,7 +176,7 @@ def test_a_report_that_cannot_be_written_costs_no_number(
         (["--bits_per_image", "nan"], "bits_per_image is nan; it must be a number or null"),
         (["--device", "meta"], "device 'meta' cannot be used here"),
         (["--image_size", "100000000"], "the first must be from 1 to 16384"),
-        (["--fake", "nowhere"], "there is no folder nowhere"),
+        (["--fake", "nowhere"], "there is no file or folder nowhere"),
         (["--fake", __file__], "test_evaluate.py is no source of images"),
     ],
 )

@@ -123,8 +123,10 @@ class FolderPairs(Dataset[Pair]):
 
 def source_at(place: Path) -> ImageSource:
     """All images of a folder, or of a file of images. Raises InputError where there are none."""
-    if not place.is_file():
+    if place.is_dir():
         return FolderSource(place)
+    if not place.exists():
+        raise InputError(f"there is no file or folder {place}")
     source = open_images(str(place), "auto", "val")
     assert isinstance(source, ImageSource)  # only what is remote is streamed
     return source
