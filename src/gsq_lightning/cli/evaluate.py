@@ -17,7 +17,7 @@ from tqdm import tqdm
 from gsq_lightning.cli.compare import check_plot, show
 from gsq_lightning.cli.messages import fail, one_line_errors, plain_message
 from gsq_lightning.cli.option_help import PlainHelp
-from gsq_lightning.data.pairs import FolderImages, FolderPairs
+from gsq_lightning.data.pairs import EvaluatedImages, ImagePairs
 from gsq_lightning.data.transforms import MAX_IMAGE_SIZE, ResizeAndCrop, short_side_for
 from gsq_lightning.errors import InputError
 from gsq_lightning.metrics import (
@@ -182,7 +182,7 @@ class _Loading(NamedTuple):
     device: torch.device
     show_progress: bool
 
-    def batches(self, dataset: FolderImages | FolderPairs, what: str) -> Iterator[Any]:
+    def batches(self, dataset: EvaluatedImages | ImagePairs, what: str) -> Iterator[Any]:
         loader = dataset.loader(self.batch_size, self.num_workers)
         for batch in tqdm(loader, what, disable=not self.show_progress, unit="batch"):
             yield from batch
@@ -197,7 +197,7 @@ def _compare_pairs(
 ) -> MetricSuite:
     known = [name for name in get_args(MetricName) if name != "codebook"]
     _check_names(names, known, "of images and their reconstructions")
-    pairs = FolderPairs(*folders, transform)
+    pairs = ImagePairs(*folders, transform)
     metrics = ReconstructionMetrics(cast(Any, names) or DEFAULT_METRICS, **asdict(options))
     metrics.load()
     metrics.to(loading.device)
@@ -215,7 +215,7 @@ def _compare_sets(
     loading: _Loading,
 ) -> MetricSuite:
     _check_names(names, get_args(SampleMetricName), "of images without pairs")
-    real, fake = FolderImages(folders[0], transform), FolderImages(folders[1])
+    real, fake = EvaluatedImages(folders[0], transform), EvaluatedImages(folders[1])
     metrics = SampleMetrics(cast(Any, names) or DEFAULT_SAMPLE_METRICS, options)
     metrics.load()
     metrics.to(loading.device)

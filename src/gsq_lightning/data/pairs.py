@@ -28,7 +28,7 @@ class Pair(NamedTuple):
     reconstruction: Tensor
 
 
-class FolderImages(Dataset[Tensor]):
+class EvaluatedImages(Dataset[Tensor]):
     """The images of a folder, an archive, a list or a Parquet file, (3, H, W) uint8 each.
 
     Args:
@@ -69,11 +69,11 @@ class FolderImages(Dataset[Tensor]):
         return DataLoader(self, batch_size, num_workers=num_workers, collate_fn=_stacked_images)
 
 
-class FolderPairs(Dataset[Pair]):
+class ImagePairs(Dataset[Pair]):
     """Images at two places that have the same path there, without suffix.
 
     Args:
-        real: place of the originals, see `FolderImages`.
+        real: place of the originals, see `EvaluatedImages`.
         fake: place of the reconstructions.
         transform: what is done to the originals first, or nothing.
 
@@ -82,8 +82,8 @@ class FolderPairs(Dataset[Pair]):
     """
 
     def __init__(self, real: Path, fake: Path, transform: ResizeAndCrop | None) -> None:
-        self.real = FolderImages(real, transform)
-        self.fake = FolderImages(fake)
+        self.real = EvaluatedImages(real, transform)
+        self.fake = EvaluatedImages(fake)
         originals, reconstructions = _by_stem(self.real.source), _by_stem(self.fake.source)
         for folder, missing in (
             (fake, originals.keys() - reconstructions.keys()),
@@ -113,7 +113,7 @@ class FolderPairs(Dataset[Pair]):
 
     @property
     def fingerprint(self) -> str:
-        """Of the originals, see `FolderImages`."""
+        """Of the originals, see `EvaluatedImages`."""
         return self.real.fingerprint
 
     def loader(self, batch_size: int, num_workers: int) -> DataLoader:
