@@ -40,7 +40,7 @@ class EvaluatedImages(Dataset[Tensor]):
     """
 
     def __init__(self, place: Path, transform: ResizeAndCrop | None = None) -> None:
-        self.source = source_at(place)
+        self.source = _source_at(place)
         self.transform = transform
 
     def __len__(self) -> int:
@@ -121,7 +121,7 @@ class ImagePairs(Dataset[Pair]):
         return DataLoader(self, batch_size, num_workers=num_workers, collate_fn=_stacked)
 
 
-def source_at(place: Path) -> ImageSource:
+def _source_at(place: Path) -> ImageSource:
     """All images of a folder, or of a file of images. Raises InputError where there are none."""
     if place.is_dir():
         return FolderSource(place)
