@@ -146,9 +146,13 @@ def gsq(*arguments: str) -> None:
 
 
 def length(steps: int, full: bool) -> tuple[str, ...]:
-    """Options for so many steps. In miniature, as in its recipe, the learning rate decays in the second half."""
-    decay = "--model.tokenizer_scheduler.init_args.decay_"
-    schedule = (f"{decay}start", str(steps - steps // 2), f"{decay}steps", str(steps // 2))
+    """Options for so many steps. In miniature, as in its recipe, decay and adversary take the second half."""
+    half = steps - steps // 2
+    schedule = settings(
+        tokenizer_scheduler__init_args__decay_start=half,
+        tokenizer_scheduler__init_args__decay_steps=steps // 2,
+        discriminator_start_step=half,
+    )
     return ("--trainer.max_steps", str(steps), *(() if full else schedule))
 
 
