@@ -6,8 +6,8 @@
 For the table each image is center-cropped to `--size`²; the picture shows whole ones, with that short side. A codec
 takes its best quality whose bytes do not exceed a tokenizer's: of JPEG only those of the scan count, without header and
 tables, which a file could share with others; of WebP all but the container's 20. Where even the lowest quality needs
-more, it is that. Tokens are counted as G·log2(V) bits per position, without entropy coding. `rkd_efficientnet` is over
-all images; of few it is negative where two sets are alike, and the last row says how much of the same set.
+more, it is that. Tokens are counted as G·log2(V) bits per position, without entropy coding. "over" is by how much the
+tokenizer's kernel distance lies over a codec's, with its standard error over images (jackknife).
 """
 
 import argparse
@@ -17,12 +17,15 @@ from functools import partial
 from pathlib import Path
 from typing import NamedTuple
 
+import torch
 from PIL import Image, ImageDraw, ImageFont
+from torch import Tensor
 from torchvision.transforms.functional import to_pil_image
 
 from gsq_lightning import GSQTokenizer
 from gsq_lightning.data.photographs import SMALLEST_SIDE, VAL_PHOTOGRAPHS, load_photograph
 from gsq_lightning.metrics import ReconstructionMetrics
+from gsq_lightning.metrics.kernel import KernelDistance, kernel_distance
 from gsq_lightning.pixels import picture_to_image
 
 METRICS = ("psnr", "ssim", "rkd_efficientnet")
@@ -105,19 +108,28 @@ def original(picture: Image.Image) -> Coded:
 
 
 def ways_of(tokenizers: dict[str, GSQTokenizer]) -> dict[str, Callable[[Image.Image], Coded]]:
-    """What is compared, by name: each tokenizer, after it each codec at its bytes, and the originals, for the distance
-    that images have from themselves.
-    """
+    """What is compared, by name: each tokenizer, and after it each codec at its bytes."""
     ways: dict[str, Callable[[Image.Image], Coded]] = {}
     for name, tokenizer in tokenizers.items():
         ways[name] = partial(ours, tokenizer)
         for codec_name, codec in CODECS.items():
             ways[f"{codec_name}, as {name}"] = partial(at_bytes_of, tokenizer, codec)
-    return {**ways, "originals": original}
+    return ways
 
 
-def measured(way: Callable[[Image.Image], Coded], pictures: list[Image.Image]) -> list[float]:
-    """Mean bits per pixel, and METRICS."""
+class Measured(NamedTuple):
+    """A way over all images.
+
+    Attributes:
+        values: mean bits per pixel, and METRICS.
+        without: (N,), the kernel distance without each image.
+    """
+
+    values: list[float]
+    without: Tensor
+
+
+def measured(way: Callable[[Image.Image], Coded], pictures: list[Image.Image]) -> Measured:
     metrics = ReconstructionMetrics(METRICS, statistics_folder=None)
     metrics.start()
     bits = []
@@ -126,7 +138,19 @@ def measured(way: Callable[[Image.Image], Coded], pictures: list[Image.Image]) -
         bits.append(8 * coded.size / (picture.width * picture.height))
         metrics.update(picture_to_image(picture), picture_to_image(coded.picture))
     values = metrics.compute()
-    return [sum(bits) / len(bits), *(values[name] for name in METRICS)]
+    distance = metrics.metrics["rkd_efficientnet"]
+    assert isinstance(distance, KernelDistance)
+    real, (fake, _) = distance.originals()["features"], distance.others()  # both in the order of the originals' hashes
+    others = [torch.cat([torch.arange(image), torch.arange(image + 1, len(real))]) for image in range(len(real))]
+    without = [kernel_distance(real[kept], fake[kept], torch.arange(len(kept))).of_all for kept in others]
+    return Measured([sum(bits) / len(bits), *(values[name] for name in METRICS)], torch.tensor(without))
+
+
+def over(tokenizer: Measured, codec: Measured) -> str:
+    """Difference of the kernel distances ± its standard error."""
+    without = tokenizer.without - codec.without
+    error = ((len(without) - 1) * without.var(correction=0)).sqrt()
+    return f"{tokenizer.values[-1] - codec.values[-1]:.4f} ± {float(error):.4f}"
 
 
 def picture_of(tokenizers: dict[str, GSQTokenizer], pictures: list[Image.Image]) -> Image.Image:
@@ -172,11 +196,15 @@ def main() -> None:
         picture_of(tokenizers, pictures).save(arguments.picture, quality=95)
         return
     print(f"{len(pictures)} images at {arguments.size}²\n")
-    print(f"| | bits per pixel | {' | '.join(METRICS)} |")
-    print("|---" * (2 + len(METRICS)) + "|")
+    print(f"| | bits per pixel | {' | '.join(METRICS)} | over |")
+    print("|---" * (3 + len(METRICS)) + "|")
     for name, way in ways_of(tokenizers).items():
-        values = measured(way, [center(picture) for picture in pictures])
-        print(f"| {name} | {' | '.join(f'{value:.4g}' for value in values)} |", flush=True)
+        result = measured(way, [center(picture) for picture in pictures])
+        if name in tokenizers:
+            tokenizer, difference = result, ""
+        else:
+            difference = over(tokenizer, result)
+        print(f"| {name} | {' | '.join(f'{value:.4g}' for value in result.values)} | {difference} |", flush=True)
 
 
 if __name__ == "__main__":

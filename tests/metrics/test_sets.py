@@ -1,6 +1,6 @@
 """Kernel distance, precision and recall: of whole sets of features, against independent computations."""
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 
 import numpy as np
 import pytest
@@ -11,7 +11,7 @@ from torch_fidelity.metric_prc import prc_features_to_metric
 
 from gsq_lightning.metrics import SampleMetrics, feature_sets, kernel
 from gsq_lightning.metrics.features import Features, efficientnet_features
-from gsq_lightning.metrics.kernel import KernelDistance, kernel_distance
+from gsq_lightning.metrics.kernel import KernelDistance, kernel_distance, partners_of
 from gsq_lightning.metrics.precision_recall import PrecisionRecall, precision_recall
 from gsq_lightning.pixels import image_to_pixels
 from gsq_lightning.pretrained.efficientnet import load_efficientnet_lite0
@@ -25,12 +25,15 @@ def feature_sets_of(first: int, second: int, channels: int = 16) -> tuple[Tensor
     )
 
 
-def unbiased_mmd(x: np.ndarray, y: np.ndarray) -> float:
-    """arXiv 1801.01401, equation 4, with its kernel."""
+def unbiased_mmd(x: np.ndarray, y: np.ndarray, pairs: Sequence[tuple[int, int]] = ()) -> float:
+    """arXiv 1801.01401, equation 4, with its kernel; without the kernels of some pairs of x and y."""
     xx, yy, xy = ((a @ b.T / x.shape[1] + 1) ** 3 for a, b in ((x, x), (y, y), (x, y)))
     n, m = len(x), len(y)
     within = (xx.sum() - np.trace(xx)) / (n * (n - 1)) + (yy.sum() - np.trace(yy)) / (m * (m - 1))
-    return float(within - 2 * xy.mean())
+    compared = np.ones_like(xy, dtype=bool)
+    for pair in pairs:
+        compared[pair] = False
+    return float(within - 2 * xy[compared].mean())
 
 
 @pytest.fixture
@@ -65,6 +68,53 @@ def test_few_images_do_not_bias_the_kernel_distance() -> None:
     distances = [kernel_distance(x, y).of_all for x, y in zip(first, second, strict=True)]
     assert 10 <= sum(distance < 0 for distance in distances) <= 30
     assert abs(np.mean(distances)) < 3 * np.std(distances) / np.sqrt(40)
+
+
+@pytest.mark.usefixtures("small_tiles")
+def test_an_image_is_not_compared_with_its_own_reconstruction() -> None:
+    first, second = feature_sets_of(700, 450)
+    partners = torch.full((450,), -1)
+    partners[5:400:3] = torch.randperm(700)[: len(partners[5:400:3])]
+    pairs = [(int(partners[j]), j) for j in range(5, 400, 3)]
+    distance = kernel_distance(first, second, partners).of_all
+    assert distance == pytest.approx(unbiased_mmd(first.double().numpy(), second.double().numpy(), pairs), rel=1e-6)
+    assert kernel_distance(first, second).of_all != pytest.approx(distance, rel=1e-4)
+
+
+@pytest.mark.usefixtures("small_tiles")
+def test_nor_is_it_in_subsets(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(kernel, "SUBSETS", 3)
+    monkeypatch.setattr(kernel, "SUBSET_SIZE", 400)
+    first, second = feature_sets_of(700, 500)
+    members = [member.bool() for member in kernel._draw_subsets(700, 500, torch.device("cpu"))]
+    partners = torch.arange(100, 600)
+    expected = []
+    for in_first, in_second in zip(*members, strict=True):
+        i, j = (member.nonzero().squeeze(1) for member in (in_first, in_second))
+        pairs = [(int(a), int(b)) for a, b in (i[:, None] == partners[j][None, :]).nonzero()]
+        assert pairs
+        expected.append(unbiased_mmd(first[i].double().numpy(), second[j].double().numpy(), pairs))
+    result = kernel_distance(first, second, partners)
+    assert result.mean == pytest.approx(np.mean(expected), rel=1e-6)
+    assert result.std == pytest.approx(np.std(expected), rel=1e-6)
+
+
+def test_pairs_do_not_bias_the_kernel_distance() -> None:
+    """Two noisy views of each thing: the same distribution, so that the true distance is 0."""
+    things, first_noise, second_noise = torch.randn(3, 60, 30, 16, generator=torch.Generator().manual_seed(3)).double()
+    partners = torch.arange(30)
+    first, second = things + 0.3 * first_noise, things + 0.3 * second_noise
+    paired = np.array([kernel_distance(x, y, partners).of_all for x, y in zip(first, second, strict=True)])
+    full = np.array([kernel_distance(x, y).of_all for x, y in zip(first, second, strict=True)])
+    assert abs(paired.mean()) < 3 * paired.std() / np.sqrt(60)
+    assert full.mean() < -3 * full.std() / np.sqrt(60)
+    assert all(kernel_distance(x, x, partners).of_all == 0.0 for x in first)
+
+
+def test_partners_have_the_same_hash_and_are_taken_once() -> None:
+    hashes, others = torch.tensor([1, 3, 3, 3, 7, 9]), torch.tensor([0, 1, 3, 3, 8])
+    assert partners_of(hashes, others).tolist() == [1, 2, 3, -1, -1, -1]
+    assert partners_of(others, hashes).tolist() == [-1, 0, 1, 2, -1]
 
 
 def batches(features: Tensor, hashes: Tensor, size: int) -> Iterator[tuple[Features, Tensor]]:
@@ -102,7 +152,8 @@ def test_more_images_than_memory_holds_are_a_choice_by_their_pixels(
     assert sum(map(len, metric.real)) < 2 * 20 + 7
     chosen = hashes.argsort()[:20]
     values, notes = metric.values()
-    assert values["rkd"] == pytest.approx(unbiased_mmd(first[chosen].numpy(), second[chosen].numpy()), rel=1e-5)
+    own = [(i, i) for i in range(20)]
+    assert values["rkd"] == pytest.approx(unbiased_mmd(first[chosen].numpy(), second[chosen].numpy(), own), rel=1e-5)
     assert notes == ["rkd is over 20 images, chosen by their pixels"]
 
 

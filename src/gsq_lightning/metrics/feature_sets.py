@@ -45,11 +45,12 @@ class FeatureSets(SetDistance):
             setattr(self, f"{side}_hashes", [chosen])
 
     def originals(self) -> dict[str, Tensor]:
-        return {"features": self._chosen("real", MOST_IMAGES)[0]}
+        features, hashes = self._chosen("real", MOST_IMAGES)
+        return {"features": features, "feature_hashes": hashes}
 
-    def others(self) -> Tensor:
-        """(N, F) of the other images."""
-        return self._chosen("fake", MOST_IMAGES)[0]
+    def others(self) -> tuple[Tensor, Tensor]:
+        """Of the other images: (N, F) features and (N,) hashes, sorted."""
+        return self._chosen("fake", MOST_IMAGES)
 
     def notes(self) -> list[str]:
         """The note on more images than are held."""

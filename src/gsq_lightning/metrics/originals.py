@@ -15,7 +15,7 @@ from gsq_lightning.files import read_cached, write_cached
 from gsq_lightning.metrics.features import ExtractorName, FeatureExtractor, Features
 from gsq_lightning.metrics.interface import FeatureMetric, MetricValues
 
-FORMAT = 1  # of the files
+FORMAT = 2  # of the files
 # whose versions may change the pixels that a data set gives, or what a network makes of them
 LIBRARIES = (
     *("gsq-lightning", "torch", "torchvision", "pillow", "simplejpeg", "numpy"),

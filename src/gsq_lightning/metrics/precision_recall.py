@@ -30,7 +30,7 @@ class PrecisionRecall(FeatureSets):
     protocol = f"{NEIGHBORS} nearest neighbors"
 
     def compare(self, originals: dict[str, Tensor]) -> MetricValues:
-        real, fake = originals["features"], self.others()
+        real, fake = originals["features"], self.others()[0]
         if min(len(real), len(fake)) <= NEIGHBORS:
             note = f"{self.name} is left out: it needs more than {NEIGHBORS} images of each kind"
             return MetricValues({}, [note])
