@@ -28,6 +28,7 @@ if TYPE_CHECKING:
 METRICS = ("psnr", "ssim", "rfd_efficientnet", "rkd_efficientnet", "codebook_usage", "codebook_perplexity")
 AXES = ("psnr", "rfd_efficientnet", "codebook_usage", "codebook_perplexity")  # of the plot, over bits per pixel
 FULL_SIZE_FID = "rfid"
+RANKED = {FULL_SIZE_FID: 1, "rfd_efficientnet": 1, "psnr": -1}  # times the sign, less is better
 
 
 class Case(NamedTuple):
@@ -217,10 +218,11 @@ def values_of(rows: list[dict[str, str]], study: str, case: Case, name: str) -> 
 def summary(rows: list[dict[str, str]]) -> str:
     """Tables in Markdown: each study's means ± standard deviations over seeds, and how the paper's order is kept.
 
-    Rank correlation is Spearman's, of the Fréchet distance with the paper's rFID: of the means, and of each seed.
+    Rank correlation is Spearman's, of the distances that there are and of -PSNR with the paper's rFID: of the means
+    and of each seed.
     """
     parts = []
-    orders = ["| study | cases | seeds | rank correlation of the means | of each seed |", "|---|---|---|---|---|"]
+    orders = ["| study | cases | seeds | metric | rank correlation of the means | of each seed |", "|---" * 6 + "|"]
     for study, cases in STUDIES.items():
         present = [case for case in cases if values_of(rows, study, case, "psnr")]
         if not present:
@@ -236,7 +238,8 @@ def summary(rows: list[dict[str, str]]) -> str:
         parts.append("\n".join(lines))
         ranked = [case for case in present if case.rfid is not None]
         if len(ranked) > 2:
-            orders.append(f"| {study} | {len(ranked)} | {order_kept(rows, study, ranked)} |")
+            measured = [name for name in RANKED if all(values_of(rows, study, case, name) for case in ranked)]
+            orders += [f"| {study} | {len(ranked)} | {order_kept(rows, study, ranked, name)} |" for name in measured]
     return "\n\n".join([*parts, "\n".join(orders)]) + "\n"
 
 
@@ -247,18 +250,18 @@ def mean_and_deviation(values: list[float]) -> str:
     return f"{statistics.mean(values):.4g} ± {statistics.stdev(values):.2g}"
 
 
-def order_kept(rows: list[dict[str, str]], study: str, cases: list[Case]) -> str:
+def order_kept(rows: list[dict[str, str]], study: str, cases: list[Case], name: str) -> str:
     from scipy.stats import spearmanr
 
     by_seed: dict[str, list[float]] = defaultdict(list)
     for case in cases:
-        for seed, value in values_of(rows, study, case, "rfd_efficientnet").items():
-            by_seed[seed].append(value)
+        for seed, value in values_of(rows, study, case, name).items():
+            by_seed[seed].append(RANKED[name] * value)
     whole = {seed: values for seed, values in by_seed.items() if len(values) == len(cases)}
     paper = [case.rfid for case in cases]
-    means = [statistics.mean(values_of(rows, study, case, "rfd_efficientnet").values()) for case in cases]
+    means = [RANKED[name] * statistics.mean(values_of(rows, study, case, name).values()) for case in cases]
     single = ", ".join(f"{spearmanr(values, paper).statistic:.2f}" for values in whole.values())
-    return f"{len(whole)} | {spearmanr(means, paper).statistic:.2f} | {single}"
+    return f"{len(whole)} | {name} | {spearmanr(means, paper).statistic:.2f} | {single}"
 
 
 def draw(rows: list[dict[str, str]], metrics: Sequence[str] = AXES) -> "Figure":

@@ -75,6 +75,7 @@ def test_resumes_where_it_stopped_and_keeps_the_papers_order(
     text = study.summary(study.rows_of(tmp_path / "study.csv"))
     assert "| perceptual 0.1 | 1.125 | 2 | 4 ± 1.4 |" in text
     # means 4, 2, 2: ranks 3, 1.5, 1.5 against 3, 1, 2; Pearson of the ranks by hand: 1.5 / √(1.5 · 2)
-    assert f"| perceptual | 3 | 2 | {1.5 / 3**0.5:.2f} | 1.00, 0.50 |" in text
+    assert f"| perceptual | 3 | 2 | rfd_efficientnet | {1.5 / 3**0.5:.2f} | 1.00, 0.50 |" in text
+    assert f"| perceptual | 3 | 2 | psnr | {-1.5 / 3**0.5:.2f} | -1.00, -0.50 |" in text
     study.plot(study.rows_of(tmp_path / "study.csv"), tmp_path / "study.png")
     assert (tmp_path / "study.png").stat().st_size > 10_000
