@@ -266,6 +266,21 @@ def test_a_larger_global_batch_continues_where_the_smaller_one_was(tmp_path: Pat
     assert not {name for batch in small for name in batch} & set(large[0])
 
 
+@pytest.mark.parametrize("consumed_steps", [4, 5])
+def test_a_batch_larger_than_what_is_left_of_an_epoch_begins_the_next(tmp_path: Path, consumed_steps: int) -> None:
+    write_images(tmp_path / "images" / "train", 10)
+
+    def data(global_batch_size: int) -> ImageNetDataModule:
+        return ImageNetDataModule(tmp_path / "images", 8, global_batch_size, num_workers=0, seed=3)
+
+    run_through(data(2), consumed_steps, tmp_path / "small")
+    resumed = run_through(
+        data(4), consumed_steps + 3, tmp_path / "large", ckpt_path=tmp_path / "small" / f"step={consumed_steps}.ckpt"
+    )
+    fresh = run_through(data(4), 5, tmp_path / "fresh")
+    assert resumed == fresh[2:]  # the second epoch, and the third
+
+
 def epoch_of(root: Path, epoch: int, seed: int = 3) -> list[list[str]]:
     """The batches of a whole epoch, by the sampler alone."""
     data = ImageNetDataModule(root, 8, global_batch_size=4, num_workers=0)

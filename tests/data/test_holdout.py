@@ -162,6 +162,33 @@ def test_labels_of_validation_images_are_the_numbers_of_the_training_classes(
     assert found == ({"elk": 0, "fox": 1}, ["elk", "fox"])
 
 
+def test_names_of_classes_are_not_matched_with_numbers_unless_it_is_said_how(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    """The list numbers them in another order than that of their names."""
+    for name in ("ant", "bee"):
+        write_images(tmp_path / "images" / name, 1)
+        write_images(tmp_path / "val" / name, 1)
+    lines = [f"{tmp_path}/images/{name}/{name}_0.png {label}" for name, label in (("ant", 1), ("bee", 0))]
+    for name in ("ant", "bee"):
+        (image,) = (tmp_path / "images" / name).iterdir()
+        image.rename(image.with_name(f"{name}_0.png"))
+    (tmp_path / "train.txt").write_text("\n".join(lines) + "\n")
+    places = {"train": tmp_path / "train.txt", "val": tmp_path / "val"}
+    caplog.set_level("INFO")
+    assert labelled(**places) == ({"ant": -1, "bee": -1}, None)
+    assert "data.class_names takes the names in the order of the numbers" in caplog.text
+    assert labelled(**places, class_names=["bee", "ant"]) == ({"ant": 1, "bee": 0}, ["bee", "ant"])
+    data = ImageNetDataModule(image_size=8, global_batch_size=1, num_workers=0, **places, class_names=["bee", "ant"])
+    data.setup("fit")
+    assert data.settings["class_names"] == ["bee", "ant"]
+    (batch,) = data.val_dataloader()
+    assert sorted(batch.label.tolist()) == [0, 1]
+    data = ImageNetDataModule(image_size=8, global_batch_size=1, num_workers=0, **places, class_names=["bee"])
+    with pytest.raises(InputError, match=r"has the label 1, and data\.class_names names 1 classes"):
+        data.setup("fit")
+
+
 @pytest.mark.parametrize("num_workers", [None, 3])
 def test_workers_follow_the_machine_unless_they_are_given(
     image_root: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture, num_workers: int | None

@@ -130,6 +130,11 @@ LAYOUTS = {
         r"holds nothing named train",
         several("", "bus", "car", "ship", "train station"),
     ),
+    "a class that is called train": Layout(
+        list(several("", "bus", "car", "train")),
+        r"holds train beside bus, car: a split, or one of several classes; .*data\.train",
+        r"holds train beside bus, car: a split, or one of several classes; .*data\.train",
+    ),
     "a class that is a train within the splits": both(
         several("train", "bus", "car", "train"), several("val", "bus", "car", "train")
     ),

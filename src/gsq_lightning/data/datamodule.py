@@ -158,7 +158,9 @@ class ResumableDataModule(LightningDataModule):
                 found,
             )
             return
-        self._place.epoch, self._place.consumed = state_dict["epoch"], state_dict["images_consumed_in_epoch"]
+        epoch, consumed = state_dict["epoch"], state_dict["images_consumed_in_epoch"]
+        is_over = found - consumed < self.global_batch_size  # by batches that are larger than before
+        self._place.epoch, self._place.consumed = (epoch + 1, 0) if is_over else (epoch, consumed)
 
     def _choose_seed(self, resumed: int | None) -> int:
         """Seed of the order of images: flags, else the checkpoint, else torch's initial seed."""

@@ -6,6 +6,7 @@ from contextlib import suppress
 from functools import cached_property
 from typing import Any, get_args
 
+from gsq_lightning.data.batch import NO_LABEL
 from gsq_lightning.data.dataset import ImageDataset, OnError, SourceImages, Transform
 from gsq_lightning.data.holdout import hold_out
 from gsq_lightning.data.image_datamodule import ImageDataModule, PredictedSplit
@@ -61,8 +62,9 @@ class ImageNetDataModule(ImageDataModule):
         shuffle_buffer: encoded images that each worker holds to draw from when training from streamed shards.
         val_share: share of the training images, in (0, 1), that is held out for validation where there is no
             validation split, such as 0.02. Names decide, so that it is the same on every machine.
-        class_names: names of the classes, in the order of their numbers, for labels where there is no training split to
-            take them from; checkpoints bring those of their training. After `setup` those of the labels, or None.
+        class_names: names of the classes, in the order of their numbers, where no training split names them: there is
+            none, or its labels are numbers. Checkpoints bring those of their training. After `setup` those of the
+            labels, or None.
         image_column: which of several columns of images in Parquet files.
         val_image_size: side of the images that are evaluated, in pixels; by default `image_size`.
 
@@ -117,6 +119,7 @@ class ImageNetDataModule(ImageDataModule):
         self.on_error: OnError = look_up("on_error", on_error, {word: word for word in get_args(OnError)})
         self.source: SourceKind = look_up("source", source, {word: word for word in get_args(SourceKind)})
         self._trains_on_all = False  # on what `root` holds, which has no splits
+        self._is_numbered = False  # by training images, without names of the classes
 
     @property
     def settings(self) -> dict[str, Any]:
@@ -150,7 +153,7 @@ class ImageNetDataModule(ImageDataModule):
         found = self._find_train()
         if isinstance(found, Shards):
             return StreamedShards(found, transform, self.on_error, self.shuffle_buffer, self.train_images)
-        self.class_names = found.class_names
+        self.class_names = self._names_of(found)
         return SourceImages(found, transform, self.on_error, substitute=True)
 
     def make_val_dataset(self) -> ImageDataset | None:
@@ -176,9 +179,14 @@ class ImageNetDataModule(ImageDataModule):
             return None
         if isinstance(found, Shards):
             return StreamedShards(found, transform, self.on_error)
-        names = self._training_classes(found) if split == "val" else None
+        names = self._training_classes(found) if split == "val" else self._names_of(found)
         if names is not None:
             found.number_by(names)
+        elif found.class_names is not None and self._is_numbered:
+            found.remove_labels(
+                "their classes have names and those of the training images numbers: they have no label; "
+                "data.class_names takes the names in the order of the numbers"
+            )
         self.class_names = names or found.class_names
         return SourceImages(found, transform, self.on_error)
 
@@ -237,10 +245,24 @@ class ImageNetDataModule(ImageDataModule):
         if (self.train is not None or "train" in self._splits) and not isinstance(found, ParquetSource):
             with suppress(InputError):  # of training images, which validation does without
                 training = self._all_training_images()
-                if isinstance(training, ImageSource) and training.class_names is not None:
-                    return training.class_names
+                names = self._names_of(training) if isinstance(training, ImageSource) else None
+                if names is not None:
+                    return names
         is_of_others = own is not None and not set(map(same_name, own)) & set(map(same_name, self.class_names or ()))
         return None if is_of_others else self.class_names
+
+    def _names_of(self, training: ImageSource) -> list[str] | None:
+        """Of the classes of training images; where these have numbers alone, those that are given."""
+        self._is_numbered = training.class_names is None and bool((training.labels != NO_LABEL).any())
+        if not self._is_numbered or self.class_names is None:
+            return training.class_names
+        largest = int(training.labels.max())
+        require(
+            largest < len(self.class_names),
+            f"{training.place} has the label {largest}, and data.class_names names {len(self.class_names)} classes, "
+            "the first of which is 0; name all",
+        )
+        return self.class_names
 
     def _in_any_order(self, found: ImageSource | Shards) -> ImageSource:
         if isinstance(found, Shards):

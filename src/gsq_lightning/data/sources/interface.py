@@ -84,6 +84,12 @@ class ImageSource(ABC):
             return
         self.class_names = list(class_names)
 
+    def remove_labels(self, why: str) -> None:
+        """Has images without labels, and a note on that."""
+        self.labels = np.full(len(self), NO_LABEL, dtype=np.int64)
+        self.class_names = None
+        self.notes = [*self.notes, why]
+
 
 def fingerprint_of(listing: Listing, *details: bytes) -> str:
     """A hash over a listing's names, its witness, and further details."""

@@ -36,10 +36,12 @@ class Level(NamedTuple):
     Attributes:
         folder: its path within the data set.
         parts: by split: "train", "val" or "test".
+        others: paths of its other folders that hold images.
     """
 
     folder: str
     parts: dict[str, list[Part]]
+    others: list[str]
 
 
 def splits_in(name: str) -> set[str]:
@@ -89,7 +91,13 @@ def choose_parts(tree: Tree, split: Split, place: str, is_root: bool, first: Par
         if is_root:
             _refuse_lists_of_splits(tree, split, place)
         return [Part("", "folder")]
-    parts = levels[0].parts
+    parts, others = levels[0].parts, levels[0].others
+    folders = [part.path for found in parts.values() for part in found if part.kind == "folder"]
+    if is_root and len(parts) == 1 and folders and others:
+        raise InputError(
+            f"{place} holds {shown(folders)} beside {shown(others)}: a split, or one of several classes; if it is a "
+            f"split, {name_it(split)}, and if all are classes, name {place} itself with data.train"
+        )
     if split not in parts:
         if is_root and set(parts) == {"test"} and split == "val":  # images alone
             return _whole(parts["test"], "val", place, first)
@@ -109,18 +117,18 @@ def choose_parts(tree: Tree, split: Split, place: str, is_root: bool, first: Par
 def levels_of(tree: Tree, folder: str) -> list[Level]:
     """All folders whose parts are splits, none within another."""
     entries = tree.entries(folder)
-    parts = split_parts(tree, folder, entries)
-    if parts:
-        return [Level(folder, parts)]
+    level = level_at(tree, folder, entries)
+    if level is not None:
+        return [level]
     siblings = set(entries.folders) - annotations_among(entries.folders)
     below = (os.path.join(folder, name) for name in sorted(siblings)[:MOST_SIBLINGS])
     return [level for child in below if tree.holds_images(child) for level in levels_of(tree, child)]
 
 
-def split_parts(tree: Tree, folder: str, entries: Entries) -> dict[str, list[Part]]:
-    """The parts of a folder by split; none where they are no splits but, say, classes of which one is a `train`."""
+def level_at(tree: Tree, folder: str, entries: Entries) -> Level | None:
+    """A folder whose parts are splits; None where they are not, but, say, classes with a `train station` among them."""
     parts: defaultdict[str, list[Part]] = defaultdict(list)
-    others = 0
+    others: list[Part] = []
     is_any_exact = False
     candidates = [Part(os.path.join(folder, name), "folder") for name in entries.folders]
     for name in entries.files:
@@ -128,7 +136,7 @@ def split_parts(tree: Tree, folder: str, entries: Entries) -> dict[str, list[Par
         if kind is not None:
             candidates.append(Part(os.path.join(folder, name), kind))
     if not any(splits_in(os.path.basename(part.path)) for part in candidates):
-        return {}
+        return None
     for part in candidates:
         stem = os.path.basename(part.path)
         split = split_of(stem if part.kind == "folder" else os.path.splitext(stem)[0])
@@ -137,11 +145,13 @@ def split_parts(tree: Tree, folder: str, entries: Entries) -> dict[str, list[Par
         if part.kind == "folder" and not tree.holds_images(part.path):
             continue
         if split is None:
-            others += 1
+            others.append(part)
         else:
             parts[split].append(part)
             is_any_exact |= is_exact(part)
-    return dict(parts) if is_any_exact or sum(map(len, parts.values())) >= max(others, 1) else {}
+    if is_any_exact or sum(map(len, parts.values())) >= max(len(others), 1):
+        return Level(folder, dict(parts), [part.path for part in others if part.kind == "folder"])
+    return None
 
 
 def _whole(parts: list[Part], split: Split, place: str, first: PartKind) -> list[Part]:
