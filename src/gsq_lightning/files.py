@@ -21,6 +21,7 @@ logger = logging.getLogger(__name__)
 
 PART = ".part"  # suffix of files that are being written
 DIGEST = hashlib.sha256().digest_size  # bytes before the content of a cached file
+HELD = (errno.EAGAIN, errno.EACCES)  # of a lock; others say that the file system has none
 DISK_ERRORS = (
     errno.ENOSPC,
     errno.EDQUOT,
@@ -106,7 +107,7 @@ def hold_lock(path: Path) -> IO[str] | None:
         fcntl.lockf(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except OSError as error:
         file.close()
-        if error.errno in (errno.EAGAIN, errno.EACCES):
+        if error.errno in HELD:
             raise BlockingIOError(error.errno, "another process holds it", str(path)) from error
         return None
     return file
@@ -117,12 +118,16 @@ def is_locked(path: Path) -> bool:
     if fcntl is None:
         return False
     try:
-        with path.open() as file:
-            fcntl.lockf(file, fcntl.LOCK_SH | fcntl.LOCK_NB)
+        file = path.open()
     except FileNotFoundError:
         return False
     except OSError:
         return True
+    with file:
+        try:
+            fcntl.lockf(file, fcntl.LOCK_SH | fcntl.LOCK_NB)
+        except OSError as error:
+            return error.errno in HELD
     return False
 
 

@@ -457,6 +457,28 @@ def test_the_weights_that_were_trained_last_may_be_asked_for(trained: Path, tmp_
     assert measured[0] == measured[1] != measured[2]
 
 
+def test_configs_may_name_the_checkpoint_and_its_weights(
+    trained: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], caplog: pytest.LogCaptureFixture
+) -> None:
+    config = tmp_path / "checkpoint.yaml"
+    config.write_text(f"ckpt_path: {trained}\nweights: raw\n")
+    folder = ["--trainer.default_root_dir", str(tmp_path)]
+
+    def psnr(*flags: str) -> float:
+        main(["validate", *flags, *folder, f"--data.root={trained.parents[2] / 'images'}"])
+        return read_report(tmp_path / "metrics.json").metrics["psnr"]
+
+    raw, ema = (psnr(f"--ckpt_path={trained}", f"--weights={weights}") for weights in ("raw", "ema"))
+    assert raw != ema
+    assert psnr("--config", str(config)) == raw
+    assert psnr("--config", str(config), "--weights=ema") == ema
+    caplog.set_level("INFO")
+    recipe = ["--config", "quickstart.yaml", *TINY, *images(trained.parents[2] / "images")]
+    assert psnr(*recipe, "--config", str(config), "--ckpt_path=null") not in (raw, ema)
+    assert "no --ckpt_path is given" in caplog.text
+    assert "name the recipe with --config" in error_of(["validate", "--ckpt_path=last"], capsys)
+
+
 def test_compare_finds_the_newest_run_of_a_recipe(trained: Path, capsys: pytest.CaptureFixture[str]) -> None:
     main(["compare", str(trained.parent)])
     assert "| quickstart/version_" in capsys.readouterr().out

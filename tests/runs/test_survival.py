@@ -161,6 +161,38 @@ def test_a_damaged_checkpoint_is_passed_over_for_an_older_one(place: Path, caplo
     assert [state["global_step"] for state in states] == [4]
 
 
+def test_a_file_system_without_locks_keeps_nothing_from_being_resumed(
+    place: Path, said: list[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def lockf(*_: Any) -> None:
+        raise OSError(errno.ENOLCK, "No locks available")
+
+    monkeypatch.setattr("gsq_lightning.files.fcntl.lockf", lockf)
+    main(fit(2))
+    main(fit(4))
+    assert "resuming runs/quickstart/version_0 from step 2" in said[-1]
+
+
+def test_checkpoints_of_weights_alone_are_not_resumed(
+    place: Path, said: list[str], capsys: pytest.CaptureFixture[str]
+) -> None:
+    callback = ["--trainer.callbacks=ModelCheckpoint", "--trainer.callbacks.save_weights_only=true"]
+    callback += ["--trainer.callbacks.filename=best"]
+    main([*fit(2), *callback])
+    run = RUNS / "version_0"
+    assert (run / "checkpoints" / "best.ckpt").exists()
+    main([*fit(3), *callback])
+    assert "resuming runs/quickstart/version_0 from step 2" in said[-1]
+    main([*fit(4), *callback, f"--ckpt_path={run}"])
+    torch.save({"a": 1}, "foreign.ckpt")
+    for path in (run / "checkpoints" / "best.ckpt", Path("foreign.ckpt")):
+        line = error_of([*fit(5), f"--ckpt_path={path}"], capsys)
+        assert line.endswith(f"{path} holds no training that could go on; --init_from starts a new one from weights")
+    for path in run.glob("checkpoints/*.ckpt"):
+        path.unlink()
+    assert "no checkpoint below" in error_of([*fit(5), f"--ckpt_path={run}"], capsys)
+
+
 def test_last_needs_a_folder_of_runs(place: Path, capsys: pytest.CaptureFixture[str]) -> None:
     error = error_of(["validate", "--ckpt_path=last", "--config=quickstart.yaml", "--trainer.logger=false"], capsys)
     assert "there is no checkpoint below runs/quickstart" in error

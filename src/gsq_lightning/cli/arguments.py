@@ -18,7 +18,8 @@ class Arguments(NamedTuple):
 
     Attributes:
         configs: names and paths of config files.
-        checkpoint: what to validate, to resume or to turn images into tokens with.
+        checkpoint: what to validate, to resume or to turn images into tokens with; "null" for nothing, whatever the
+            configs say.
         weights: of a checkpoint: "ema" or "raw".
         flags: the rest.
     """
@@ -34,13 +35,22 @@ class Arguments(NamedTuple):
         scan.add_argument("-c", "--config", action="append", default=[])
         scan.add_argument("--ckpt_path")
         if command in EVALUATIONS:
-            scan.add_argument("--weights", default="ema")
+            scan.add_argument("--weights")
         try:
             found, flags = scan.parse_known_args(arguments)
         except argparse.ArgumentError as error:
             fail(str(error))
-        checkpoint = None if found.ckpt_path in (None, "null", "") else str(found.ckpt_path)
-        return cls(found.config, checkpoint, getattr(found, "weights", "ema"), flags)
+        return cls(found.config, found.ckpt_path, getattr(found, "weights", None), flags)
+
+    def completed(self, contents: list[dict[str, Any]]) -> "Arguments":
+        """With checkpoint and weights of the configs where the flags name none, and the default."""
+        checkpoint, weights = self.checkpoint, self.weights
+        for content in reversed(contents):
+            checkpoint = content.get("ckpt_path") if checkpoint is None else checkpoint
+            weights = content.get("weights") if weights is None else weights
+        return self._replace(
+            checkpoint=None if checkpoint in (None, "null", "") else str(checkpoint), weights=weights or "ema"
+        )
 
     @property
     def asks_for_help(self) -> bool:

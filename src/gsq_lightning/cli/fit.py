@@ -50,7 +50,7 @@ from gsq_lightning.runs.layout import (
     run_folders,
     run_of,
 )
-from gsq_lightning.runs.resume import decide, mark_finished
+from gsq_lightning.runs.resume import check_resumable, decide, mark_finished, newest_resumable
 from gsq_lightning.runs.start import RunStart
 from gsq_lightning.training import TokenizerModule
 
@@ -124,21 +124,29 @@ class GSQCommand(LightningCLI):
     def __init__(self, command: CommandName, arguments: list[str]) -> None:
         self.command = command
         given = Arguments.split(arguments, command)
-        require(bool(given.configs or given.checkpoint) or given.asks_for_help, what_is_missing(command))
+        configs = [find_recipe(name) for name in given.configs]
+        contents = [read_config(config) for config in configs]
+        given = given.completed(contents)
+        require(bool(configs or given.checkpoint) or given.asks_for_help, what_is_missing(command))
         self.weights = given.weights
         self.recipe = recipe_name(given)
-        self.checkpoint = None if given.checkpoint in (None, LAST) else checkpoint_at(expanded(str(given.checkpoint)))
         self.takes_last = given.checkpoint == LAST
+        require(
+            bool(configs) or not self.takes_last, "--ckpt_path last is that of a recipe; name the recipe with --config"
+        )
+        self.checkpoint: Path | None = None
+        if given.checkpoint is not None and not self.takes_last:
+            self.checkpoint = checkpoint_at(expanded(given.checkpoint), resumes=command == "fit")
         self.source: Source | None = None
         self.run_folder: RunFolder | None = None
         require(
             given.checkpoint is None or not any(flag.partition("=")[0] == "--init_from" for flag in given.flags),
             "--ckpt_path goes on with a run, --init_from starts a new one from weights; give one of the two",
         )
-        configs = [find_recipe(name) for name in given.configs]
         if self.checkpoint is not None and command == "fit":
-            require(not is_export(self.checkpoint), f"{self.checkpoint} is an exported tokenizer, {ONLY_EVALUATED}")
-            configs = configs or [config_of_run(self.checkpoint)]
+            if not configs:
+                configs = [config_of_run(self.checkpoint)]
+                contents = [read_config(configs[0])]
         elif self.checkpoint is not None:
             self.source = read_source(self.checkpoint, self.weights)
             own = self.source.own_quantizer
@@ -147,7 +155,6 @@ class GSQCommand(LightningCLI):
                 f"the quantizer of {self.checkpoint} is {own}, which is none of this library's; give the configs of "
                 "its training again, with --config",
             )
-        contents = [read_config(config) for config in configs]
         if self.checkpoint is None and not self.takes_last and contents and not given.asks_for_help:
             check_completeness(given.configs, configs, contents)
         options = [*(f"--config={config}" for config in configs), *given.flags]
@@ -239,7 +246,7 @@ class GSQCommand(LightningCLI):
         loggers = configured_loggers(trainer.logger)
         runs = runs_folder(loggers, trainer.default_root_dir, self.recipe)
         if self.takes_last:
-            self.checkpoint = newest_checkpoint(runs)
+            self.checkpoint = newest_resumable(runs) if self.command == "fit" else newest_checkpoint(runs)
             if self.command != "fit":
                 self.source = read_source(self.checkpoint, self.weights)
         if self.command == "fit":
@@ -319,6 +326,8 @@ class GSQCommand(LightningCLI):
         if self.source is not None:
             check_weights(self.model.tokenizer, self.source.weights, str(self.source.path))
             self.model.tokenizer.load_state_dict(self.source.weights)
+        elif self.command != "fit":
+            rank_zero_info("no --ckpt_path is given: the weights are as the config makes them, random as a rule")
         if self.command == "fit":
             self._fit()
         elif self.command == "predict":
@@ -358,11 +367,25 @@ def options_of(parser: LightningArgumentParser) -> list[str]:
     return [name.replace(".init_args", "") for name in dict(parser.get_defaults(skip_validation=True))]
 
 
-def checkpoint_at(path: Path) -> Path:
-    """A checkpoint's file or the folder of an export: the path itself, or the newest checkpoint of a run or recipe."""
-    if path.is_dir() and not is_export(path):
-        return newest_checkpoint(path)
+def checkpoint_at(path: Path, resumes: bool) -> Path:
+    """A checkpoint's file or the folder of an export: the path itself, or the newest checkpoint of a run or recipe.
+
+    Args:
+        path: of one of these.
+        resumes: a training shall go on: weights alone do not serve.
+
+    Raises:
+        InputError: where there is none, or none that serves.
+    """
+    if not resumes:
+        found = newest_checkpoint(path) if path.is_dir() and not is_export(path) else path
+        require(found.exists(), f"there is no checkpoint {path}")
+        return found
+    require(not is_export(path), f"{path} is an exported tokenizer, {ONLY_EVALUATED}")
+    if path.is_dir():
+        return newest_resumable(path)
     require(path.exists(), f"there is no checkpoint {path}")
+    check_resumable(path)
     return path
 
 

@@ -8,11 +8,14 @@ from typing import Any
 import torch
 import yaml
 
-from gsq_lightning.errors import first_line
+from gsq_lightning.errors import InputError, first_line, require
 from gsq_lightning.files import is_locked
-from gsq_lightning.runs.layout import RunFolder
+from gsq_lightning.pretrained.saved import read_plain
+from gsq_lightning.runs.layout import RunFolder, run_folders
 
 logger = logging.getLogger(__name__)
+
+RESUMABLE = {"pytorch-lightning_version", "state_dict", "global_step", "loops", "optimizer_states", "lr_schedulers"}
 
 # options that may change when a run is resumed: they do not change the result
 FREE_OPTIONS = {
@@ -65,18 +68,48 @@ def decide(candidates: list[RunFolder], config: dict[str, Any], max_steps: int, 
 
 
 def newest_readable(run: RunFolder) -> tuple[Path, dict[str, Any]] | None:
-    """The checkpoint with the most steps that can be read, and its content. Logs a warning for one that cannot."""
+    """The checkpoint with the most steps that can be read and resumed, and its content.
+
+    Logs a warning for one that cannot be read. Other callbacks may leave some with weights alone.
+    """
     found: list[tuple[int, float, Path, dict[str, Any]]] = []
     for path in run.checkpoints.glob("*.ckpt") if run.checkpoints.is_dir() else ():
         try:
             state = torch.load(path, map_location="cpu", weights_only=True, mmap=True)
-            found.append((int(state["global_step"]), path.stat().st_mtime, path, state))
+            if is_resumable(state):
+                found.append((int(state["global_step"]), path.stat().st_mtime, path, state))
         except Exception as error:  # whatever the unpickler makes of a damaged file
             logger.warning("the checkpoint %s cannot be read and is passed over: %s", path, first_line(error))
     if not found:
         return None
     _, _, path, state = max(found, key=lambda entry: entry[:2])
     return path, state
+
+
+def is_resumable(state: dict[str, Any]) -> bool:
+    """Whether it is all of a training, not weights alone."""
+    return state.keys() >= RESUMABLE
+
+
+def check_resumable(checkpoint: Path) -> None:
+    """Raises InputError where a file is no checkpoint of a training, or of its weights alone."""
+    require(
+        is_resumable(read_plain(checkpoint)),
+        f"{checkpoint} holds no training that could go on; --init_from starts a new one from weights",
+    )
+
+
+def newest_resumable(folder: Path) -> Path:
+    """The checkpoint that a training goes on from, of a run or of the newest run of a recipe that has one.
+
+    Raises:
+        InputError: where there is none.
+    """
+    for run in (RunFolder(folder), *run_folders(folder)):
+        found = newest_readable(run)
+        if found is not None:
+            return found[0]
+    raise InputError(f"there is no checkpoint below {folder} that a training could go on from")
 
 
 def is_at_end(state: dict[str, Any], max_steps: int, max_epochs: int | None) -> bool:
