@@ -38,6 +38,14 @@ def test_pictures_of_any_kind_are_one_image(tmp_path: Path) -> None:
     assert np.array_equal(np.asarray(image_to_picture(image)), PIXELS)
 
 
+def test_arrays_may_be_flipped_or_read_only() -> None:
+    """As OpenCV's channels in the other order are, and Pillow's own arrays."""
+    read_only = np.asarray(Image.fromarray(PIXELS))
+    assert not read_only.flags.writeable
+    for array in (PIXELS[..., ::-1], PIXELS[::-1], read_only):
+        assert np.array_equal(np.asarray(image_to_picture(picture_to_image(array))), array)
+
+
 def test_gray_palettes_and_orientation() -> None:
     gray = PIXELS[..., 0]
     expected = np.repeat(gray[..., None], 3, axis=2)
@@ -56,6 +64,9 @@ def test_what_is_no_picture_is_refused(tmp_path: Path) -> None:
         (Image.new("I;16", (4, 4)), "mode I;16, whose range is not that of 8 bits"),
         (np.zeros((4, 4, 3), np.int64), "it must be a path, a Pillow image, uint8"),
         (torch.zeros(2, 3, 4, 4), r"torch.float32 of shape \(2, 3, 4, 4\)"),
+        (PIXELS[:0], r"of shape \(3, 0, 7\)"),
+        (None, "of the type NoneType; it must be a path"),
+        (b"abc", "of the type bytes; it must be a path"),
     ):
         with pytest.raises(InputError, match=message):
             picture_to_image(picture)

@@ -72,6 +72,13 @@ def test_wrong_images_and_indices_are_refused(small_tokenizer: Build) -> None:
         tokenizer.decode_indices(torch.full((1, 2, 2, 2), 32))
     with pytest.raises(InputError, match="G = 2"):
         tokenizer.decode_indices(torch.zeros(1, 2, 2, dtype=torch.int64))
+    with pytest.raises(InputError, match=r"of the type ndarray; it must be a tensor \(B, 3, H, W\)"):
+        tokenizer.encode_indices(np.zeros((1, 3, 8, 8)))  # type: ignore[arg-type]
+    for indices in (np.zeros((1, 2, 2, 2), np.int64), [[[[0, 0]]]]):
+        with pytest.raises(InputError, match=r"torch\.as_tensor makes it"):
+            tokenizer.decode_indices(indices)  # type: ignore[arg-type]
+    with pytest.raises(InputError, match="decode_image takes what encode_image gives, not Tensor"):
+        tokenizer.decode_image(torch.zeros(1, 2, 2, 2, dtype=torch.int64))  # type: ignore[arg-type]
 
 
 @pytest.mark.parametrize("kind", [torch.uint8, torch.int16, torch.int32, torch.uint16])
@@ -214,6 +221,28 @@ def test_images_in_another_range_are_noticed(small_tokenizer: Build, recwarn: py
         tokenizer.encode(image)
     with pytest.warns(UserWarning, match="undo a normalization"):
         tokenizer.encode(4 * image - 2)
+    with pytest.warns(UserWarning, match=r"lie in \[0, 1\].*2 \* x - 1"):
+        tokenizer.encode_image(image)
+
+
+@pytest.mark.parametrize("tile", [None, 16])
+def test_bright_pictures_are_no_images_in_another_range(
+    small_tokenizer: Build, recwarn: pytest.WarningsRecorder, tile: int | None
+) -> None:
+    small_tokenizer().eval().encode_image(torch.randint(128, 256, (32, 32, 3), dtype=torch.uint8), tile)
+    assert [str(warning.message) for warning in recwarn if "image" in str(warning.message)] == []
+
+
+def test_a_folder_in_the_home_is_found_again(
+    small_tokenizer: Build, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("HOME", str(tmp_path))
+    tokenizer = small_tokenizer()
+    tokenizer.save_pretrained("~/tokenizer")
+    assert GSQTokenizer.from_pretrained("~/tokenizer").hash == tokenizer.hash
+    (tmp_path / "file").touch()
+    with pytest.raises(InputError, match="file is a file; name a folder"):
+        tokenizer.save_pretrained("~/file")
 
 
 def test_a_hash_names_config_and_weights(small_tokenizer: Build, tmp_path: Path) -> None:

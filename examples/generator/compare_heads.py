@@ -2,8 +2,9 @@
 
     python examples/generator/compare_heads.py --config examples/generator/photographs.yaml --data.root tokens
 
-Arguments are those of `main.py fit` and those below. Both heads see the same batches for the same number of steps. A
-run that is finished is not made again, and one that was interrupted goes on.
+Arguments are those of `main.py fit` and those below. Both heads see the same batches for the same number of steps, not
+masked, as masked generators have no bits per image. A run that is finished is not made again, and one that was
+interrupted goes on.
 """
 
 import argparse
@@ -46,6 +47,7 @@ def result(head: str, seed: int, folder: Path, options: list[str]) -> dict[str, 
                 "fit",
                 *options,
                 f"--model.head={head}",
+                "--model.masked=false",
                 f"--seed_everything={seed}",
                 "--trainer.logger=gsq_lightning.runs.RunLogger",
                 *(f"--trainer.logger.{name}={value}" for name, value in logger.items()),

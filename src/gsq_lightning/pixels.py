@@ -42,8 +42,13 @@ def image_of(batch: Any) -> Tensor:
     return image
 
 
-def check_range(image: Tensor) -> None:
-    """Raises InputError for an image that is clearly in [0, 255], and warns of one that seems not to be in [-1, 1]."""
+def check_range(image: Tensor, may_overshoot: bool = False) -> None:
+    """Raises InputError for an image that is clearly in [0, 255], and warns of one that seems not to be in [-1, 1].
+
+    Args:
+        image: float, of any shape.
+        may_overshoot: it comes out of a network, and may go beyond.
+    """
     if image.numel() == 0:
         return
     lowest, highest = (float(end) for end in image.detach().aminmax())
@@ -54,7 +59,7 @@ def check_range(image: Tensor) -> None:
             "all values of the image lie in [0, 1], where images are in [-1, 1]: 2 * x - 1 for one in [0, 1]",
             stacklevel=4,
         )
-    elif lowest < -1.1 or highest > 1.1:
+    elif not may_overshoot and (lowest < -1.1 or highest > 1.1):
         warnings.warn(
             f"the image has values from {lowest:.3g} to {highest:.3g}, where images are in [-1, 1]; undo a "
             "normalization by mean and standard deviation",
@@ -68,29 +73,33 @@ def picture_to_image(picture: Any) -> Tensor:
     Args:
         picture: a path; a Pillow image of 8 bits, turned as its EXIF orientation says, its transparency dropped; a
             uint8 array or tensor (H, W, 3) or (H, W); a uint8 tensor (3, H, W) or (1, 3, H, W); or a float tensor
-            (3, H, W) or (1, 3, H, W) in [-1, 1], taken as it is.
+            (3, H, W) or (1, 3, H, W) in [-1, 1], taken as it is, with a warning where it seems to be in another range.
 
     Raises:
         InputError: for anything else.
     """
     if isinstance(picture, str | Path):
-        picture = _open(Path(picture))
+        picture = _open(Path(picture).expanduser())
     if hasattr(picture, "getexif"):
         picture = _pillow_pixels(picture)
     channels_first = isinstance(picture, Tensor)  # where both ends have 3, as each kind usually has them
-    tensor = torch.as_tensor(picture)
+    tensor = picture if isinstance(picture, Tensor) else _tensor_of(picture)
     if tensor.ndim == 4 and len(tensor) == 1:
         tensor = tensor[0]
     if tensor.ndim == 2:
         tensor = tensor.expand(3, -1, -1)
     elif tensor.ndim == 3 and tensor.shape[2] == 3 and not (channels_first and tensor.shape[0] == 3):
         tensor = tensor.permute(2, 0, 1)
-    if tensor.ndim != 3 or tensor.shape[0] != 3 or not (tensor.dtype == torch.uint8 or tensor.is_floating_point()):
+    is_image = tensor.ndim == 3 and tensor.shape[0] == 3 and tensor.numel() > 0
+    if not (is_image and (tensor.dtype == torch.uint8 or tensor.is_floating_point())):
         raise InputError(
             f"the picture is {tensor.dtype} of shape {tuple(tensor.shape)}; it must be a path, a Pillow image, uint8 "
             "of (H, W, 3), (H, W) or (3, H, W), or a float tensor (3, H, W) in [-1, 1]"
         )
-    return (pixels_to_image(tensor) if tensor.dtype == torch.uint8 else tensor)[None]
+    if tensor.dtype == torch.uint8:
+        return pixels_to_image(tensor)[None]
+    check_range(tensor)
+    return tensor[None]
 
 
 def image_to_picture(image: Tensor) -> "Image":
@@ -99,6 +108,19 @@ def image_to_picture(image: Tensor) -> "Image":
 
     pixels = image_to_pixels(image.detach()).cpu().reshape(image.shape[-3:])
     return Image.fromarray(pixels.permute(1, 2, 0).contiguous().numpy())
+
+
+def _tensor_of(picture: Any) -> Tensor:
+    """Of an array, also of one that is flipped or read-only: a copy."""
+    import numpy as np
+
+    try:
+        return torch.from_numpy(np.array(picture))
+    except (TypeError, ValueError) as error:
+        raise InputError(
+            f"the picture is of the type {type(picture).__name__}; it must be a path, a Pillow image, an array or a "
+            "tensor"
+        ) from error
 
 
 def _open(path: Path) -> "Image":

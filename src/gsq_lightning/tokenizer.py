@@ -128,6 +128,8 @@ class GSQTokenizer(nn.Module):
 
     def latent(self, image: Tensor) -> Tensor:
         """(B, 3, H, W) in [-1, 1], H and W divisible by f → the encoder's latent (B, D, H/f, W/f)."""
+        if not isinstance(image, Tensor):
+            raise InputError(f"the image is of the type {type(image).__name__}; it must be a tensor (B, 3, H, W)")
         if image.ndim != 4 or image.shape[1] != 3:
             raise InputError(f"the image has shape {tuple(image.shape)}; it must be (B, 3, H, W)")
         if not image.is_floating_point():
@@ -138,6 +140,9 @@ class GSQTokenizer(nn.Module):
         if not self.training and not torch.compiler.is_compiling():  # a graph cannot depend on values
             check_range(image)
         self._positions(image.shape[2], image.shape[3])
+        return self._encoded(image)
+
+    def _encoded(self, image: Tensor) -> Tensor:
         return self.encoder(image.to(self.encoder.conv_in.weight.dtype))
 
     def encode(self, image: Tensor) -> QuantizerOutput:
@@ -159,6 +164,11 @@ class GSQTokenizer(nn.Module):
     def _checked(self, indices: Tensor) -> Tensor:
         """Indices as int64. Raises InputError for those that cannot be decoded."""
         quantizer = self.quantizer
+        if not isinstance(indices, Tensor):
+            kind = type(indices).__name__
+            raise InputError(
+                f"indices are of the type {kind}; they must be a tensor: torch.as_tensor makes it of an array"
+            )
         if indices.ndim != 4 or indices.shape[-1] != quantizer.num_groups:
             raise InputError(
                 f"indices have shape {tuple(indices.shape)}; they must be (B, h, w, G) with G = {quantizer.num_groups}"
@@ -202,14 +212,19 @@ class GSQTokenizer(nn.Module):
         factor = self.downsample_factor
         padded = F.pad(image, (0, -width % factor, 0, -height % factor), mode="replicate")
         if tile is None:
-            return EncodedImage(self.encode_indices(padded), height, width)
-        size, overlap = self._tile(tile)
-        latent = blend_tiles(self.latent, padded, size * factor, overlap * factor, Fraction(1, factor))
+            latent = self._encoded(padded)
+        else:
+            size, overlap = self._tile(tile)
+            latent = blend_tiles(self._encoded, padded, size * factor, overlap * factor, Fraction(1, factor))
         return EncodedImage(self.quantizer.latent_to_indices(latent), height, width)
 
     @torch.no_grad()
     def decode_image(self, encoded: EncodedImage, tile: int | None = None) -> "Image":
         """What `encode_image` made → a Pillow image of the picture's size. `tile` as there; seams are blended."""
+        require(
+            isinstance(encoded, EncodedImage),
+            f"decode_image takes what encode_image gives, not {type(encoded).__name__}; decode_indices takes indices",
+        )
         if tile is None:
             image = self.decode_indices(encoded.indices)
         else:
@@ -269,9 +284,13 @@ class GSQTokenizer(nn.Module):
 
         Args:
             folder: where to.
-            half: store weights in float16, half the bytes; they are float32 again when loaded.
+            half: store the networks' weights in float16, half the bytes; they are float32 again when loaded. Codes stay
+                as they are.
+
+        Raises:
+            InputError: where `folder` is a file.
         """
-        write_folder(Path(folder), SavedTokenizer(self.config, self.state_dict()), half)
+        write_folder(Path(folder).expanduser(), SavedTokenizer(self.config, self.state_dict()), half)
 
     def model_card(self, name: str, report: str | Path | None = None, license: str | None = None) -> str:
         """Markdown for the Hub.
@@ -284,7 +303,7 @@ class GSQTokenizer(nn.Module):
         Raises:
             InputError: where the report cannot be read.
         """
-        metrics = None if report is None else read_metrics(Path(report))
+        metrics = None if report is None else read_metrics(Path(report).expanduser())
         return model_card(SavedTokenizer(self.config, self.state_dict()), name, metrics, license)
 
     def push_to_hub(

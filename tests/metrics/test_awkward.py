@@ -1,6 +1,7 @@
 """Small sets, broken models, other precisions."""
 
 import math
+import warnings
 from pathlib import Path
 from typing import cast
 
@@ -15,7 +16,7 @@ from torch_fidelity.metric_fid import fid_statistics_to_metric
 
 from gsq_lightning import InputError
 from gsq_lightning.callbacks import Report
-from gsq_lightning.metrics import CodebookUsage, MetricName, ReconstructionMetrics
+from gsq_lightning.metrics import CodebookUsage, MetricName, ReconstructionMetrics, SampleMetrics
 from gsq_lightning.metrics.features import FeatureExtractor
 from gsq_lightning.metrics.frechet import FeatureStatistics, frechet_distance
 from gsq_lightning.pixels import image_to_pixels
@@ -262,3 +263,29 @@ def test_any_module_can_own_them(tmp_path: Path, capsys: pytest.CaptureFixture[s
     assert report.name == "other"
     assert set(module.state_dict()) == {"layer.weight", "layer.bias"}
     assert "rfd_random" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize("place", ["original", "reconstruction", "real", "generated"])
+def test_images_in_another_range_are_noticed(place: str) -> None:
+    """Clamped to [-1, 1] they would give figures that look like any."""
+    image, other = pairs(2)
+
+    def update(changed: Tensor) -> None:
+        if place in ("original", "reconstruction"):
+            metrics = ReconstructionMetrics("psnr", statistics_folder=None)
+            metrics.start()
+            metrics.update(*((changed, other) if place == "original" else (image, changed)))
+        else:
+            SampleMetrics("rfd_random", statistics_folder=None).update(changed, real=place == "real")
+
+    with pytest.raises(InputError, match=r"torch.uint8; it must be float in \[-1, 1\]"):
+        update(image_to_pixels(image))
+    with pytest.raises(InputError, match="values up to 255"):
+        update(image_to_pixels(image).float().index_fill(0, torch.tensor(0), 255.0))
+    with pytest.warns(UserWarning, match=r"lie in \[0, 1\]"):
+        update(image.abs())
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        update(image)
+        if place in ("reconstruction", "generated"):
+            update(1.5 * image)  # networks overshoot

@@ -57,3 +57,11 @@ def test_a_folder_of_that_name_comes_first(tmp_path: Path, monkeypatch: pytest.M
     other.save_pretrained(tmp_path / "demo")
     monkeypatch.chdir(tmp_path)
     assert GSQTokenizer.from_pretrained("demo").hash == other.hash
+
+
+def test_a_folder_of_that_name_that_holds_no_tokenizer_does_not(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "demo").mkdir()
+    monkeypatch.chdir(tmp_path)
+    assert GSQTokenizer.from_pretrained("demo").config["quantizer"]["num_groups"] == 3

@@ -48,6 +48,18 @@ def test_in_half_precision_it_takes_half_the_bytes(small_tokenizer: Build, tmp_p
         torch.testing.assert_close(value, tokenizer.state_dict()[name], rtol=1e-3, atol=1e-6)
 
 
+@pytest.mark.parametrize(("num_groups", "normalization"), [(8, "none"), (4, "none"), (1, "l2")])
+def test_in_half_precision_it_keeps_its_codes(
+    small_tokenizer: Build, tmp_path: Path, num_groups: int, normalization: str
+) -> None:
+    """In float16 close codes would be one."""
+    tokenizer = small_tokenizer(num_groups=num_groups, codebook_size=4096, normalization=normalization).eval()
+    tokenizer.save_pretrained(tmp_path, half=True)
+    latent = torch.randn(2, tokenizer.quantizer.latent_channels, 8, 8)
+    indices = GSQTokenizer.from_pretrained(tmp_path).quantizer.latent_to_indices(latent)
+    assert torch.equal(indices, tokenizer.quantizer.latent_to_indices(latent))
+
+
 def test_of_a_checkpoint_the_averaged_weights_or_the_raw_ones(small_tokenizer: Build, tmp_path: Path) -> None:
     raw, averaged = small_tokenizer().eval(), small_tokenizer().eval()
     image = torch.rand(1, 3, 8, 8) * 2 - 1

@@ -53,7 +53,8 @@ def _parser(command: str, checkpoint: str) -> OneLineParser:
     )
     parser.add_argument("checkpoint", help=checkpoint)
     parser.add_argument("folder", type=Path, help="to write to; new or empty")
-    parser.add_argument("--half", action="store_true", help="store weights in float16, half the bytes")
+    half = "store the networks' weights in float16, half the bytes; codes stay as they are"
+    parser.add_argument("--half", action="store_true", help=half)
     parser.add_argument("--license", help="of the weights, for the model card, as the Hub spells it: apache-2.0, …")
     return parser
 

@@ -42,9 +42,14 @@ class SampleMetrics(MetricSuite):
         self.generated = ImageCounts()
 
     def update(self, image: Tensor, real: bool) -> None:
-        """Adds a batch of (B, 3, H, W) in [-1, 1], real or generated; what lies beyond is clamped."""
+        """Adds a batch of (B, 3, H, W) in [-1, 1], real or generated; what lies beyond is clamped.
+
+        Raises:
+            InputError: as `ReconstructionMetrics.update`.
+        """
         if len(image) == 0:
             return
+        self._check(image, "original" if real else "other")
         self._follow(image)
         with torch.no_grad(), full_precision(image.device):
             pixels = image_to_pixels(image)

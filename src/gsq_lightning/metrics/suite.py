@@ -3,7 +3,7 @@
 import logging
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
@@ -17,7 +17,7 @@ from gsq_lightning.metrics.features import FeatureExtractor
 from gsq_lightning.metrics.images import Counts, ImageCounts, pixel_hash
 from gsq_lightning.metrics.interface import FeatureMetric, ImageMetric
 from gsq_lightning.metrics.originals import OriginalImages, OriginalsCache, SetDistance, originals_key
-from gsq_lightning.pixels import image_to_pixels
+from gsq_lightning.pixels import check_range, image_to_pixels
 from gsq_lightning.precision import full_precision, keep_precision
 
 logger = logging.getLogger(__name__)
@@ -62,6 +62,7 @@ class MetricSuite(nn.Module):
         self.counts = ImageCounts()
         self.seen: Counts | None = None
         self._own = list(own)
+        self._unchecked = {"original", "other"}
         self._make = {name: look_up("a metric", name, catalog) for name in names}
         self._codebook: CodebookShape | None = None
         self._originals: OriginalImages | None = None
@@ -140,6 +141,7 @@ class MetricSuite(nn.Module):
         return {"images": float(images), **values}
 
     def reset(self) -> None:
+        self._unchecked = {"original", "other"}
         self.counts.reset()
         for metric in self._all():
             metric.reset()
@@ -205,6 +207,17 @@ class MetricSuite(nn.Module):
         extractor = self.extractors[name]
         assert isinstance(extractor, FeatureExtractor)
         return extractor
+
+    def _check(self, image: Tensor, kind: Literal["original", "other"]) -> None:
+        """Raises InputError for images that are no floats; of the first since `reset` the range is checked too."""
+        require(
+            image.is_floating_point(),
+            f"the image is {image.dtype}; it must be float in [-1, 1]: gsq_lightning.pixels.pixels_to_image makes "
+            "it of uint8",
+        )
+        if kind in self._unchecked:
+            self._unchecked.remove(kind)
+            check_range(image, may_overshoot=kind == "other")
 
     def _follow(self, image: Tensor) -> None:
         """Loads, unless that was done, and moves to the device of the images."""
@@ -286,9 +299,15 @@ class ReconstructionMetrics(MetricSuite):
         Args:
             image, reconstruction: (B, 3, H, W) in [-1, 1]; what lies beyond is clamped.
             indices: (B, h, w, G) int64, which "codebook" needs.
+
+        Raises:
+            InputError: for images that are no floats, or whose first batch is in [0, 255]; one that seems to be in
+                [0, 1] gives a warning.
         """
         if len(image) == 0:
             return
+        self._check(image, "original")
+        self._check(reconstruction, "other")
         self._follow(image)
         with torch.no_grad(), full_precision(image.device):
             finite = reconstruction.flatten(1).isfinite().all(dim=1)

@@ -10,7 +10,7 @@ from typing import Any, Literal
 import torch
 from torch import Tensor
 
-from gsq_lightning.errors import InputError, first_line, look_up
+from gsq_lightning.errors import InputError, first_line, look_up, require
 from gsq_lightning.files import write_whole
 from gsq_lightning.pretrained.hub import reachable
 from gsq_lightning.pretrained.released import RELEASED_FILE, convert, is_released
@@ -32,11 +32,19 @@ def write_folder(folder: Path, saved: SavedTokenizer, half: bool = False) -> Non
     Args:
         folder: where to.
         saved: the tokenizer.
-        half: store weights in float16, half the bytes; `read_tokenizer` gives float32 again.
+        half: store the networks' weights in float16, half the bytes; `read_tokenizer` gives float32 again. The
+            quantizer's stay as they are: in float16 close codes would be one.
+
+    Raises:
+        InputError: where `folder` is a file.
     """
     from safetensors.torch import save
 
-    kept = {name: (x.half() if half and x.is_floating_point() else x) for name, x in saved.weights.items()}
+    require(not folder.is_file(), f"{folder} is a file; name a folder")
+    kept = {
+        name: x.half() if half and x.is_floating_point() and not name.startswith("quantizer.") else x
+        for name, x in saved.weights.items()
+    }
     write_whole(folder / WEIGHTS_FILE, save({name: x.contiguous() for name, x in kept.items()}))
     write_whole(folder / CONFIG_FILE, (json.dumps(saved.config, indent=2) + "\n").encode())
 
@@ -151,10 +159,16 @@ def local_copy(source: str | Path, revision: str | None = None) -> Path:
 
 def _here(source: str | Path, revision: str | None) -> Path:
     path = Path(source).expanduser()
-    if path.exists():
-        return path
     demo = DEMOS / (DEFAULT_DEMO if str(source) == "demo" else str(source))
-    return demo if demo.parent == DEMOS and demo.is_dir() else _download(str(source), revision)
+    is_demo = demo.parent == DEMOS and demo.is_dir()
+    # a folder of that name that holds no tokenizer is another thing
+    if (
+        path.is_file()
+        or (path.exists() and not is_demo)
+        or any((path / f).exists() for f in (CONFIG_FILE, RELEASED_FILE))
+    ):
+        return path
+    return demo if is_demo else _download(str(source), revision)
 
 
 def _read_folder(folder: Path) -> SavedTokenizer:
