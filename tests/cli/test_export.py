@@ -49,6 +49,17 @@ def test_a_checkpoint_becomes_a_folder(small_tokenizer: Callable[..., GSQTokeniz
     assert "| psnr | 21.5 |" in card
 
 
+@pytest.mark.parametrize("place", ["runs/f8", "runs/f8/version_0"])
+def test_a_run_stands_for_its_newest_checkpoint(
+    small_tokenizer: Callable[..., GSQTokenizer], tmp_path: Path, place: str
+) -> None:
+    tokenizer = small_tokenizer().eval()
+    (tmp_path / "runs" / "f8" / "version_0" / "checkpoints").mkdir(parents=True)
+    write_checkpoint(tmp_path / "runs" / "f8" / "version_0" / "checkpoints" / "last.ckpt", tokenizer)
+    main(["export", str(tmp_path / place), str(tmp_path / "out")])
+    assert same(GSQTokenizer.from_pretrained(tmp_path / "out"), tokenizer)
+
+
 def test_a_folder_with_anything_in_it_is_left_alone(
     released: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -4,6 +4,7 @@ import argparse
 from dataclasses import asdict
 from pathlib import Path
 
+from gsq_lightning.cli.initial import found
 from gsq_lightning.cli.messages import OneLineParser, one_line_errors
 from gsq_lightning.errors import InputError, require
 from gsq_lightning.files import write_whole
@@ -23,11 +24,14 @@ def export(arguments: list[str]) -> None:
     Raises:
         SystemExit: with code 2 for bad input.
     """
-    parser = _parser("export", "of training or of GSQ's authors; or a repository of the Hugging Face Hub")
+    parser = _parser(
+        "export", "of training, a run or recipe for its newest, or of GSQ's authors; or a repository of the Hub"
+    )
     parser.add_argument("--weights", choices=AVERAGED, default="ema", help="averaged ones where there are, or raw")
     given = parser.parse_args(arguments)
     with one_line_errors("export"):
         _check_empty(given.folder)
+        given.checkpoint = str(found(given.checkpoint))
         _write(read_tokenizer(given.checkpoint, weights=given.weights), given)
 
 
