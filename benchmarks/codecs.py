@@ -141,8 +141,8 @@ def measured(way: Callable[[Image.Image], Coded], pictures: list[Image.Image]) -
     distance = metrics.metrics["rkd_efficientnet"]
     assert isinstance(distance, KernelDistance)
     real, (fake, _) = distance.originals()["features"], distance.others()  # both in the order of the originals' hashes
-    others = [torch.cat([torch.arange(image), torch.arange(image + 1, len(real))]) for image in range(len(real))]
-    without = [kernel_distance(real[kept], fake[kept], torch.arange(len(kept))).of_all for kept in others]
+    images = torch.arange(len(real))
+    without = [kernel_distance(real[images != left], fake[images != left], images[:-1]).of_all for left in images]
     return Measured([sum(bits) / len(bits), *(values[name] for name in METRICS)], torch.tensor(without))
 
 

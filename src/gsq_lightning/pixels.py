@@ -42,6 +42,15 @@ def image_of(batch: Any) -> Tensor:
     return image
 
 
+def check_float(image: Tensor) -> None:
+    """Raises InputError for an image that is no float."""
+    if not image.is_floating_point():
+        raise InputError(
+            f"the image is {image.dtype}; it must be float in [-1, 1]: gsq_lightning.pixels.pixels_to_image makes "
+            "it of uint8, and GSQTokenizer.encode_image takes pictures as they are"
+        )
+
+
 def check_range(image: Tensor, may_overshoot: bool = False) -> None:
     """Raises InputError for an image that is clearly in [0, 255], and warns of one that seems not to be in [-1, 1].
 

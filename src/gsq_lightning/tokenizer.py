@@ -16,7 +16,7 @@ from gsq_lightning import quantizers
 from gsq_lightning.errors import InputError, require
 from gsq_lightning.networks import Decoder, Encoder, NetworkShape, Upsampling
 from gsq_lightning.networks.tiling import blend_tiles
-from gsq_lightning.pixels import check_range, image_to_picture, picture_to_image
+from gsq_lightning.pixels import check_float, check_range, image_to_picture, picture_to_image
 from gsq_lightning.pretrained.card import CARD_FILE, model_card, read_metrics
 from gsq_lightning.pretrained.export import Weights, push_folder, read_released, read_tokenizer, write_folder
 from gsq_lightning.pretrained.saved import SavedTokenizer, as_plain, check_weights
@@ -132,11 +132,7 @@ class GSQTokenizer(nn.Module):
             raise InputError(f"the image is of the type {type(image).__name__}; it must be a tensor (B, 3, H, W)")
         if image.ndim != 4 or image.shape[1] != 3:
             raise InputError(f"the image has shape {tuple(image.shape)}; it must be (B, 3, H, W)")
-        if not image.is_floating_point():
-            raise InputError(
-                f"the image is {image.dtype}; it must be float in [-1, 1]: gsq_lightning.pixels.pixels_to_image makes "
-                "it of uint8, and encode_image takes pictures as they are"
-            )
+        check_float(image)
         if not self.training and not torch.compiler.is_compiling():  # a graph cannot depend on values
             check_range(image)
         self._positions(image.shape[2], image.shape[3])

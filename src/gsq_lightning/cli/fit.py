@@ -136,7 +136,8 @@ class GSQCommand(LightningCLI):
         )
         self.checkpoint: Path | None = None
         if given.checkpoint is not None and not self.takes_last:
-            self.checkpoint = checkpoint_at(expanded(given.checkpoint), resumes=command == "fit")
+            find = checkpoint_to_resume if command == "fit" else checkpoint_at
+            self.checkpoint = find(expanded(given.checkpoint))
         self.source: Source | None = None
         self.run_folder: RunFolder | None = None
         require(
@@ -367,20 +368,16 @@ def options_of(parser: LightningArgumentParser) -> list[str]:
     return [name.replace(".init_args", "") for name in dict(parser.get_defaults(skip_validation=True))]
 
 
-def checkpoint_at(path: Path, resumes: bool) -> Path:
-    """A checkpoint's file or the folder of an export: the path itself, or the newest checkpoint of a run or recipe.
+def checkpoint_at(path: Path) -> Path:
+    """A checkpoint's file or the folder of an export: the path itself, or the newest checkpoint of a run or recipe."""
+    if path.is_dir() and not is_export(path):
+        return newest_checkpoint(path)
+    require(path.exists(), f"there is no checkpoint {path}")
+    return path
 
-    Args:
-        path: of one of these.
-        resumes: a training shall go on: weights alone do not serve.
 
-    Raises:
-        InputError: where there is none, or none that serves.
-    """
-    if not resumes:
-        found = newest_checkpoint(path) if path.is_dir() and not is_export(path) else path
-        require(found.exists(), f"there is no checkpoint {path}")
-        return found
+def checkpoint_to_resume(path: Path) -> Path:
+    """A checkpoint that a training goes on from: the path itself, or the newest of a run. Raises InputError."""
     require(not is_export(path), f"{path} is an exported tokenizer, {ONLY_EVALUATED}")
     if path.is_dir():
         return newest_resumable(path)

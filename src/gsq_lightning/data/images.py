@@ -179,15 +179,10 @@ class ImageNetDataModule(ImageDataModule):
             return None
         if isinstance(found, Shards):
             return StreamedShards(found, transform, self.on_error)
-        names = self._training_classes(found) if split == "val" else self._names_of(found)
-        if names is not None:
-            found.number_by(names)
-        elif found.class_names is not None and self._is_numbered:
-            found.remove_labels(
-                "their classes have names and those of the training images numbers: they have no label; "
-                "data.class_names takes the names in the order of the numbers"
-            )
-        self.class_names = names or found.class_names
+        if split == "train":
+            self.class_names = self._names_of(found)
+        else:
+            self._number_as_training(found)
         return SourceImages(found, transform, self.on_error)
 
     def _find_train(self) -> ImageSource | Shards:
@@ -229,6 +224,18 @@ class ImageNetDataModule(ImageDataModule):
         if self.root is None:
             return set()
         return {"train", "val"} if is_on_hub(self.root, self.source) else splits_of(self.root, self.source)
+
+    def _number_as_training(self, found: ImageSource) -> None:
+        """Gives the labels of validation images the numbers of training."""
+        names = self._training_classes(found)
+        if names is not None:
+            found.number_by(names)
+        elif found.class_names is not None and self._is_numbered:
+            found.remove_labels(
+                "their classes have names and those of the training images numbers: they have no label; "
+                "data.class_names takes the names in the order of the numbers"
+            )
+        self.class_names = names or found.class_names
 
     def _training_classes(self, found: ImageSource) -> list[str] | None:
         """The classes that number the labels of validation images: those of training, so that equal numbers are equal.

@@ -123,21 +123,22 @@ def _mean_kernels(
     """
     total = torch.zeros((), dtype=torch.float64, device=x.device)
     of_subsets = torch.zeros(SUBSETS, dtype=torch.float64, device=x.device)
-    paired = (partners >= 0).nonzero().squeeze(1)
+    paired_columns = (partners >= 0).nonzero().squeeze(1)
+    paired_rows = partners[paired_columns]
     for row in range(0, len(x), TILE):
         rows = x[row : row + TILE].double()
         for column in range(0, len(y), TILE):
             kernel = (rows @ y[column : column + TILE].double().T / x.shape[1] + 1.0) ** 3
-            i, j = partners[paired] - row, paired - column
+            i, j = paired_rows - row, paired_columns - column
             inside = (i >= 0) & (i < kernel.shape[0]) & (j >= 0) & (j < kernel.shape[1])
             kernel[i[inside], j[inside]] = 0.0
             total += kernel.sum()
             if members is not None:
                 in_rows, in_columns = members[0][:, row : row + TILE], members[1][:, column : column + TILE]
                 of_subsets += (in_rows @ kernel * in_columns).sum(dim=1)
-    total /= len(x) * len(y) - len(paired)
+    total /= len(x) * len(y) - len(paired_rows)
     if members is not None:
-        of_subsets /= SUBSET_SIZE**2 - (members[0][:, partners[paired]] * members[1][:, paired]).sum(dim=1)
+        of_subsets /= SUBSET_SIZE**2 - (members[0][:, paired_rows] * members[1][:, paired_columns]).sum(dim=1)
     return total, of_subsets
 
 

@@ -17,7 +17,7 @@ from gsq_lightning.metrics.features import FeatureExtractor
 from gsq_lightning.metrics.images import Counts, ImageCounts, pixel_hash
 from gsq_lightning.metrics.interface import FeatureMetric, ImageMetric
 from gsq_lightning.metrics.originals import OriginalImages, OriginalsCache, SetDistance, originals_key
-from gsq_lightning.pixels import check_range, image_to_pixels
+from gsq_lightning.pixels import check_float, check_range, image_to_pixels
 from gsq_lightning.precision import full_precision, keep_precision
 
 logger = logging.getLogger(__name__)
@@ -210,11 +210,7 @@ class MetricSuite(nn.Module):
 
     def _check(self, image: Tensor, kind: Literal["original", "other"]) -> None:
         """Raises InputError for images that are no floats; of the first since `reset` the range is checked too."""
-        require(
-            image.is_floating_point(),
-            f"the image is {image.dtype}; it must be float in [-1, 1]: gsq_lightning.pixels.pixels_to_image makes "
-            "it of uint8",
-        )
+        check_float(image)
         if kind in self._unchecked:
             self._unchecked.remove(kind)
             check_range(image, may_overshoot=kind == "other")

@@ -160,15 +160,10 @@ def local_copy(source: str | Path, revision: str | None = None) -> Path:
 def _here(source: str | Path, revision: str | None) -> Path:
     path = Path(source).expanduser()
     demo = DEMOS / (DEFAULT_DEMO if str(source) == "demo" else str(source))
-    is_demo = demo.parent == DEMOS and demo.is_dir()
-    # a folder of that name that holds no tokenizer is another thing
-    if (
-        path.is_file()
-        or (path.exists() and not is_demo)
-        or any((path / f).exists() for f in (CONFIG_FILE, RELEASED_FILE))
-    ):
-        return path
-    return demo if is_demo else _download(str(source), revision)
+    is_here = path.is_file() or any((path / name).exists() for name in (CONFIG_FILE, RELEASED_FILE))
+    if demo.parent == DEMOS and demo.is_dir() and not is_here:  # a folder of that name may be another thing
+        return demo
+    return path if path.exists() else _download(str(source), revision)
 
 
 def _read_folder(folder: Path) -> SavedTokenizer:
