@@ -3,6 +3,7 @@
     python benchmarks/training.py                     # a small model on the CPU
     python benchmarks/training.py --device cuda       # f8 at 256², batch 16, bf16
     python benchmarks/training.py --device cuda --recipe f16 --image_size 128 --peak h100
+    python benchmarks/training.py --device cuda --profile 30
 
 "usual" is how the paper's reference works: a second batch and a second pass of the autoencoder, with its graph, for the
 discriminator; its input at 518²; channels first; nothing compiled; optimizers that loop over the weights.
@@ -11,17 +12,21 @@ weights. Rows take turns, so that a change of the machine's speed meets all of t
 
 FLOPs are those of a row's own step, counted by torch's FlopCounterMode before anything is compiled, without the lookup.
 MFU is their share of the bf16 peak, by its datasheet, of the GPU that `--peak` names. Memory is what a step needs
-above all that is loaded.
+above all that is loaded. `--profile` shows where the time of the last way's step goes, kernel by kernel, and how long
+the device is idle.
 """
 
 import argparse
 import statistics
 import time
+from collections import defaultdict
 from contextlib import nullcontext
 from typing import NamedTuple
 
 import torch
 from torch import Tensor
+from torch.autograd import DeviceType
+from torch.profiler import ProfilerActivity, profile
 from torch.utils.flop_counter import FlopCounterMode
 
 from gsq_lightning import GroupedSphericalQuantizer, GSQTokenizer
@@ -146,6 +151,28 @@ def seconds_of_step(trainee: Trainee, image: Tensor) -> float:
     return time.perf_counter() - start
 
 
+def profile_lines(trainee: Trainee, image: Tensor, rows: int) -> list[str]:
+    """The kernels that take longest (on a CPU the operators), and what the rest of a step is."""
+    on_gpu = trainee.device.type == "cuda"
+    plain = statistics.median(seconds_of_step(trainee, image) for _ in range(3))
+    with profile(activities=[ProfilerActivity.CUDA if on_gpu else ProfilerActivity.CPU]) as profiler:
+        seconds_of_step(trainee, image)
+    times: dict[str, list[float]] = defaultdict(list)
+    for event in profiler.events():
+        if on_gpu == (event.device_type == DeviceType.CUDA):
+            times[event.name].append((event.device_time if on_gpu else event.self_cpu_time_total) / 1e6)
+    busy = sum(map(sum, times.values()))
+    longest = sorted(times.items(), key=lambda item: -sum(item[1]))
+    lines = ["| kernel | calls | ms | share of the step |", "|---|---|---|---|"]
+    for name, of_kernel in longest[:rows]:
+        lines.append(f"| {name[:100]} | {len(of_kernel)} | {sum(of_kernel) * 1e3:.2f} | {sum(of_kernel) / plain:.1%} |")
+    others = [time for _, of_kernel in longest[rows:] for time in of_kernel]
+    lines.append(f"| others | {len(others)} | {sum(others) * 1e3:.2f} | {sum(others) / plain:.1%} |")
+    idle = plain - busy
+    lines.append(f"| idle, of {plain * 1e3:.1f} ms unprofiled | | {idle * 1e3:.2f} | {idle / plain:.1%} |")
+    return lines
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--device", default="cpu")
@@ -162,6 +189,7 @@ def main() -> None:
         help="usual and smaller input; default: 518 224 on CUDA, 126 56 else",
     )
     parser.add_argument("--rounds", type=int, default=5, help="timed steps of each way")
+    parser.add_argument("--profile", type=int, metavar="ROWS", help="kernels to list, of the last way")
     arguments = parser.parse_args()
     cuda = arguments.device.startswith("cuda")
     for name, on_cuda, elsewhere in (
@@ -206,6 +234,8 @@ def main() -> None:
         memory = f"{trainee.memory / 2**30:.1f}" if cuda else "–"
         times_usual = medians[0] / median
         print(f"| {trainee.way.name} | {rate:.2f} | {times_usual:.2f} | {flops / 1e9:.1f} | {mfu} | {memory} |")
+    if arguments.profile:
+        print("", f"{trainees[-1].way.name}:", "", *profile_lines(trainees[-1], image, arguments.profile), sep="\n")
 
 
 if __name__ == "__main__":

@@ -19,6 +19,8 @@ from torch import Tensor
 from torch.utils.flop_counter import FlopCounterMode
 
 from gsq_lightning import GroupedSphericalQuantizer, GSQTokenizer
+from gsq_lightning.cli.costs import DEVICES
+from gsq_lightning.cli.plan import MEASURED_MFU
 from gsq_lightning.discriminators import PatchDiscriminator, StyleGANDiscriminator
 
 ROOT = Path(__file__).parents[1]
@@ -26,8 +28,7 @@ CONFIGS = ROOT / "configs"
 PAGE = ROOT / "docs" / "reproducing.md"
 START, END = "<!-- written by docs/reproducing.py: begin -->\n", "<!-- end -->\n"
 
-H100_PEAK = 989e12  # bf16 operations per second, dense
-USED_SHARE = 0.4
+PEAK = DEVICES["h200"].bfloat16 * MEASURED_MFU[False]  # operations per second: no row compiles
 LPIPS_PER_PIXEL = 40e9 / 256**2  # VGG16, operations of a forward pass
 FROZEN = {("DINO", 518): 94e9, ("DINO", 224): 12.5e9, ("ResNet", 224): 8.2e9, ("VGG", 224): 31e9}
 SHAPE = ("channel_multipliers", "encoder_blocks", "decoder_blocks", "middle_attention")  # what decides the arithmetic
@@ -91,11 +92,11 @@ def lay_over(below: Any, above: Any) -> Any:
 
 
 def gpu_hours(config: dict[str, Any]) -> float:
-    """Hours of one H100 for a run at the assumed share of its peak."""
+    """Hours of one H200 for a run, at the share of its peak that was measured."""
     data = config["data"]["init_args"]
     operations = operations_per_image(config["model"], data["image_size"])
     images = data["global_batch_size"] * config["trainer"]["max_steps"]
-    return images * operations / (USED_SHARE * H100_PEAK) / 3600
+    return images * operations / PEAK / 3600
 
 
 def operations_per_image(model: dict[str, Any], size: int) -> float:
@@ -154,7 +155,7 @@ def counted(network: Callable[[Tensor], Any], shape: tuple[int, ...]) -> float:
 
 def table() -> str:
     lines = [
-        "| the paper's | row | `gsq fit --data.root …` and | the paper's figure | H100-hours | otherwise here |",
+        "| the paper's | row | `gsq fit --data.root …` and | the paper's figure | GPU-hours | otherwise here |",
         "|---|---|---|---|---|---|",
     ]
     for row in read_rows():

@@ -12,6 +12,7 @@ from gsq_lightning import GroupedSphericalQuantizer, GSQTokenizer, TokenizerModu
 from gsq_lightning.__main__ import main
 from gsq_lightning.cli.costs import DEVICES, count_parameters, count_step, lookup_seconds, without_values
 from gsq_lightning.discriminators import PatchDiscriminator
+from gsq_lightning.quantizers import FSQ
 
 Build = Callable[..., GSQTokenizer]
 
@@ -136,13 +137,34 @@ def test_frozen_networks_are_counted_once() -> None:
         (8, 262144, 2.222),
         (16, 262144, 4.445),
         (64, 8192, 0.4514),
-        (2, 99, 0.0),
+        (2, 262144, 6.163),  # of two differences, two products with sums and a comparison: twelve
+        (1, 262144, 0.0),
     ],
 )
 def test_limits_of_the_lookup(dimension: int, codebook_size: int, milliseconds: float) -> None:
-    """Of 131,072 vectors on an H100: products at 989.4 TFLOP/s, comparisons at a fourth of 66.9 TFLOP/s."""
+    """Of 131,072 vectors on an H100: products at 989.4 TFLOP/s, ordinary units at 66.9, comparisons at a fourth."""
     quantizer = GroupedSphericalQuantizer(dimension, codebook_size, normalization="none")
     assert 1e3 * lookup_seconds(quantizer, 131072, DEVICES["h100"]) == pytest.approx(milliseconds, rel=1e-3)
+
+
+def test_lookups_that_sort_take_no_time() -> None:
+    with pytest.warns(UserWarning, match="ℓ2 normalization with 2"):
+        on_circle = GroupedSphericalQuantizer(2, 99)
+    assert lookup_seconds(on_circle, 131072, DEVICES["h100"]) == 0
+    assert lookup_seconds(FSQ([8, 5, 5]), 131072, DEVICES["h100"]) == 0
+
+
+@pytest.mark.parametrize(
+    ("overlays", "images_per_second", "gib"), [([], 62.81, 35.0), (["--config", "fast.yaml"], 92.57, 15.5)]
+)
+def test_the_plan_is_what_was_measured(
+    overlays: list[str], images_per_second: float, gib: float, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """f8 at 256² in batches of 16, one H200: benchmarks/RESULTS.md, "On a GPU"."""
+    main(["plan", "--config", "f8.yaml", *overlays, "--device", "h200", "--data.global_batch_size", "16"])
+    shown = capsys.readouterr().out
+    assert float(re.search(r"images +([\d.]+) per second", shown)[1]) == pytest.approx(images_per_second, rel=0.15)
+    assert float(re.search(r"activations +([\d.]+) GiB", shown)[1]) == pytest.approx(gib, rel=0.15)
 
 
 def test_the_command_prints_a_table_of_80_columns(capsys: pytest.CaptureFixture[str]) -> None:

@@ -17,7 +17,9 @@ from torch.autograd.graph import saved_tensors_hooks
 from torch.overrides import TorchFunctionMode
 from torch.utils.flop_counter import FlopCounterMode
 
-from gsq_lightning.quantizers import Quantizer, QuantizerOutput
+from gsq_lightning.quantizers import GroupedSphericalQuantizer, Quantizer, QuantizerOutput
+from gsq_lightning.quantizers.lookup import choose_method
+from gsq_lightning.quantizers.lookup.scores import TENSOR_CORES_FROM
 from gsq_lightning.training import TokenizerModule
 
 TERA, GIGA = 1e12, 2**30
@@ -78,9 +80,10 @@ class StepCosts(NamedTuple):
     def flops(self) -> float:
         return self.tokenizer + self.discriminator
 
-    def memory(self, images: int) -> float:
-        """Bytes for a batch: what is kept, and three tensors that a backward pass has at hand."""
-        return images * (self.kept + 3 * self.largest)
+    @property
+    def memory(self) -> float:
+        """Bytes: what is kept, and three tensors that a backward pass has at hand."""
+        return self.kept + 3 * self.largest
 
 
 class Parameters(NamedTuple):
@@ -180,21 +183,27 @@ def count_step(module: TokenizerModule, image_size: int, autocast: bool) -> Step
 
 
 def lookup_seconds(quantizer: Quantizer, vectors: float, device: Device) -> float:
-    """Time of an exact lookup at the limit of the device: a filter of float16 products on its tensor cores, of 3d + 2
-    numbers padded to 16, or a comparison for each pair on its ordinary units, which do a fourth as many of those as
-    floating-point operations; whichever takes longer.
+    """Time of an exact lookup at the limit of the device, to which sorting (d = 1, and the circle) adds nothing.
+
+    Its tensor cores multiply 3d + 2 numbers of float16, padded to 16, for each pair of a vector and a code; its
+    ordinary units, which do a fourth as many comparisons as floating-point operations, compare. The slower of the two
+    counts. Below four channels there are no products: a subtraction and a multiplication with addition a channel.
 
     Args:
         quantizer: with one codebook of V codes in d = D/G dimensions; of others the time is 0.
         vectors: that are looked up.
         device: its datasheet.
     """
-    dimension = getattr(quantizer, "group_channels", 0)
-    if dimension <= 2:  # by sorting: n log V
+    if not isinstance(quantizer, GroupedSphericalQuantizer):
         return 0.0
-    pairs = vectors * quantizer.codebook_size
+    dimension, codebook_size = quantizer.group_channels, quantizer.codebook_size
+    on_circle = quantizer.normalization == "l2"
+    if choose_method(dimension, codebook_size, int(vectors), "cuda", on_circle) in ("sorted", "circle"):
+        return 0.0
+    if dimension < TENSOR_CORES_FROM:
+        return vectors * codebook_size * (4 * dimension + 4) / device.float32
     padded = 16 * math.ceil((3 * dimension + 2) / 16)
-    return pairs * max(2 * padded / device.bfloat16, 4 / device.float32)
+    return vectors * codebook_size * max(2 * padded / device.bfloat16, 4 / device.float32)
 
 
 def _without_lookup(quantizer: Quantizer, latent: Tensor) -> QuantizerOutput:

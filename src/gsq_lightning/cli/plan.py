@@ -28,6 +28,9 @@ from gsq_lightning.training import TokenizerModule
 
 IMAGES_OF_A_WORKER = 900  # per second at 256², JPEG of ImageNet's sizes: measured, benchmarks/RESULTS.md
 BYTES_OF_AN_IMAGE = 147_897_477_120 / 1_281_167  # ILSVRC2012_img_train.tar over its images
+# Share of an H200's bf16 peak that f8.yaml reached at 256², sixteen images a step: benchmarks/RESULTS.md, "On a GPU"
+MEASURED_MFU = {True: 0.206, False: 0.172}  # with encoder and decoder compiled, and not
+COMPILED_ACTIVATIONS = 0.47  # of what is kept uncompiled; measured there
 USABLE_MEMORY = 0.9  # of a GPU: the rest goes to the CUDA context, NCCL and fragmentation
 # FLOPs of a forward pass, twice the multiplications that torchvision's tables of models give
 INCEPTION = 2 * 5.71e9  # of an image at 299²
@@ -52,7 +55,7 @@ def plan(arguments: list[str]) -> None:
     )
     parser.add_argument("--gpus", type=int, default=1, help="over all nodes; 1 by default")
     parser.add_argument("--device", choices=DEVICES, default="h100", help="by its datasheet; h100 by default")
-    parser.add_argument("--mfu", type=float, default=0.4, help="assumed share of the peak; 0.4 by default")
+    parser.add_argument("--mfu", type=float, help="share of the peak; by default what was measured on one H200")
     parser.add_argument("--train_images", type=int, default=1_281_167, help="ImageNet's by default")
     parser.add_argument("--val_images", type=int, default=50_000, help="ImageNet's by default")
     given, rest = parser.parse_known_args(arguments)
@@ -61,7 +64,7 @@ def plan(arguments: list[str]) -> None:
     prepare_process()
     with one_line_errors("plan"):
         require(given.gpus >= 1, f"--gpus is {given.gpus}; it must be at least 1")
-        require(0 < given.mfu <= 1, f"--mfu is {given.mfu}; it must be above 0 and at most 1")
+        require(given.mfu is None or 0 < given.mfu <= 1, f"--mfu is {given.mfu}; it must be above 0 and at most 1")
         with torch.device("meta"), quiet():
             objects = Objects("plan", rest)
         print("\n".join(lines_of(objects, given)))
@@ -76,6 +79,7 @@ def lines_of(objects: Any, given: argparse.Namespace) -> list[str]:
     """
     module, data, trainer = objects.model, objects.datamodule, objects.config_init.trainer
     device, gpus = DEVICES[given.device], given.gpus
+    mfu = given.mfu or MEASURED_MFU[module.compile_networks]
     require(hasattr(data, "image_size"), f"{type(data).__name__} has no image_size to plan with")
     size: int = data.image_size
     steps_of = module.stepper.accumulate_batches
@@ -95,7 +99,7 @@ def lines_of(objects: Any, given: argparse.Namespace) -> list[str]:
         *("", "model", *_model(module, parameters, size)),
         *("", "work", *_work(costs, data.global_batch_size)),
         *("", "memory of a GPU", *_memory(module, costs, parameters, device, images, gpus, autocast)),
-        *_time(module, costs, device, given, data.global_batch_size, trainer.max_steps, size, autocast),
+        *_time(module, costs, device, given, mfu, data.global_batch_size, trainer.max_steps, size, autocast),
         *("", "disk", _row("checkpoint", _bytes(parameters.checkpoint(module.ema is not None)), "last.ckpt")),
         *("", f"peaks: {device.source}"),
     ]
@@ -152,9 +156,10 @@ def _memory(
 ) -> Iterator[str]:
     fixed = parameters.memory(module.ema is not None, gpus, autocast)
     usable = USABLE_MEMORY * device.memory
-    largest = max(0, int((usable - fixed) / costs.memory(1)))
+    of_an_image = costs.memory * (COMPILED_ACTIVATIONS if module.compile_networks else 1)
+    largest = max(0, int((usable - fixed) / of_an_image))
     yield _row("weights and states", _bytes(fixed), "two moments, EMA, frozen networks too")
-    yield _row("activations", f"{_bytes(costs.memory(images))}", f"{images} images of {_bytes(costs.memory(1))} each")
+    yield _row("activations", _bytes(images * of_an_image), f"{images} images of {_bytes(of_an_image)} each")
     yield _row("largest batch", f"{largest} images", f"in {USABLE_MEMORY:.0%} of {_bytes(device.memory)}")
     if images > largest:
         divisors = (times for times in range(2, images + 1) if images % times == 0)
@@ -167,18 +172,20 @@ def _time(
     costs: StepCosts,
     device: Device,
     given: argparse.Namespace,
+    mfu: float,
     batch: int,
     max_steps: int,
     size: int,
     autocast: bool,
 ) -> Iterator[str]:
     peak = device.bfloat16 if autocast else device.tf32
-    rate = given.mfu * peak * given.gpus / costs.flops
+    rate = mfu * peak * given.gpus / costs.flops
     quantizer = module.tokenizer.quantizer
     lookup = lookup_seconds(quantizer, batch / given.gpus * module.tokenizer.tokens_per_image(size, size), device)
     step = batch / rate + lookup
     rate = batch / step
-    yield from ("", f"time, at {given.mfu:.0%} of {peak / 1e12:,.0f} TFLOP/s (--mfu: assumed, not measured)")
+    origin = "as f8.yaml on an H200" if given.mfu is None else "--mfu"
+    yield from ("", f"time, at {mfu:.1%} of {peak / 1e12:,.0f} TFLOP/s ({origin})")
     yield _row("images", f"{rate:,.0f} per second", f"{rate / given.gpus:,.1f} on each GPU")
     yield _row("a step", f"{step * 1e3:,.1f} ms", f"of {batch} images")
     yield _row("its lookup", f"{lookup * 1e3:,.2f} ms", f"{lookup / step:.1%}, at the limit of the GPU")
@@ -190,7 +197,7 @@ def _time(
         )
         yield _row("", f"{max_steps * step * given.gpus / 3600:,.0f} GPU-hours", "")
     flops = costs.encoder + costs.decoder + _metric_flops(getattr(module.metrics, "names", []), size)
-    seconds = given.val_images * flops / (given.mfu * peak * given.gpus)
+    seconds = given.val_images * flops / (mfu * peak * given.gpus)
     yield _row("a validation", _duration(seconds), f"of {given.val_images:,} images, forward alone")
     yield from ("", "data")
     traffic = f"{rate * BYTES_OF_AN_IMAGE / 1e6:,.0f} MB/s"

@@ -28,6 +28,8 @@ from torch import Tensor
 
 from gsq_lightning.quantizers.lookup.arithmetic import FLOAT64_ROUNDING
 
+TENSOR_CORES_FROM = 4  # channels: below it differences take fewer instructions
+
 FAR = 2.0**64  # in radii of the codebook: beyond it float64 cannot tell codes apart
 LARGE = 2.0**500  # beyond it squares may leave float64, where the search finds all codes equally far
 FLOAT16_ROUNDING = 2.0**-25  # of the numbers nearest to zero

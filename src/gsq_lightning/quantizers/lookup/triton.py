@@ -19,9 +19,8 @@ from torch import Tensor
 
 from gsq_lightning.errors import InputError
 from gsq_lightning.quantizers.lookup.arithmetic import FLOAT32_ROUNDING
-from gsq_lightning.quantizers.lookup.scores import SplitCodes
+from gsq_lightning.quantizers.lookup.scores import TENSOR_CORES_FROM, SplitCodes
 
-TENSOR_CORES_FROM = 4  # channels
 CODES_PER_TILE = 128
 POINTS_PER_PROGRAM = 64  # of the filter on tensor cores
 POINTS_PER_DIFFERENCES = 128  # of the other: one to a thread
