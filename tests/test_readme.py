@@ -124,7 +124,7 @@ def test_links_lead_somewhere() -> None:
 
 
 def test_the_map_of_the_code_names_what_is_there() -> None:
-    tree = README.split("## Where things are")[1].split("```")[1]
+    tree = (ROOT / "CONTRIBUTING.md").read_text().split("## Where things are")[1].split("```")[1]
     inside = {name.rstrip("/") for name in re.findall(r"^  (\S+) ", tree, flags=re.MULTILINE)}
     package = {path.name for path in (ROOT / "src" / "gsq_lightning").iterdir()}
     assert package - inside <= {"__init__.py", "py.typed", "__pycache__"}
