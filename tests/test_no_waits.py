@@ -7,26 +7,59 @@ from typing import Any
 import pytest
 import torch
 from lightning.pytorch import Trainer
+from torch import Tensor
 from torch.utils.data import DataLoader
 
 from gsq_lightning import GSQTokenizer, TokenizerModule
-from gsq_lightning.discriminators import DifferentiableAugmentation, DINODiscriminator
-from gsq_lightning.losses import LPIPS, LossWeights
+from gsq_lightning.discriminators import DifferentiableAugmentation, DINODiscriminator, ProjectedDiscriminator
+from gsq_lightning.losses import LPIPS, EfficientNetLoss, LossWeights
 from gsq_lightning.optim import WarmupDecay
 from gsq_lightning.quantizers import spherical
 from gsq_lightning.quantizers.lookup.dense import dense_nearest_code
 from tests.waits import Waits
 
 
-@pytest.mark.filterwarnings("ignore:.*not.*implemented for this mode")
-def test_steps_wait_for_the_device_only_where_they_are_logged(
-    small_tokenizer: Callable[..., GSQTokenizer], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """All that f8.yaml has, LeCam, the adaptive weight and a schedule; logs every second step.
+class DenseIndex:
+    """On a CPU the lookup takes other methods than on a GPU; one without choices takes its place."""
 
-    On a CPU the lookup takes other methods than on a GPU; one without choices takes its place.
-    """
+    def __init__(self, codes: Tensor, **_: Any) -> None:
+        self.codes = codes
+
+    def query(self, points: Tensor) -> Tensor:
+        return dense_nearest_code(points, self.codes)
+
+
+def as_in_f8() -> dict[str, Any]:
+    """With LeCam, the adaptive weight and a schedule."""
+    return {
+        "discriminator": DINODiscriminator(
+            weights="random", input_size=28, kernel_size=3, augmentation=DifferentiableAugmentation()
+        ),
+        "perceptual_loss": LPIPS(weights="random"),
+        "loss_weights": LossWeights(lecam=0.001),
+        "adaptive_weight": True,
+        "tokenizer_scheduler": lambda optimizer: WarmupDecay(optimizer, warmup_steps=3),
+    }
+
+
+def without_network() -> dict[str, Any]:
+    return {
+        "discriminator": ProjectedDiscriminator(weights="random"),
+        "perceptual_loss": EfficientNetLoss(weights="random"),
+    }
+
+
+@pytest.mark.filterwarnings("ignore:.*not.*implemented for this mode")
+@pytest.mark.parametrize("options", [as_in_f8, without_network, lambda: {"trained": "decoder"}])
+def test_steps_wait_for_the_device_only_where_they_are_logged(
+    options: Callable[[], dict[str, Any]],
+    small_tokenizer: Callable[..., GSQTokenizer],
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """Logs every second step."""
     monkeypatch.setattr(spherical, "nearest_code", lambda points, codes, **_: dense_nearest_code(points, codes))
+    monkeypatch.setattr(spherical, "CodeIndex", DenseIndex)
     waits_of_step: dict[int, list[str]] = {}
 
     class Watched(TokenizerModule):
@@ -35,14 +68,7 @@ def test_steps_wait_for_the_device_only_where_they_are_logged(
                 super().training_step(batch, batch_idx)
             waits_of_step.setdefault(self.global_step, []).extend(waits.found)
 
-    module = Watched(
-        small_tokenizer(),
-        DINODiscriminator(weights="random", input_size=28, kernel_size=3, augmentation=DifferentiableAugmentation()),
-        LPIPS(weights="random"),
-        loss_weights=LossWeights(lecam=0.001),
-        adaptive_weight=True,
-        tokenizer_scheduler=lambda optimizer: WarmupDecay(optimizer, warmup_steps=3),
-    )
+    module = Watched(small_tokenizer(), **options())
     run = Trainer(
         default_root_dir=tmp_path,
         accelerator="cpu",

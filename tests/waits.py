@@ -12,14 +12,14 @@ OPERATORS = {
     *(aten._local_scalar_dense, aten.is_nonzero, aten.nonzero, aten.equal, aten.masked_select, aten.unique_dim),
     *(aten._unique2, aten.bincount, aten.repeat_interleave.Tensor.overloadpacket),
 }
-METHODS = ("item", "tolist", "numpy", "cpu", "cuda", "__bool__", "__float__", "__int__", "__index__")
+METHODS = ("item", "tolist", "numpy", "cpu", "cuda", "new_tensor", "__bool__", "__float__", "__int__", "__index__")
 
 
 class Waits:
     """What was called inside that would wait for a device.
 
     Reading a value of a tensor (`.item()`, `bool()`, `float()`, `.tolist()`), shapes that depend on values (`nonzero`,
-    masks), copies to another device.
+    masks), copies to another device, tensors of Python's numbers (`new_tensor`).
     """
 
     def __init__(self) -> None:

@@ -59,10 +59,8 @@ class EfficientNetLoss(FrozenNetworkLoss):
             with torch.no_grad():
                 targets = network(image.float())
             maps = network(reconstruction.float())
-            terms = torch.stack(
-                [
-                    (F.normalize(x) - F.normalize(target)).square().sum(dim=1).mean()
-                    for x, target in zip(maps, targets, strict=True)
-                ]
-            )
-        return terms @ terms.new_tensor(self.depth_weights)
+            terms = [
+                weight * (F.normalize(x) - F.normalize(target)).square().sum(dim=1).mean()
+                for weight, x, target in zip(self.depth_weights, maps, targets, strict=True)
+            ]
+            return torch.stack(terms).sum()

@@ -32,6 +32,28 @@ GRADIENTS: dict[Gradient, Callable[[Tensor, Tensor], Tensor]] = {
 MAX_CODEBOOK = 2**31  # numbers: 8 GiB; the paper's largest has 2^23
 
 
+class KeptIndex:
+    """What a lookup has prepared of a codebook (V, d), for the calls that follow."""
+
+    def __init__(self, codebook: Tensor, index: CodeIndex) -> None:
+        self.index = index
+        self._values = codebook.detach().clone()
+        self._seen = codebook.detach()  # held, so that no other tensor gets its memory
+        self._version = _version_of(codebook)
+
+    def is_of(self, codebook: Tensor) -> bool:
+        """Compares the values, which waits for the device; of a frozen codebook only where it was written to."""
+        version = _version_of(codebook)
+        if version is not None and version == self._version and codebook.data_ptr() == self._seen.data_ptr():
+            return True
+        return torch.equal(self._values, codebook)
+
+
+def _version_of(codebook: Tensor) -> int | None:
+    """Counts what was written to a codebook that is not trained; None of others."""
+    return None if codebook.requires_grad or codebook.is_inference() else codebook._version
+
+
 class GroupedSphericalQuantizer(Quantizer):
     """Splits the latent's channels into groups and replaces each by the nearest code on the sphere.
 
@@ -128,7 +150,7 @@ class GroupedSphericalQuantizer(Quantizer):
             )
         shape = (num_groups,) * per_group_codebooks + (codebook_size, self.group_channels)
         self.codebook = nn.Parameter(torch.empty(shape))
-        self._indexed: list[tuple[Tensor, CodeIndex]] = []  # of each codebook, from evaluation to evaluation
+        self._indexed: list[KeptIndex] = []  # of each codebook, from evaluation to evaluation
         self.reset_codebook()
 
     @property
@@ -234,10 +256,12 @@ class GroupedSphericalQuantizer(Quantizer):
         unit_norm = self.normalization == "l2"
         if self.training or torch.compiler.is_compiling():
             return nearest_code(points, normalize(codebook.double(), self.normalization), unit_norm=unit_norm)
-        if not (number < len(self._indexed) and torch.equal(self._indexed[number][0], codebook)):
+        kept = self._indexed[number] if number < len(self._indexed) else None
+        if kept is None or not kept.is_of(codebook):
             index = CodeIndex(normalize(codebook.double(), self.normalization), unit_norm=unit_norm)
-            self._indexed[number:] = [(codebook.detach().clone(), index)]
-        return self._indexed[number][1].query(points)
+            kept = KeptIndex(codebook, index)
+            self._indexed[number:] = [kept]
+        return kept.index.query(points)
 
     def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> "GroupedSphericalQuantizer":
         super()._apply(keep_precision(fn), recurse)
