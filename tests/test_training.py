@@ -396,6 +396,7 @@ def test_other_precisions_are_refused(
         ({"evaluated_weights": "EMA"}, "evaluated_weights is 'EMA'; it must be one of: ema, raw"),
         ({"adaptive_weight": True}, "adaptive_weight True has no effect without a discriminator"),
         ({"discriminator_scheduler": lambda optimizer: None}, "discriminator_scheduler has no effect without"),
+        ({"ema_decay": None, "ema_warmup": False}, "ema_warmup false has no effect where ema_decay is null"),
     ],
 )
 def test_wrong_arguments_are_named(small_tokenizer: Build, arguments: dict[str, Any], message: str) -> None:
@@ -545,14 +546,27 @@ def test_regularizers_change_the_discriminators_step_alone(small_tokenizer: Buil
     assert changed(weights(without.discriminator), with_term.discriminator)  # type: ignore[arg-type]
 
 
+class Uncompiled(Callback):
+    """Before training: what the sanity check compiled would be of its batches' size."""
+
+    def on_fit_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        assert pl_module.tokenizer.encoder._compiled_call_impl is None  # type: ignore[union-attr]
+
+    def on_train_batch_start(self, trainer: Trainer, pl_module: LightningModule, *_: Any) -> None:
+        compiled = pl_module.tokenizer.encoder._compiled_call_impl is not None  # type: ignore[union-attr]
+        assert compiled == pl_module.compile_networks
+
+
 def test_compiled_channels_last_training_gives_the_same_weights(tmp_path: Path) -> None:
     def trained(**settings: Any) -> tuple[dict[str, Tensor], list[str]]:
         torch.manual_seed(0)
         # of as few layers as can be: each takes a second to compile
         quantizer = GroupedSphericalQuantizer(4, 16)
         tokenizer = GSQTokenizer(quantizer, (1, 1), 8, encoder_blocks=1, decoder_blocks=1, norm_groups=4)
-        module = TokenizerModule(tokenizer, discriminator(), tokenizer_optimizer=sgd, **settings)
-        fit(module, tmp_path, max_steps=2)
+        # the adaptive weight, which goes through the decoder's graph several times, from the second step on
+        late = {"adaptive_weight": True, "adversarial_start_step": 1}
+        module = TokenizerModule(tokenizer, discriminator(), tokenizer_optimizer=sgd, **late, **settings)
+        fit(module, tmp_path, max_steps=2, callbacks=[Uncompiled()])
         return weights(module.tokenizer), list(module.state_dict())
 
     plain, plain_names = trained()
@@ -717,6 +731,26 @@ def test_options_given_on_a_resume_beat_the_checkpoint(
     resumed(other_decay)
     assert other_decay.ema is not None
     assert (other_decay.ema.updates, other_decay.ema.decay) == (4, 0.5)
+
+
+def test_a_resume_may_change_the_layout(small_tokenizer: Build, tmp_path: Path) -> None:
+    """Fused steps pair weights and their moments by their places in memory."""
+
+    def module(channels_last: bool) -> TokenizerModule:
+        torch.manual_seed(0)
+        fused: Any = lambda parameters: torch.optim.AdamW(parameters, lr=1e-2, fused=True)  # noqa: E731
+        return TokenizerModule(small_tokenizer(), tokenizer_optimizer=fused, channels_last=channels_last)
+
+    first = module(channels_last=False)
+    fit(first, tmp_path, max_steps=2).save_checkpoint(tmp_path / "2.ckpt")
+    moved: list[dict[str, Tensor]] = []
+    for channels_last in (False, True):
+        resumed = module(channels_last)
+        run = trainer(tmp_path, max_steps=3)
+        run.fit(resumed, DataLoader(images(), batch_size=2), ckpt_path=tmp_path / "2.ckpt")  # type: ignore[arg-type]
+        moved.append(weights(resumed.tokenizer))
+    for name, value in moved[0].items():
+        torch.testing.assert_close(moved[1][name], value, rtol=1e-3, atol=1e-4)
 
 
 def test_averages_that_only_options_decide_on_come_and_go_on_a_resume(

@@ -24,7 +24,7 @@ from gsq_lightning.metrics import OriginalImages, ReconstructionMetrics
 from gsq_lightning.optim.adamw import PaperAdamW
 from gsq_lightning.optim.ema import EMA
 from gsq_lightning.optim.nonfinite import Finding, find_nonfinite
-from gsq_lightning.optim.options import make_optimization, restore_options
+from gsq_lightning.optim.options import as_parameters_lie, make_optimization, restore_options
 from gsq_lightning.optim.random_streams import seed_streams
 from gsq_lightning.optim.stepping import OptimizerStep, Stepper
 from gsq_lightning.pixels import image_of
@@ -151,6 +151,9 @@ class TokenizerModule(LightningModule):
             discriminator is not None or discriminator_scheduler is None,
             "discriminator_scheduler has no effect without a discriminator; leave it out",
         )
+        require(
+            ema_warmup or ema_decay is not None, "ema_warmup false has no effect where ema_decay is null; leave it out"
+        )
         look_up("evaluated_weights", evaluated_weights, {"ema": None, "raw": None})
         frozen_parts: dict[Trained, list[nn.Module]] = {"all": [], "decoder": [tokenizer.encoder, tokenizer.quantizer]}
         self._frozen = tuple(look_up("trained", trained, frozen_parts))  # a tuple hides them from nn.Module
@@ -228,7 +231,11 @@ class TokenizerModule(LightningModule):
 
     def forward(self, image: Tensor) -> Tensor:
         """(B, 3, H, W) in [-1, 1] → reconstruction of the evaluated tokenizer."""
-        return self.evaluated_tokenizer(image)
+        with self._uncompiled():
+            return self.evaluated_tokenizer(image)
+
+    def _uncompiled(self) -> AbstractContextManager[Any]:
+        return torch.compiler.set_stance("force_eager") if self.compile_networks else nullcontext()
 
     def train(self, mode: bool = True) -> Self:
         """As every module's, but frozen parts stay in eval mode: no dropout, no statistics of batches."""
@@ -271,9 +278,6 @@ class TokenizerModule(LightningModule):
             self.load_training_networks()
             if self.channels_last:
                 self.to(memory_format=torch.channels_last)
-            if self.compile_networks:
-                self.tokenizer.encoder.compile()
-                self.tokenizer.decoder.compile()
         if stage in ("fit", "validate", "test"):
             self.load_metrics()
 
@@ -306,6 +310,13 @@ class TokenizerModule(LightningModule):
             self._stream_seed = int(self.trainer.strategy.broadcast(torch.initial_seed()))
 
     def on_train_start(self) -> None:
+        for optimizer in self.trainer.optimizers:
+            as_parameters_lie(optimizer)  # a checkpoint may be of another `channels_last`
+        if self.compile_networks:  # not before: the sanity check's batches may have another size
+            if self.objective.adaptive_weight:  # goes through the decoder's graph three times
+                torch._functorch.config.donated_buffer = False
+            self.tokenizer.encoder.compile()
+            self.tokenizer.decoder.compile()
         self._speed.start()
         self.stepper.reset()
         if self.ema is not None and self.ema.updates == 0:
@@ -487,9 +498,10 @@ class TokenizerModule(LightningModule):
         if self.metrics is None or len(image) == 0:
             return
         tokenizer = self.evaluated_tokenizer
-        latent = tokenizer.latent(image)
-        indices = tokenizer.quantizer.latent_to_indices(latent)
-        reconstruction = tokenizer.decode(tokenizer.quantizer.indices_to_quantized(indices))
+        with self._uncompiled():
+            latent = tokenizer.latent(image)
+            indices = tokenizer.quantizer.latent_to_indices(latent)
+            reconstruction = tokenizer.decode(tokenizer.quantizer.indices_to_quantized(indices))
         # a latent that is not finite still gets a code, behind which nobody would see it
         finite = latent.flatten(1).isfinite().all(dim=1).view(-1, 1, 1, 1)
         self.metrics.update(image, torch.where(finite, reconstruction, torch.nan), indices)
