@@ -182,6 +182,8 @@ def test_options_without_a_discriminator_are_refused(
         ({"discriminator": 0.0}, {}, "loss_weights.discriminator is 0: the discriminator would judge without"),
         ({"adversarial": 0.0}, {"adaptive_weight": True}, "adaptive_weight has no effect where loss_weights.adv"),
         ({"adversarial": 0.0}, {"adversarial_ramp_steps": 3}, "adversarial_ramp_steps 3 has no effect where"),
+        ({}, {"adaptive_weight_maximum": 10.0}, "adaptive_weight_maximum 10.0 has no effect without adaptive_weight"),
+        ({}, {"gradient_penalty": "wgan_gp"}, "gradient_penalty wgan_gp has no effect where"),
         (
             {},
             {"discriminator_start_step": 9, "adversarial_start_step": 3},
@@ -259,7 +261,7 @@ def test_loss_and_discriminator_on_one_trunk_look_once_at_each_image(
     for log, other in zip(logs, expected_logs, strict=True):
         torch.testing.assert_close(log, other, rtol=1e-5, atol=1e-6)
     for gradient, other in zip(gradients, expected, strict=True):
-        assert (gradient - other).norm() <= (1e-2 if autocast else 1e-4) * other.norm()
+        assert (gradient - other).norm() <= (2e-2 if autocast else 1e-4) * other.norm()
 
 
 def test_a_trunk_of_other_weights_is_not_shared(tmp_path: Path) -> None:

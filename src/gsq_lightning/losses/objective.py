@@ -21,6 +21,7 @@ from gsq_lightning.losses.adversarial import AdversarialLoss, discriminator_loss
 from gsq_lightning.losses.efficientnet import EfficientNetLoss
 from gsq_lightning.losses.perceptual import PerceptualLoss
 from gsq_lightning.losses.regularizers import (
+    ADAPTIVE_WEIGHT_MAXIMUM,
     GradientPenalty,
     LeCamRegularizer,
     adaptive_weight,
@@ -124,7 +125,7 @@ class Objective:
         adversarial_start_step: int = 0,
         adversarial_ramp_steps: int = 0,
         adaptive_weight: bool = False,
-        adaptive_weight_maximum: float = 1e4,
+        adaptive_weight_maximum: float = ADAPTIVE_WEIGHT_MAXIMUM,
         gradient_penalty: GradientPenalty = "r1",
     ) -> None:
         words = dict.fromkeys(get_args(AdversarialLoss))
@@ -133,6 +134,14 @@ class Objective:
         look_up("gradient_penalty", gradient_penalty, dict.fromkeys(get_args(GradientPenalty)))
         require(
             adaptive_weight_maximum > 0, f"adaptive_weight_maximum is {adaptive_weight_maximum}; it must be above 0"
+        )
+        require(
+            adaptive_weight or adaptive_weight_maximum == ADAPTIVE_WEIGHT_MAXIMUM,
+            f"adaptive_weight_maximum {adaptive_weight_maximum} has no effect without adaptive_weight; leave it out",
+        )
+        require(
+            weights.gradient_penalty > 0 or gradient_penalty == "r1",
+            f"gradient_penalty {gradient_penalty} has no effect where loss_weights.gradient_penalty is 0; leave it out",
         )
         steps = {
             "discriminator_start_step": discriminator_start_step,

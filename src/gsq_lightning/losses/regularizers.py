@@ -13,11 +13,12 @@ from gsq_lightning.errors import look_up, require
 GradientPenalty = Literal["r1", "wgan_gp"]
 Judge = Callable[[Tensor], Tensor]
 
+ADAPTIVE_WEIGHT_MAXIMUM = 1e4
 SMALLEST_ADVERSARIAL_GRADIENT = 1e-3  # below it the ratio is mostly rounding error; the GSQ reference's bound
 
 
 def adaptive_weight(
-    reconstruction_loss: Tensor, adversarial_loss: Tensor, last_layer: Tensor, maximum: float = 1e4
+    reconstruction_loss: Tensor, adversarial_loss: Tensor, last_layer: Tensor, maximum: float = ADAPTIVE_WEIGHT_MAXIMUM
 ) -> Tensor:
     """Factor that gives the adversarial loss as much pull on the decoder's last layer as the reconstruction loss has.
 
