@@ -15,7 +15,8 @@ WINDOW = 11  # pixels of the Gaussian window
 SIGMA = 1.5  # its standard deviation
 RIM = WINDOW // 2
 STABILIZERS = ((0.01 * 255.0) ** 2, (0.03 * 255.0) ** 2)  # C1 and C2 of the paper's equation 13
-PIXELS_AT_ONCE = 2**18  # 2 MiB for each of about ten maps, which caches hold
+PIXELS_AT_ONCE = 2**18  # 2 MiB for each of about ten maps, which the caches of a CPU hold
+PIXELS_ON_GPU = 2**24  # 128 MiB for each: starting the operators for each image would take longer than they do
 
 
 class StructuralSimilarity(PixelMetric):
@@ -52,7 +53,7 @@ def structural_similarity(first: Tensor, second: Tensor, rim: bool = False) -> T
         first, second: images.
         rim: see `StructuralSimilarity`.
     """
-    images = max(1, PIXELS_AT_ONCE // first[0].numel())
+    images = max(1, (PIXELS_AT_ONCE if first.device.type == "cpu" else PIXELS_ON_GPU) // first[0].numel())
     return torch.cat([_of_few(*parts, rim) for parts in zip(first.split(images), second.split(images), strict=True)])
 
 

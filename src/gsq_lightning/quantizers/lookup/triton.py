@@ -27,6 +27,7 @@ POINTS_PER_DIFFERENCES = 128  # of the other: one to a thread
 POINTS_PER_SEARCH = 16  # of a program that searches in float64
 CODES_PER_STEP = 64  # likewise
 SPLITS_OF_SEARCH = 32  # of the codebook, at most
+RESULTS_OF_SEARCH = 2**22  # of all points and splits: 48 MiB
 PROGRAMS_WANTED = 1024  # several for each of the 100 to 150 multiprocessors of a large GPU
 
 
@@ -290,7 +291,8 @@ class FusedSearch:
         rows = numbers.new_zeros(num_points + 1).scatter_(0, place, numbers)
         # few are expected, of however many: the codebook is split, and programs take what there is
         steps = triton.cdiv(codebook_size, CODES_PER_STEP)
-        codes_per_split = triton.cdiv(steps, min(steps, SPLITS_OF_SEARCH)) * CODES_PER_STEP
+        splits = min(steps, SPLITS_OF_SEARCH, max(4, RESULTS_OF_SEARCH // num_points))
+        codes_per_split = triton.cdiv(steps, splits) * CODES_PER_STEP
         splits = triton.cdiv(codebook_size, codes_per_split)
         best = points.new_empty(splits, num_points)
         found = torch.empty(splits, num_points, dtype=torch.int32, device=points.device)
