@@ -42,28 +42,29 @@ class SortedSearch:
         return torch.atan2(codes[:, 1], codes[:, 0]) if self._circle else codes[:, 0].contiguous()
 
     def query(self, points: Tensor) -> Tensor:
-        key = self._key(points)
-        count = len(self._keys)
-        place = torch.searchsorted(self._keys, key)
-        near = place[:, None] + torch.arange(-2, 2, device=place.device)
-        near = near.remainder(count) if self._circle else near.clamp(0, count - 1)
-        distance = squared_distance(points[:, None], self._ordered[near])
-        best = distance.amin(dim=1)
-        index = torch.where(distance == best[:, None], self._order[near], len(self._codes)).amin(dim=1)
-        if self._circle and count <= 4:
-            return index
-        if self._circle:
-            settled = best < self._beyond(points, key, near)
-        else:
-            # Rounding keeps the order of |x − c|: codes further out are no closer than the outermost seen.
-            settled = (best < distance[:, 0]) | (place <= 2)
-            settled &= (best < distance[:, 3]) | (place >= count - 2)
+        index, _, settled = self._nearby(points, len(self._keys))
         if not settled.all():
             if self._tiles is None:
                 self._distinct = self._order.sort().values
                 self._tiles = TiledSearch(self._codes[self._distinct])
             index[~settled] = self._distinct[self._tiles.query(points[~settled])]
         return index
+
+    def _nearby(self, points: Tensor, count: int | Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """Of the two codes on either side of each point the nearest (n,), its squared distance, and whether no other is
+        as close; of the first `count` codes in order."""
+        key = self._key(points).contiguous()
+        place = torch.searchsorted(self._keys, key)
+        near = place[:, None] + torch.arange(-2, 2, device=place.device)
+        near = near.remainder(count) if self._circle else near.clamp(min=0).clamp(max=count - 1)
+        distance = squared_distance(points[:, None], self._ordered[near])
+        best = distance.amin(dim=1)
+        index = torch.where(distance == best[:, None], self._order[near], len(self._codes) - 1).amin(dim=1)
+        if self._circle:
+            return index, best, (best < self._beyond(points, key, near)) | (count <= 4)
+        # Rounding keeps the order of |x − c|: codes further out are no closer than the outermost seen.
+        settled = (best < distance[:, 0]) | (place <= 2)
+        return index, best, settled & ((best < distance[:, 3]) | (place >= count - 2))
 
     def _beyond(self, points: Tensor, key: Tensor, near: Tensor) -> Tensor:
         """No code outside `near` is closer than this (n,), in squared distance.
@@ -108,17 +109,6 @@ class QueuedSortedSearch(SortedSearch):
         self._greatest_radius = torch.where(finite, radius, 0.0).amax()
 
     def query(self, points: Tensor) -> Tensor:
-        key = self._key(points).contiguous()
-        place = torch.searchsorted(self._keys, key)
-        near = place[:, None] + torch.arange(-2, 2, device=place.device)
-        near = near.remainder(self._count) if self._circle else near.clamp(min=0).minimum(self._count - 1)
-        distance = squared_distance(points[:, None], self._ordered[near])
-        best = distance.amin(dim=1)
-        index = torch.where(distance == best[:, None], self._order[near], len(self._codes) - 1).amin(dim=1)
-        if self._circle:
-            settled = (best < self._beyond(points, key, near)) | (self._count <= 4)
-        else:
-            settled = (best < distance[:, 0]) | (place <= 2)
-            settled &= (best < distance[:, 3]) | (place >= self._count - 2)
+        index, best, settled = self._nearby(points, self._count)
         settled &= best.isfinite()
         return torch.where(settled, index, self._rest.settle(points, ~settled))
