@@ -246,12 +246,19 @@ def test_a_folder_in_the_home_is_found_again(
 
 
 def test_a_hash_names_config_and_weights(small_tokenizer: Build, tmp_path: Path) -> None:
-    """Tokens carry it: an export keeps it, any other weight or option has another."""
+    """Tokens carry it: an export keeps it, any other weight or option has another, but for those of the decoder."""
     tokenizer = small_tokenizer()
     tokenizer.save_pretrained(tmp_path)
     assert GSQTokenizer.from_pretrained(tmp_path).hash == tokenizer.hash
     before = tokenizer.hash
     with torch.no_grad():
         tokenizer.quantizer.codebook[3, 0] += 1e-6
-    assert tokenizer.hash != before
-    assert small_tokenizer(normalization="l1").hash not in (before, tokenizer.hash)
+    after = tokenizer.hash
+    assert after != before
+    assert small_tokenizer(normalization="l1").hash not in (before, after)
+    with torch.no_grad():
+        tokenizer.decoder.last_layer.mul_(2)
+    assert tokenizer.hash == after
+    nearest = GSQTokenizer.from_config({**tokenizer.config, "upsampling": "nearest"})
+    nearest.load_state_dict(tokenizer.state_dict() | nearest.decoder.state_dict(prefix="decoder."))
+    assert nearest.hash == after

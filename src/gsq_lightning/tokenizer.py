@@ -250,7 +250,7 @@ class GSQTokenizer(nn.Module):
 
     @property
     def hash(self) -> str:
-        """SHA-256 of config and weights in hexadecimal: tokens carry it, so that it is known what decodes them."""
+        """SHA-256 of encoder and quantizer in hexadecimal. Tokens carry it: tokenizers of that hash decode them."""
         return SavedTokenizer(self.config, self.state_dict()).hash
 
     @classmethod

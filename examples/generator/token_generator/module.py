@@ -78,7 +78,8 @@ class GeneratorModule(LightningModule):
             made_by = getattr(getattr(self.trainer, "datamodule", None), "tokenizer_hash", tokenizer.hash)
             require(
                 made_by == tokenizer.hash,
-                f"the tokens are not of the tokenizer {self.tokenizer_path}; give the one that made them",
+                f"the tokens are not of the tokenizer {self.tokenizer_path}; give the one that made them, or one that "
+                "differs in its decoder alone",
             )
             self._tokenizer = (tokenizer,)
         require(stage != "predict" or bool(self._tokenizer), "samples need the tokenizer: --model.tokenizer PATH")

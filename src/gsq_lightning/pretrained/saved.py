@@ -13,6 +13,8 @@ from torch.serialization import get_unsafe_globals_in_checkpoint, safe_globals
 
 from gsq_lightning.errors import InputError, first_few, first_line
 
+OF_DECODERS = ("decoder_blocks", "adaptive_norm", "upsampling", "output_kernel_size")  # options of decoders alone
+
 
 class SavedTokenizer(NamedTuple):
     """A tokenizer as it is stored.
@@ -27,9 +29,15 @@ class SavedTokenizer(NamedTuple):
 
     @property
     def hash(self) -> str:
-        """SHA-256 of config and weights in hexadecimal, the same for a checkpoint and what is exported of it."""
-        digest = hashlib.sha256(json.dumps(self.config, sort_keys=True).encode())
+        """SHA-256 in hexadecimal of what gives indices their meaning: encoder and quantizer, config and weights.
+
+        It is the same for a checkpoint, what is exported of it, and after a training of the decoder alone.
+        """
+        config = {name: value for name, value in self.config.items() if name not in OF_DECODERS}
+        digest = hashlib.sha256(json.dumps(config, sort_keys=True).encode())
         for name, value in sorted(self.weights.items()):
+            if name.startswith("decoder."):
+                continue
             digest.update(f"{name} {value.dtype} {tuple(value.shape)}".encode())
             digest.update(value.detach().cpu().contiguous().flatten().view(torch.uint8).numpy().data)
         return digest.hexdigest()
