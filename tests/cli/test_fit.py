@@ -14,6 +14,8 @@ from safetensors.torch import load_file
 
 from gsq_lightning import GSQTokenizer
 from gsq_lightning.__main__ import main
+from gsq_lightning.cli.source import data_default
+from gsq_lightning.data import TokenDataset
 from gsq_lightning.reports import read_report
 from tests.conftest import WITHOUT_WEIGHTS, write_images
 
@@ -289,6 +291,40 @@ def test_predict_writes_tokens_that_the_exported_tokenizer_decodes(trained: Path
     tokenizer = GSQTokenizer.from_pretrained(checkpoint)
     assert shard["indices"].shape == (5, 8, 8, 8)
     assert tokenizer.decode_indices(shard["indices"].long()).shape == (5, 3, 16, 16)
+
+
+@pytest.mark.parametrize("given", [None, ["a", "b"]])
+def test_classes_of_a_checkpoint_number_names_and_do_not_name_the_numbers_of_other_images(
+    trained: Path, tmp_path: Path, given: list[str] | None
+) -> None:
+    checkpoint = torch.load(trained / "checkpoints" / "last.ckpt", weights_only=True)
+    checkpoint["data_settings"] |= {"class_names": given, "trained_class_names": ["an ape", "cat", "eel"]}
+    torch.save(checkpoint, tmp_path / "named.ckpt")
+    write_images(tmp_path / "named" / "cat", 1)
+    write_images(tmp_path / "named" / "eel", 1)
+    (tmp_path / "numbered.txt").write_text("named/cat/image_000.png 4\nnamed/eel/image_000.png 9\n")
+    for place, labels, names in (("named", [1, 2], ["an ape", "cat", "eel"]), ("numbered.txt", [4, 9], None)):
+        for split in ("val", "train") if place == "numbered.txt" else ("val",):
+            folder = tmp_path / f"tokens of {place}" / split
+            flags = [
+                f"--data.{split}={tmp_path / place}",
+                f"--tokens.split={split}",
+                f"--tokens.folder={folder.parent}",
+            ]
+            main(["predict", f"--ckpt_path={tmp_path / 'named.ckpt'}", *flags])
+            tokens = TokenDataset(folder)
+            assert (tokens.labels.tolist(), tokens.class_names) == (labels, names)
+
+
+def test_data_modules_get_the_names_of_classes_that_they_take() -> None:
+    settings = {"class_names": ["a"], "trained_class_names": ["a"]}
+    assert data_default({"class": "TokenDataModule", **settings}, True) == {
+        "class_path": "gsq_lightning.data.TokenDataModule",
+        "init_args": {},
+    }
+    images = data_default({"class": "ImageNetDataModule", **settings}, True)
+    assert images is not None
+    assert images["init_args"] == settings
 
 
 def printed_config(arguments: list[str], capsys: pytest.CaptureFixture[str]) -> dict[str, Any]:

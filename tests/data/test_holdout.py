@@ -155,11 +155,11 @@ def test_labels_of_validation_images_are_the_numbers_of_the_training_classes(
     # without the training split, by what the checkpoint of its training says
     data = ImageNetDataModule(tmp_path, 8, global_batch_size=1, num_workers=0, val=tmp_path / "val")
     data.setup("fit")
-    assert data.settings["class_names"] == ["ant", "bee", "cat"]
-    assert labelled(val=tmp_path / "val", class_names=data.settings["class_names"])[0] == expected
+    kept = {"trained_class_names": ["ant", "bee", "cat"]}
+    assert kept.items() <= data.settings.items()
+    assert labelled(val=tmp_path / "val", **kept)[0] == expected
     # and images of quite other classes keep numbers of their own
-    found = labelled(root=tmp_path / "others", class_names=data.settings["class_names"])
-    assert found == ({"elk": 0, "fox": 1}, ["elk", "fox"])
+    assert labelled(root=tmp_path / "others", **kept) == ({"elk": 0, "fox": 1}, ["elk", "fox"])
 
 
 def test_names_of_classes_are_not_matched_with_numbers_unless_it_is_said_how(
@@ -181,12 +181,61 @@ def test_names_of_classes_are_not_matched_with_numbers_unless_it_is_said_how(
     assert labelled(**places, class_names=["bee", "ant"]) == ({"ant": 1, "bee": 0}, ["bee", "ant"])
     data = ImageNetDataModule(image_size=8, global_batch_size=1, num_workers=0, **places, class_names=["bee", "ant"])
     data.setup("fit")
-    assert data.settings["class_names"] == ["bee", "ant"]
+    assert data.settings["class_names"] == data.settings["trained_class_names"] == ["bee", "ant"]
     (batch,) = data.val_dataloader()
     assert sorted(batch.label.tolist()) == [0, 1]
     data = ImageNetDataModule(image_size=8, global_batch_size=1, num_workers=0, **places, class_names=["bee"])
     with pytest.raises(InputError, match=r"has the label 1, and data\.class_names names 1 classes"):
         data.setup("fit")
+
+
+def test_numbers_are_named_by_what_the_user_gives_and_not_by_a_training_on_other_images(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    write_images(tmp_path / "some", 2)
+    write_images(tmp_path / "train" / "ant", 1)
+    write_images(tmp_path / "train" / "bee", 1)
+    trained = {"trained_class_names": ["ant", "bee"]}
+    for numbered, folder in ((tmp_path / "some" / "list.txt", ""), (tmp_path / "list.txt", "some/")):
+        first, second = sorted(path.name for path in (tmp_path / "some").glob("*.png"))
+        numbered.write_text(f"{folder}{first} 4\n{folder}{second} 2\n")
+        for split in ({"val": numbered}, {"train": numbered, "val": numbered}):
+            assert labelled(**split, **trained)[1] is None
+            assert labelled(**split, class_names=list("abcde"))[1] == list("abcde")
+            with pytest.raises(InputError, match=r"has the label 4, and data\.class_names names 4 classes"):
+                labelled(**split, class_names=list("abcd"))
+    data = ImageNetDataModule(image_size=8, train=numbered, **trained)  # type: ignore[arg-type]
+    data.make_predict_dataset("train")
+    assert data.class_names is None
+    # nor by training folders that are fewer
+    caplog.set_level("INFO")
+    assert labelled(train=tmp_path / "train", val=numbered) == ({"some": -1}, ["ant", "bee"])
+    assert "it has the label 4, and training has 2 classes: labels are left out" in caplog.text
+
+
+def test_given_names_decide_the_order_of_training_folders_and_name_all(tmp_path: Path) -> None:
+    for name in ("train/ant", "train/bee", "val/bee"):
+        write_images(tmp_path / name, 1)
+    for split in ({"root": tmp_path}, {"root": tmp_path / "train", "val_share": 0.5}):
+        data = ImageNetDataModule(**split, image_size=8, global_batch_size=1, num_workers=0, class_names=["bee", "ant"])
+        data.setup("fit")
+        for batch in (*data.train_dataloader(), *data.val_dataloader()):
+            assert [int(Path(path).parent.name == "ant") for path in batch.path] == batch.label.tolist()
+        assert data.class_names == ["bee", "ant"]
+    for stage in ("fit", "validate"):
+        data = ImageNetDataModule(tmp_path, 8, global_batch_size=1, num_workers=0, class_names=["bee", "cat"])
+        with pytest.raises(InputError, match=r"train has classes that data\.class_names does not name \(ant\)"):
+            data.setup(stage)
+
+
+def test_training_photographs_number_the_classes_too(tmp_path: Path) -> None:
+    for name in ("train/cat", "train/dog", "train/eel", "val/cat", "val/eel"):
+        write_images(tmp_path / name, 1)
+    data = PhotographsDataModule(8, 2, root=tmp_path, global_batch_size=1, num_workers=0)
+    data.setup("fit")
+    assert data.settings["trained_class_names"] == ["cat", "dog", "eel"]
+    (batch,) = data.val_dataloader()
+    assert batch.label.tolist() == [0, 2]
 
 
 @pytest.mark.parametrize("num_workers", [None, 3])

@@ -504,12 +504,12 @@ def test_validation_has_the_numbers_of_trainings_classes(tmp_path: Path, stage: 
     data.setup(stage)
     loader = data.predict_dataloader() if stage == "predict" else data.val_dataloader()
     assert [label for batch in loader for label in batch.label.tolist()] == [0, 0, 2, 2]
-    assert data.settings["class_names"] == ["cat", "dog", "eel"]
+    assert data.class_names == data.settings["trained_class_names"] == ["cat", "dog", "eel"]
 
 
 def test_a_split_alone_is_numbered_by_the_classes_that_a_checkpoint_has_kept(tmp_path: Path) -> None:
     root = write(list(several("", "cat", "eel", "newt")), tmp_path / "it", "folder")
-    data = ImageNetDataModule(root, 1, val_batch_size=8, num_workers=0, class_names=["ape", "cat", "eel"])
+    data = ImageNetDataModule(root, 1, val_batch_size=8, num_workers=0, trained_class_names=["ape", "cat", "eel"])
     data.setup("validate")
     assert labels_of(data) == [1, 1, 2, 2, -1, -1]
 

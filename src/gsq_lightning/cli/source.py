@@ -21,6 +21,7 @@ from gsq_lightning.quantizers import Quantizer
 from gsq_lightning.reports import sha256_of
 from gsq_lightning.runs.checkpoint_io import load_checkpoint_file
 
+OF_THOSE_IMAGES = ("val_share", "source", "image_column", "class_names")  # options that say nothing of others
 WORD = re.compile(r"\w*", re.ASCII)  # no path, no place to import from
 
 
@@ -142,21 +143,20 @@ def data_default(settings: dict[str, Any], with_places: bool) -> dict[str, Any] 
     known = inspect.signature(kind).parameters
     options = {name: settings[name] for name in settings if name in known and name not in PLACES}
     options = {name: value for name, value in options.items() if is_plain(value) or is_names(name, value)}
-    if not with_places:  # what says something of those images alone
-        options = {
-            name: value for name, value in options.items() if name not in ("val_share", "source", "image_column")
-        }
+    if not with_places:
+        options = {name: value for name, value in options.items() if name not in OF_THOSE_IMAGES}
     else:
         options |= {name: settings[name] for name in PLACES if name in known and is_local(settings.get(name))}
-    classes = settings.get("class_names")
-    if isinstance(classes, list) and all(isinstance(name, str) for name in classes):
-        options["class_names"] = classes  # words of any kind: the option takes no others
     return {"class_path": f"gsq_lightning.data.{kind.__name__}", "init_args": options}
 
 
 def is_names(option: str, value: Any) -> bool:
     """Whether an option has the names of classes, which may be any text."""
-    return option == "class_names" and isinstance(value, list) and all(isinstance(name, str) for name in value)
+    return (
+        option in ("class_names", "trained_class_names")
+        and isinstance(value, list)
+        and all(isinstance(name, str) for name in value)
+    )
 
 
 def is_local(place: Any) -> bool:

@@ -12,6 +12,7 @@ from gsq_lightning.data.holdout import hold_out
 from gsq_lightning.data.image_datamodule import ImageDataModule, PredictedSplit
 from gsq_lightning.data.sources import ImageSource, ParquetSource
 from gsq_lightning.data.sources.classes import same_name
+from gsq_lightning.data.sources.interface import SHOWN
 from gsq_lightning.data.sources.locate import (
     Shards,
     SourceKind,
@@ -24,7 +25,7 @@ from gsq_lightning.data.sources.locate import (
 from gsq_lightning.data.sources.splits import Split
 from gsq_lightning.data.stream import StreamedShards
 from gsq_lightning.data.transforms import MAX_IMAGE_SIZE, Crop, ResizeAndCrop, short_side_for
-from gsq_lightning.errors import InputError, look_up, require, whole_number
+from gsq_lightning.errors import InputError, first_few, look_up, require, whole_number
 
 
 class ImageNetDataModule(ImageDataModule):
@@ -62,14 +63,15 @@ class ImageNetDataModule(ImageDataModule):
         shuffle_buffer: encoded images that each worker holds to draw from when training from streamed shards.
         val_share: share of the training images, in (0, 1), that is held out for validation where there is no
             validation split, such as 0.02. Names decide, so that it is the same on every machine.
-        class_names: names of the classes, in the order of their numbers, where no training split names them: there is
-            none, or its labels are numbers. Checkpoints bring those of their training. After `setup` those of the
-            labels, or None.
+        class_names: names of the classes, in the order of their numbers, where labels are numbers, or another order
+            than that of the names is wanted. After `setup` those of the labels, or None.
         image_column: which of several columns of images in Parquet files.
         val_image_size: side of the images that are evaluated, in pixels; by default `image_size`.
+        trained_class_names: names of the classes of a training on other images, in the order of their numbers; a
+            checkpoint brings them. Images whose classes have names take these numbers; it gives numbers no names.
 
     Raises:
-        InputError: where images are missing, or sizes make no sense.
+        InputError: where images are missing, sizes make no sense, or `class_names` leaves a class out.
     """
 
     def __init__(
@@ -94,6 +96,7 @@ class ImageNetDataModule(ImageDataModule):
         class_names: Sequence[str] | None = None,
         image_column: str | None = None,
         val_image_size: int | None = None,
+        trained_class_names: Sequence[str] | None = None,
     ) -> None:
         super().__init__(global_batch_size, val_batch_size, num_workers, seed)
         self.image_size = whole_number("image_size", image_size, 1)
@@ -112,7 +115,9 @@ class ImageNetDataModule(ImageDataModule):
         self.shuffle_buffer = whole_number("shuffle_buffer", shuffle_buffer, 1)
         self.val_share = None if val_share is None else float(val_share)
         require(val_share is None or 0 < val_share < 1, f"val_share is {val_share}; it must be above 0 and below 1")
-        self.class_names = None if class_names is None else list(class_names)
+        self._given_names = None if class_names is None else list(class_names)
+        self._trained_names = None if trained_class_names is None else list(trained_class_names)
+        self.class_names = self._given_names
         self.image_column = image_column
         self.crop: Crop = look_up("crop", crop, {word: word for word in get_args(Crop)})
         self.flip = bool(flip)
@@ -132,7 +137,8 @@ class ImageNetDataModule(ImageDataModule):
             "val": self._absolute(self.val),
             "source": self.source,
             "val_share": self.val_share,
-            "class_names": self.class_names,
+            "class_names": self._given_names,
+            "trained_class_names": self.class_names,
             "image_column": self.image_column,
             "image_size": self.image_size,
             "val_image_size": self.val_image_size,
@@ -228,14 +234,17 @@ class ImageNetDataModule(ImageDataModule):
     def _number_as_training(self, found: ImageSource) -> None:
         """Gives the labels of validation images the numbers of training."""
         names = self._training_classes(found)
-        if names is not None:
+        if is_numbered(found):
+            found.class_names = self._names_of_numbers(found, names)
+        elif names is not None:
             found.number_by(names)
         elif found.class_names is not None and self._is_numbered:
             found.remove_labels(
                 "their classes have names and those of the training images numbers: they have no label; "
                 "data.class_names takes the names in the order of the numbers"
             )
-        self.class_names = names or found.class_names
+        if self._train is None or self.class_names is None:
+            self.class_names = found.class_names
 
     def _training_classes(self, found: ImageSource) -> list[str] | None:
         """The classes that number the labels of validation images: those of training, so that equal numbers are equal.
@@ -247,29 +256,55 @@ class ImageNetDataModule(ImageDataModule):
         if self._train is not None:
             return self.class_names
         if own is None and os.sep not in found.names[0]:
-            return None
+            return self._given_names
+        is_held_out = self.val_share is not None and not self._has_val_split()
+        has_training = self.train is not None or "train" in self._splits
         # Parquet files name all classes in each split, and the training split would be converted
-        if (self.train is not None or "train" in self._splits) and not isinstance(found, ParquetSource):
+        if is_held_out or (has_training and isinstance(found, ParquetSource)):
+            return self._names_of(found)
+        if has_training:
+            training = None
             with suppress(InputError):  # of training images, which validation does without
                 training = self._all_training_images()
-                names = self._names_of(training) if isinstance(training, ImageSource) else None
-                if names is not None:
-                    return names
-        is_of_others = own is not None and not set(map(same_name, own)) & set(map(same_name, self.class_names or ()))
-        return None if is_of_others else self.class_names
+            names = self._names_of(training) if isinstance(training, ImageSource) else None
+            if names is not None:
+                return names
+        if self._given_names is not None or is_numbered(found) or self._is_numbered:
+            return self._given_names
+        trained = self._trained_names
+        is_of_others = own is not None and not set(map(same_name, own)) & set(map(same_name, trained or ()))
+        return None if is_of_others else trained
 
     def _names_of(self, training: ImageSource) -> list[str] | None:
-        """Of the classes of training images; where these have numbers alone, those that are given."""
-        self._is_numbered = training.class_names is None and bool((training.labels != NO_LABEL).any())
-        if not self._is_numbered or self.class_names is None:
+        """Of the classes of training images: those that are given, by whose order they are numbered, or their own."""
+        self._is_numbered = is_numbered(training)
+        given = self._given_names
+        if given is None:
             return training.class_names
-        largest = int(training.labels.max())
+        if self._is_numbered:
+            return self._names_of_numbers(training, given)
+        known = set(map(same_name, given))
+        missing = [name for name in training.class_names or () if same_name(name) not in known]
         require(
-            largest < len(self.class_names),
-            f"{training.place} has the label {largest}, and data.class_names names {len(self.class_names)} classes, "
-            "the first of which is 0; name all",
+            not missing,
+            f"{training.place} has classes that data.class_names does not name ({first_few(missing, SHOWN)}); name "
+            "all, or leave the option out",
         )
-        return self.class_names
+        training.number_by(given)
+        return given
+
+    def _names_of_numbers(self, found: ImageSource, names: list[str] | None) -> list[str] | None:
+        """Names for labels that are numbers. Raises InputError where those that are given are too few."""
+        largest = int(found.labels.max())
+        if names is None or largest < len(names):
+            return names
+        require(
+            self._given_names is None,
+            f"{found.place} has the label {largest}, and data.class_names names {len(names)} classes, the first of "
+            "which is 0; name all",
+        )
+        found.remove_labels(f"it has the label {largest}, and training has {len(names)} classes: labels are left out")
+        return names
 
     def _in_any_order(self, found: ImageSource | Shards) -> ImageSource:
         if isinstance(found, Shards):
@@ -284,6 +319,11 @@ class ImageNetDataModule(ImageDataModule):
         if location is None or is_remote(location) or is_on_hub(location, self.source):
             return location
         return "::".join(os.path.abspath(os.path.expanduser(part)) for part in location.split("::"))
+
+
+def is_numbered(source: ImageSource) -> bool:
+    """Whether labels are numbers that the data itself gives."""
+    return source.class_names is None and bool((source.labels != NO_LABEL).any())
 
 
 NO_ROOT = (

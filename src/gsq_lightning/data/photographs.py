@@ -62,6 +62,7 @@ class PhotographsDataModule(ImageNetDataModule):
         on_error: what an unreadable image does: "raise" stops with its name; "skip" leaves it out and counts it.
         class_names: names of the classes, as of `ImageNetDataModule`.
         val_image_size: side of validation images and tiles, in pixels, at most `short_side`; by default `image_size`.
+        trained_class_names: names of the classes of a training on other images, as of `ImageNetDataModule`.
     """
 
     def __init__(
@@ -81,6 +82,7 @@ class PhotographsDataModule(ImageNetDataModule):
         on_error: OnError = "raise",
         class_names: Sequence[str] | None = None,
         val_image_size: int | None = None,
+        trained_class_names: Sequence[str] | None = None,
     ) -> None:
         super().__init__(
             root,
@@ -97,6 +99,7 @@ class PhotographsDataModule(ImageNetDataModule):
             val_share=val_share,
             class_names=class_names,
             val_image_size=val_image_size,
+            trained_class_names=trained_class_names,
         )
         self.short_side = whole_number("short_side", short_side, 1)
         for name, size in (("image_size", image_size), ("val_image_size", self.predicted_size)):
@@ -123,6 +126,7 @@ class PhotographsDataModule(ImageNetDataModule):
             return RandomCrops(photographs, self.image_size, self.crops_per_epoch, self.flip)
         transform = ResizeAndCrop(self.image_size, self.short_side, self.crop, self.flip, enlarge=False)
         found = self._in_any_order(self._find_train())
+        self.class_names = self._names_of(found)
         return SourceImages(found, transform, self.on_error, substitute=True, epoch_images=self.crops_per_epoch)
 
     def make_predict_dataset(self, split: Split, side: int | None = None) -> ImageDataset | None:
