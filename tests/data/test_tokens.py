@@ -186,6 +186,33 @@ def test_tokens_of_two_tokenizers_are_not_trained_and_validated_together(tmp_pat
         module(tmp_path).make_val_dataset()
 
 
+@pytest.mark.parametrize("other", [{"num_groups": 1}, {"codebook_size": 400}])
+def test_tokens_of_other_codebooks_are_not_trained_and_validated_together(
+    tmp_path: Path, other: dict[str, int]
+) -> None:
+    write_tokens(tmp_path / "train")
+    write_tokens(tmp_path / "val", **other)  # type: ignore[arg-type]
+    with pytest.raises(InputError, match="is not of the tokenizer"):
+        module(tmp_path).make_val_dataset()
+
+
+def test_validation_labels_are_the_numbers_of_trainings_classes(tmp_path: Path) -> None:
+    """Of a split that has them in another order, and one that training lacks."""
+    write_tokens(tmp_path / "train", class_names=["ant", "bee", "cat"])
+    every = write_tokens(tmp_path / "val", class_names=["dog", "bee"])
+    expected = [{-1: -1, 0: -1, 1: 1}[label] for label in every.label.tolist()]
+    val = module(tmp_path).make_val_dataset()
+    assert val is not None
+    assert val.notes == ["training does not have the classes dog: they have no label"]
+    assert (val.class_names, val.num_classes) == (["ant", "bee", "cat"], 3)
+    for dataset in (val, pickle.loads(pickle.dumps(val)), val.part(np.arange(10))):
+        assert dataset[:].label.tolist() == dataset.labels.tolist() == expected
+    write_tokens(tmp_path / "val")  # numbers stay
+    plain = module(tmp_path).make_val_dataset()
+    assert plain is not None
+    assert plain[:].label.tolist() == every.label.tolist()
+
+
 def test_facts_are_known_before_setup(tmp_path: Path) -> None:
     write_tokens(tmp_path / "train", class_names=CLASSES)
     data = module(tmp_path)

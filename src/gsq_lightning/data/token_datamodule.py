@@ -12,13 +12,15 @@ from gsq_lightning.data.token_dataset import TokenDataset
 from gsq_lightning.errors import require
 from gsq_lightning.tokens.facts import FACTS_FILE, TokenFacts, WithTokenFacts
 
+SAME = ("tokenizer_hash", "grid", "num_groups", "codebook_size")  # of tokens of both splits
+
 
 class TokenDataModule(WithTokenFacts, ResumableDataModule):
     """`TokenBatch`es in an order that (seed, epoch) decides, resumed where a checkpoint left off; any number of devices
     sees the same global batches.
 
     An epoch has each image once: in training as one of its copies, drawn by (seed, epoch, image), in validation as the
-    plain one.
+    plain one. Where both splits name their classes, labels of validation are training's numbers.
 
     Args:
         root: a folder with `train` and `val`, as `gsq predict --tokens.split all` writes it, or with `train` alone; or
@@ -84,9 +86,11 @@ class TokenDataModule(WithTokenFacts, ResumableDataModule):
         if self._has_val:
             found = TokenDataset(self.root / "val", "plain")
             require(
-                found.tokenizer_hash == self.tokenizer_hash and found.grid == self.grid,
+                all(getattr(found, name) == getattr(self, name) for name in SAME),
                 f"{found.folder} is not of the tokenizer and image size of {self._all_training_tokens.folder}",
             )
+            if found.class_names is not None and self.class_names is not None:
+                found.number_by(self.class_names)
             return found
         if self.val_share is None:
             return None

@@ -1,5 +1,6 @@
 """The tokens of a folder, by number."""
 
+import dataclasses
 from collections.abc import Sequence
 from functools import cached_property
 from pathlib import Path
@@ -9,10 +10,13 @@ import numpy as np
 import torch
 from torch.utils.data import DataLoader
 
+from gsq_lightning.data.batch import NO_LABEL
 from gsq_lightning.data.dataset import ImageDataset, key_of
 from gsq_lightning.data.loader import Loading, make_loader
 from gsq_lightning.data.sampler import EpochSampler, Place, SampleKey
-from gsq_lightning.errors import InputError, look_up, require
+from gsq_lightning.data.sources.classes import same_name
+from gsq_lightning.data.sources.interface import SHOWN
+from gsq_lightning.errors import InputError, first_few, look_up, require
 from gsq_lightning.tokens.batch import TokenBatch
 from gsq_lightning.tokens.facts import TokenFacts, WithTokenFacts
 from gsq_lightning.tokens.shards import TokenShard, missing_shards, open_shard, rows_of, shard_name
@@ -55,6 +59,7 @@ class TokenDataset(WithTokenFacts, ImageDataset):
             )
         self._ends = np.cumsum([rows_of(self._path(number)) for number in range(facts.shards)])
         self._images = images
+        self._numbers: torch.Tensor | None = None  # of the classes, -1 last, where they are not those of the files
         self._mapped: dict[int, TokenShard] = {}
 
     def __getstate__(self) -> dict[str, Any]:
@@ -62,7 +67,7 @@ class TokenDataset(WithTokenFacts, ImageDataset):
 
     @cached_property
     def facts(self) -> TokenFacts:
-        """What `tokens.json` says."""
+        """What `tokens.json` says; of classes what `number_by` said."""
         return TokenFacts.read(self.folder)
 
     @cached_property
@@ -78,13 +83,23 @@ class TokenDataset(WithTokenFacts, ImageDataset):
     def labels(self) -> np.ndarray:
         """(num_images,) int64, -1 where an image has none. Reads all labels."""
         shards = (self._shard(number) for number in range(self.facts.shards))
-        every = torch.cat([shard.label[:: len(self.facts.copies)] for shard in shards]).numpy()
+        every = self._numbered(torch.cat([shard.label[:: len(self.facts.copies)] for shard in shards])).numpy()
         return every if self._images is None else every[self._images]
 
     def name(self, image: int) -> str:
         """The name of an image, by its number in [0, num_images)."""
         shard, row = self._find(self._row(image, 0))
         return shard.name(row)
+
+    def number_by(self, class_names: Sequence[str]) -> None:
+        """Gives labels the numbers of these classes, such as those of training; others become -1: a note."""
+        number = {same_name(name): label for label, name in enumerate(class_names)}
+        own = self.class_names or []
+        self._numbers = torch.tensor([number.get(same_name(name), NO_LABEL) for name in own] + [NO_LABEL])
+        unknown = [name for name in own if same_name(name) not in number]
+        if unknown:
+            self.notes = [f"training does not have the classes {first_few(unknown, SHOWN)}: they have no label"]
+        self.facts = dataclasses.replace(self.facts, class_names=list(class_names))
 
     def part(self, images: np.ndarray, copies: Copies | None = None) -> "TokenDataset":
         """Some of the images.
@@ -94,7 +109,10 @@ class TokenDataset(WithTokenFacts, ImageDataset):
             copies: by default as here.
         """
         chosen = images if self._images is None else self._images[images]
-        return TokenDataset(self.folder, copies or self.copies, chosen)
+        part = TokenDataset(self.folder, copies or self.copies, chosen)
+        if self._numbers is not None:
+            part.number_by(self.class_names or [])
+        return part
 
     def __len__(self) -> int:
         return self.num_images * (len(self.facts.copies) if self.copies == "all" else 1)
@@ -126,7 +144,10 @@ class TokenDataset(WithTokenFacts, ImageDataset):
             copy = int(torch.randint(len(self.facts.copies), (), generator=key.generator()))
         shard, row = self._find(self._row(image, copy))
         name: Any = shard.name(row)
-        return TokenBatch(shard.indices[row].long(), shard.label[row], shard.copy[row].long(), name)
+        return TokenBatch(shard.indices[row].long(), self._numbered(shard.label[row]), shard.copy[row].long(), name)
+
+    def _numbered(self, label: torch.Tensor) -> torch.Tensor:
+        return label if self._numbers is None else self._numbers[label]
 
     def _none(self) -> TokenBatch:
         empty = torch.empty(0, dtype=torch.int64)
