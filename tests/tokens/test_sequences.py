@@ -35,6 +35,11 @@ def test_what_is_no_grid_is_refused(shape: tuple[int, ...]) -> None:
         unflatten_tokens(torch.zeros(shape), 3, 4)
 
 
+def test_a_single_image_without_a_batch_is_refused_in_one_line() -> None:
+    with pytest.raises(InputError, match=r"shape \(3, 4, 2\); it must be \(B, h, w, G\)"):
+        flatten_tokens(torch.zeros(3, 4, 2))
+
+
 def test_groups_with_offsets_share_no_number() -> None:
     tokens = add_group_offsets(INDICES.to(torch.uint8), 7)
     assert [set((tokens[..., group] // 7).flatten().tolist()) for group in range(5)] == [{0}, {1}, {2}, {3}, {4}]

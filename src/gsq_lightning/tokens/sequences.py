@@ -16,7 +16,14 @@ def flatten_tokens(indices: Tensor, keep_groups: bool = False) -> Tensor:
     """(B, h, w, G) → (B, h·w·G), or (B, h·w, G) with `keep_groups`.
 
     Raster order: rows from the top, positions from the left, at each position its G indices.
+
+    Raises:
+        InputError: where indices are not of four dimensions.
     """
+    require(
+        indices.ndim == 4,
+        f"indices have the shape {tuple(indices.shape)}; it must be (B, h, w, G): of a single image, indices[None]",
+    )
     return rearrange(indices, "b h w g -> b (h w) g" if keep_groups else "b h w g -> b (h w g)")
 
 
