@@ -15,7 +15,7 @@ from gsq_lightning import InputError
 from gsq_lightning.data import ImageNetDataModule
 from gsq_lightning.data.sources import ArchiveSource, FolderSource
 from gsq_lightning.data.sources.interface import ImageSource
-from gsq_lightning.data.sources.locate import find_split, has_split, open_images
+from gsq_lightning.data.sources.locate import find_split, open_images, splits_of
 from gsq_lightning.data.sources.splits import Split, are_pieces, split_of, splits_in
 
 
@@ -279,7 +279,7 @@ def test_each_split_is_found_with_its_classes_or_a_line_says_what_is_there(
         assert isinstance(source, ImageSource)
         if split == "train":
             train_classes = source.class_names
-            assert has_split(str(root), "train", "auto")
+            assert "train" in splits_of(str(root), "auto")
         elif train_classes is not None:
             source.number_by(train_classes)
             assert source.class_names in (train_classes, None)
@@ -351,7 +351,7 @@ def test_a_pool_that_lists_divide_is_taken_where_it_is_named(tmp_path: Path) -> 
     assert isinstance(source, ImageSource)
     assert sorted(set(found_in(source, root).values())) == ["cat", "dog"]
     with pytest.raises(InputError, match="its splits are in other files"):
-        has_split(str(root), "val", "auto")
+        splits_of(str(root), "auto")
 
 
 @pytest.mark.parametrize(("wanted", "found"), [("train", "1.jpg"), ("val", "2.jpg")])

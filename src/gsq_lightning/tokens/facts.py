@@ -10,7 +10,6 @@ from gsq_lightning.files import write_whole
 
 FACTS_FILE = "tokens.json"
 FORMAT = 1  # of files and folder; a later one is refused
-PLAIN = ("plain",)  # the copies where nothing is augmented
 
 # what all shards of a folder have in common, in words: with another one of these they do not belong together
 COMMON = {

@@ -55,11 +55,6 @@ def find_split(root: str, split: Split, kind: SourceKind, image_column: str | No
     raise AssertionError
 
 
-def has_split(root: str, split: Split, kind: SourceKind) -> bool:
-    """Whether a data set holds a split by its name, or is one of the Hub. Raises InputError where that is not clear."""
-    return is_on_hub(root, kind) or split in splits_of(root, kind)
-
-
 def splits_of(root: str, kind: SourceKind) -> set[str]:
     """The splits that a data set holds by their names: "train", "val", "test". None where it is no folder or archive.
 
