@@ -375,10 +375,15 @@ def test_overfitting_sees_the_same_images_in_every_epoch(image_root: Path, tmp_p
     assert len(set(itertools.chain(*module.seen))) == 8
 
 
-def test_the_place_in_training_does_not_concern_validation(image_root: Path) -> None:
-    data = ImageNetDataModule(image_root, 8, global_batch_size=7)
+def test_the_place_in_training_does_not_concern_validation(image_root: Path, tmp_path: Path) -> None:
+    trained = seeded(image_root)
+    run_through(trained, 3, tmp_path / "run")
+    data = ImageNetDataModule(image_root, 8, val_batch_size=4, num_workers=0)
     data.setup("validate")
-    data.load_state_dict({"images_consumed": 3, "training_images": 99, "global_batch_size": 2})
+    before = [batch.path for batch in data.val_dataloader()]
+    data.load_state_dict(trained.state_dict() | {"training_images": 99})
+    assert [batch.path for batch in data.val_dataloader()] == before
+    assert len(before) == 2
 
 
 def test_labels_are_the_class_folders_in_order_of_their_names(image_root: Path) -> None:
