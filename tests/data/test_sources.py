@@ -25,6 +25,7 @@ from gsq_lightning.data.sources import ArchiveSource, FolderSource, ListSource, 
 from gsq_lightning.data.sources import archive as archive_module
 from gsq_lightning.data.sources.interface import ImageSource
 from gsq_lightning.data.sources.locate import find_split, open_images
+from gsq_lightning.data.sources.parquet import Columns
 from gsq_lightning.data.stream import StreamedShards
 from gsq_lightning.data.transforms import ResizeAndCrop
 from gsq_lightning.names import PackedNames
@@ -453,15 +454,36 @@ def test_of_two_columns_of_images_one_must_be_named(
     if expected is None:
         message = "no column of images named text" if wanted else "several columns of images: image, edited; say which"
         with pytest.raises(InputError, match=message):
-            open_images(str(tmp_path / "val.parquet"), "auto", "val", wanted)
+            open_images(str(tmp_path / "val.parquet"), "auto", "val", Columns(wanted))
         return
-    source = open_images(str(tmp_path / "val.parquet"), "auto", "val", wanted)
+    source = open_images(str(tmp_path / "val.parquet"), "auto", "val", Columns(wanted))
     assert source.read(0) == contents[expected]  # type: ignore[union-attr]
 
 
 def test_parquet_names_its_classes(folder: Path, tmp_path: Path) -> None:
     source = ParquetSource("here", "train", write_parquet(folder, tmp_path / "root"))
     assert source.class_names == list(CLASSES)
+
+
+def test_labels_of_a_column_of_another_name_are_taken_where_it_is_named(folder: Path, tmp_path: Path) -> None:
+    """As CIFAR-100's."""
+    datasets = pytest.importorskip("datasets")
+    names = {"coarse_label": ["fish", "fruit"], "fine_label": ["ray", "shark"]}
+    features = {"img": datasets.Image()} | {column: datasets.ClassLabel(names=two) for column, two in names.items()}
+    content = images_in(folder)[0][1]
+    row = {"img": [{"bytes": content}], "coarse_label": [0], "fine_label": [1]}
+    datasets.Dataset.from_dict(row, features=datasets.Features(features)).to_parquet(tmp_path / "val.parquet")
+    for column, label, classes in (("coarse_label", 0, names["coarse_label"]), ("fine_label", 1, names["fine_label"])):
+        data = ImageNetDataModule(val=tmp_path / "val.parquet", image_size=8, num_workers=0, label_column=column)
+        data.setup("validate")
+        (batch,) = data.val_dataloader()
+        assert (batch.label.tolist(), data.class_names) == ([label], classes)
+    source = open_images(str(tmp_path / "val.parquet"), "auto", "val")
+    assert source.labels.tolist() == [-1]  # type: ignore[union-attr]
+    line = "no column is named label; data.label_column says which has the labels, of img, coarse_label, fine_label"
+    assert source.notes == [line]  # type: ignore[union-attr]
+    with pytest.raises(InputError, match="has no column fine of labels; its columns are img, coarse_label, fine_label"):
+        open_images(str(tmp_path / "val.parquet"), "auto", "val", Columns(label="fine"))
 
 
 def test_a_list_may_begin_with_a_byte_order_mark(folder: Path, tmp_path: Path) -> None:

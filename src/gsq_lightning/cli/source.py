@@ -21,7 +21,8 @@ from gsq_lightning.quantizers import Quantizer
 from gsq_lightning.reports import sha256_of
 from gsq_lightning.runs.checkpoint_io import load_checkpoint_file
 
-OF_THOSE_IMAGES = ("val_share", "source", "image_column", "class_names")  # options that say nothing of others
+# options that say nothing of other images
+OF_THOSE_IMAGES = ("val_share", "source", "image_column", "label_column", "class_names")
 WORD = re.compile(r"\w*", re.ASCII)  # no path, no place to import from
 
 

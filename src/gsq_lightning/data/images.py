@@ -22,6 +22,7 @@ from gsq_lightning.data.sources.locate import (
     open_images,
     splits_of,
 )
+from gsq_lightning.data.sources.parquet import Columns
 from gsq_lightning.data.sources.splits import Split
 from gsq_lightning.data.stream import StreamedShards
 from gsq_lightning.data.transforms import MAX_IMAGE_SIZE, Crop, ResizeAndCrop, short_side_for
@@ -69,6 +70,8 @@ class ImageNetDataModule(ImageDataModule):
         val_image_size: side of the images that are evaluated, in pixels; by default `image_size`.
         trained_class_names: names of the classes of a training on other images, in the order of their numbers; a
             checkpoint brings them. Images whose classes have names take these numbers; it gives numbers no names.
+        label_column: which column of Parquet files has the numbers of the classes; by default `label`, `labels`, `cls`
+            or `class`.
 
     Raises:
         InputError: where images are missing, sizes make no sense, or `class_names` leaves a class out.
@@ -97,6 +100,7 @@ class ImageNetDataModule(ImageDataModule):
         image_column: str | None = None,
         val_image_size: int | None = None,
         trained_class_names: Sequence[str] | None = None,
+        label_column: str | None = None,
     ) -> None:
         super().__init__(global_batch_size, val_batch_size, num_workers, seed)
         self.image_size = whole_number("image_size", image_size, 1)
@@ -118,7 +122,7 @@ class ImageNetDataModule(ImageDataModule):
         self._given_names = None if class_names is None else list(class_names)
         self._trained_names = None if trained_class_names is None else list(trained_class_names)
         self.class_names = self._given_names
-        self.image_column = image_column
+        self._columns = Columns(image_column, label_column)
         self.crop: Crop = look_up("crop", crop, {word: word for word in get_args(Crop)})
         self.flip = bool(flip)
         self.on_error: OnError = look_up("on_error", on_error, {word: word for word in get_args(OnError)})
@@ -139,7 +143,8 @@ class ImageNetDataModule(ImageDataModule):
             "val_share": self.val_share,
             "class_names": self._given_names,
             "trained_class_names": self.class_names,
-            "image_column": self.image_column,
+            "image_column": self._columns.image,
+            "label_column": self._columns.label,
             "image_size": self.image_size,
             "val_image_size": self.val_image_size,
             "val_crop_ratio": self.val_crop_ratio,
@@ -200,26 +205,26 @@ class ImageNetDataModule(ImageDataModule):
     def _find_val(self) -> ImageSource | Shards | None:
         """None where there are training images alone, of which none are held out."""
         if self.val is not None:
-            return open_images(self.val, self.source, "val", self.image_column)
+            return open_images(self.val, self.source, "val", self._columns)
         if self.root is not None and "val" in self._splits:
-            return find_split(self.root, "val", self.source, self.image_column)
+            return find_split(self.root, "val", self.source, self._columns)
         if self.val_share is not None:
             return hold_out(self._in_any_order(self._all_training_images()), self.val_share)[1]
         if self._train is not None or self.train is not None:
             return None
         if self.root is None:
             raise InputError(NO_ROOT)
-        return find_split(self.root, "val", self.source, self.image_column)  # all images, where there are no splits
+        return find_split(self.root, "val", self.source, self._columns)  # all images, where there are no splits
 
     def _all_training_images(self) -> ImageSource | Shards:
         if self.train is not None:
-            return open_images(self.train, self.source, "train", self.image_column)
+            return open_images(self.train, self.source, "train", self._columns)
         if self.root is None:
             raise InputError(NO_ROOT)
         if self._splits:
-            return find_split(self.root, "train", self.source, self.image_column)
+            return find_split(self.root, "train", self.source, self._columns)
         self._trains_on_all = self.val_share is None
-        return open_images(self.root, self.source, "train", self.image_column)
+        return open_images(self.root, self.source, "train", self._columns)
 
     def _has_val_split(self) -> bool:
         return self.val is not None or "val" in self._splits

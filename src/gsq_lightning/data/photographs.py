@@ -116,7 +116,7 @@ class PhotographsDataModule(ImageNetDataModule):
 
     @property
     def settings(self) -> dict[str, Any]:
-        others = ("source", "image_column", "val_crop_ratio")
+        others = ("source", "image_column", "label_column", "val_crop_ratio")
         known = {name: value for name, value in super().settings.items() if name not in others}
         return known | {"short_side": self.short_side}
 

@@ -10,7 +10,7 @@ from gsq_lightning.data.sources.archive import ArchiveSource
 from gsq_lightning.data.sources.folder import FolderSource
 from gsq_lightning.data.sources.interface import ImageSource
 from gsq_lightning.data.sources.names import is_image_name
-from gsq_lightning.data.sources.parquet import ParquetSource
+from gsq_lightning.data.sources.parquet import ANY_COLUMNS, Columns, ParquetSource
 from gsq_lightning.data.sources.several import SeveralSources
 from gsq_lightning.data.sources.splits import Part, Split, choose_parts, levels_of, name_it, refuse_undivided
 from gsq_lightning.data.sources.text_list import ListSource
@@ -28,7 +28,7 @@ class Shards(list[str]):
     """Names of shards that are to be streamed."""
 
 
-def find_split(root: str, split: Split, kind: SourceKind, image_column: str | None = None) -> ImageSource | Shards:
+def find_split(root: str, split: Split, kind: SourceKind, columns: Columns = ANY_COLUMNS) -> ImageSource | Shards:
     """The images of one split of a data set.
 
     Args:
@@ -37,20 +37,20 @@ def find_split(root: str, split: Split, kind: SourceKind, image_column: str | No
             images without splits.
         split: which.
         kind: what the source is, or "auto".
-        image_column: which of several columns of images in Parquet files.
+        columns: of Parquet files.
 
     Raises:
         InputError: where there is no such split, or it is not clear which part of the data set it is.
     """
     path = Path(root).expanduser()
     if is_on_hub(root, kind):
-        return ParquetSource(root, "validation" if split == "val" else split, None, image_column)
+        return ParquetSource(root, "validation" if split == "val" else split, None, columns)
     if path.exists():
-        return open_place([path], kind, split, True, image_column)
+        return open_place([path], kind, split, True, columns)
     if not is_remote(root) and "{" not in root and "::" not in root:
         raise InputError(f"there is no file or folder {root}; set data.root to what holds the images of both splits")
     if split == "val":
-        return open_images(root, kind, split, image_column)
+        return open_images(root, kind, split, columns)
     refuse_undivided(split, root)
     raise AssertionError
 
@@ -89,7 +89,7 @@ def is_on_hub(root: str, kind: SourceKind) -> bool:
     return kind == "parquet" and HUB_NAME.fullmatch(root) is not None and not Path(root).expanduser().exists()
 
 
-def open_images(location: str, kind: SourceKind, split: Split, image_column: str | None = None) -> ImageSource | Shards:
+def open_images(location: str, kind: SourceKind, split: Split, columns: Columns = ANY_COLUMNS) -> ImageSource | Shards:
     """The images at one place or several: folders, lists, archives or Parquet files.
 
     Args:
@@ -97,13 +97,13 @@ def open_images(location: str, kind: SourceKind, split: Split, image_column: str
             "webdataset" also URLs and `pipe:` commands.
         kind: what it is, or "auto".
         split: which, where one of them holds several.
-        image_column: which of several columns of images in Parquet files.
+        columns: of Parquet files.
 
     Raises:
         InputError: where something is not there, or is no source of images.
     """
     if is_on_hub(location, kind):
-        return ParquetSource(location, "validation" if split == "val" else split, None, image_column)
+        return ParquetSource(location, "validation" if split == "val" else split, None, columns)
     if is_remote(location):
         if kind not in ("auto", "webdataset"):
             raise InputError(f"{location} is remote, and only webdataset shards can be; data.source is {kind}")
@@ -114,7 +114,7 @@ def open_images(location: str, kind: SourceKind, split: Split, image_column: str
         kind,
         split,
         False,
-        image_column,
+        columns,
     )
 
 
@@ -123,7 +123,7 @@ def is_remote(location: str) -> bool:
 
 
 def open_place(
-    paths: list[Path], kind: SourceKind, split: Split, is_root: bool, image_column: str | None = None
+    paths: list[Path], kind: SourceKind, split: Split, is_root: bool, columns: Columns = ANY_COLUMNS
 ) -> ImageSource | Shards:
     """A source from folders and files.
 
@@ -132,7 +132,7 @@ def open_place(
         kind: what they are, or "auto".
         split: which, where one of them holds several.
         is_root: they are a data set that holds splits; else the images of one.
-        image_column: which of several columns of images in Parquet files.
+        columns: of Parquet files.
     """
     missing = next((path for path in paths if not path.exists()), None)
     if missing is not None:
@@ -153,7 +153,7 @@ def open_place(
         elif part_kind == "archive":
             sources.append(ArchiveSource(places, split, holds_splits))
         elif part_kind == "parquet":
-            sources.append(ParquetSource(str(places[0].parent), split, places, image_column))
+            sources.append(ParquetSource(str(places[0].parent), split, places, columns))
         else:
             sources += [FolderSource(path) if part_kind == "folder" else ListSource(path) for path in places]
     if shards:

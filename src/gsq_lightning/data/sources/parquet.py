@@ -1,20 +1,37 @@
 """Parquet files of images as the Hugging Face Hub ships ImageNet-1k, read through `datasets`."""
 
+import re
 from collections.abc import Iterator
 from contextlib import contextmanager, nullcontext
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 
 from gsq_lightning.data.batch import NO_LABEL
 from gsq_lightning.data.sources.interface import ImageSource
-from gsq_lightning.errors import InputError, first_line
+from gsq_lightning.errors import InputError, first_line, require
 from gsq_lightning.names import PackedNames
 from gsq_lightning.pretrained.hub import reachable
 
 IMAGE_COLUMNS = ("image", "img", "jpg", "jpeg", "png", "webp")  # of bytes without a declared type
 LABEL_COLUMNS = ("label", "labels", "cls", "class")
+LIKE_LABEL = re.compile("label|class", re.IGNORECASE)  # in the name of a column that may be meant
+
+
+class Columns(NamedTuple):
+    """Of Parquet files: those that are named; None are found by type and name.
+
+    Attributes:
+        image: which of several columns of images.
+        label: the column of the numbers of classes.
+    """
+
+    image: str | None = None
+    label: str | None = None
+
+
+ANY_COLUMNS = Columns()
 
 
 class ParquetSource(ImageSource):
@@ -27,31 +44,37 @@ class ParquetSource(ImageSource):
         place: the data set's name on the Hub, or the folder of the files, for messages.
         split: such as "train" or "validation".
         files: the Parquet files; none for a data set on the Hub.
-        image_column: which of several columns of images.
+        columns: which are meant.
 
     Raises:
-        InputError: where `datasets` is not installed, the data cannot be had, or it is not clear which column of images
-            is meant.
+        InputError: where `datasets` is not installed, the data cannot be had, it is not clear which column of images is
+            meant, or one that is named is not there.
     """
 
-    def __init__(
-        self, place: str, split: str, files: list[Path] | None = None, image_column: str | None = None
-    ) -> None:
+    def __init__(self, place: str, split: str, files: list[Path] | None = None, columns: Columns = ANY_COLUMNS) -> None:
         self.place = f"{place} ({split})"
         dataset = load_split(place, split, files)
-        column = find_image_column(dataset, self.place, image_column)
+        column = find_image_column(dataset, self.place, columns.image)
         table = dataset.data.table
         chunks = table.column(column).chunks
         is_struct = bool(chunks) and pyarrow_is_struct(chunks[0])
         self._bytes = [chunk.field("bytes") if is_struct else chunk for chunk in chunks]
         self._ends = np.cumsum([len(chunk) for chunk in chunks])
         self.names = image_names(chunks, is_struct)
-        label_column = next((name for name in LABEL_COLUMNS if name in dataset.column_names), None)
+        wanted = LABEL_COLUMNS if columns.label is None else (columns.label,)
+        label_column = next((name for name in wanted if name in dataset.column_names), None)
+        all_names = ", ".join(dataset.column_names)
+        require(
+            label_column is not None or columns.label is None,
+            f"{self.place} has no column {columns.label} of labels; its columns are {all_names}",
+        )
         self.labels = np.full(len(dataset), NO_LABEL, dtype=np.int64)
         if label_column is not None:
             self._take_labels(table.column(label_column), label_column)
             names = getattr(dataset.features[label_column], "names", None)  # of a datasets.ClassLabel
             self.class_names = list(names) if names else None
+        elif LIKE_LABEL.search(all_names):
+            self.notes = [f"no column is named label; data.label_column says which has the labels, of {all_names}"]
         self._fingerprint = str(dataset._fingerprint)
         if not len(self):
             raise InputError(f"there are no images in {self.place}")
