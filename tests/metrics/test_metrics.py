@@ -13,6 +13,7 @@ from gsq_lightning.metrics import CodebookUsage, ReconstructionMetrics, ssim
 from gsq_lightning.metrics.catalog import MetricName
 from gsq_lightning.metrics.features import RandomFeatures, random_features
 from gsq_lightning.metrics.inception import load_inception
+from gsq_lightning.metrics.psnr import PeakSignalToNoise, SetPeakSignalToNoise
 from gsq_lightning.pixels import image_to_pixels, pixels_to_image
 from gsq_lightning.reports import EvaluationReport, comparison_lines, report_row
 
@@ -50,6 +51,34 @@ def test_psnr_and_ssim_equal_scikit_image() -> None:
     ]
     assert got["psnr"] == pytest.approx(np.mean(psnr), abs=1e-4)
     assert got["ssim"] == pytest.approx(np.mean(similarity), abs=1e-12)
+
+
+@pytest.mark.parametrize("shape", [(1, 3, 32, 32), (6, 1, 32, 32), (6, 3, 32, 31), (3, 32, 32)])
+def test_shapes_that_do_not_fit_give_no_figures(shape: tuple[int, ...]) -> None:
+    image = torch.rand(6, 3, 32, 32) * 2 - 1
+    with pytest.raises(InputError, match=r"the image is \(6, 3, 32, 32\), its reconstruction "):
+        ReconstructionMetrics(["psnr", "ssim"]).update(image, torch.zeros(shape))
+    for metric in (PeakSignalToNoise(), SetPeakSignalToNoise(), ssim.StructuralSimilarity()):
+        with pytest.raises(InputError, match=r"both must be the same \(B, 3, H, W\)"):
+            metric.update(torch.zeros(shape, dtype=torch.uint8), image_to_pixels(image))
+
+
+@pytest.mark.parametrize(
+    ("indices", "message"),
+    [
+        (torch.tensor([[16, 0]]), "indices are from 0 to 16; codes are 0 to 15"),
+        (torch.tensor([[0, -1]]), "indices are from -1 to 0"),
+        (torch.tensor([[3]]), "must be the 2 groups"),
+    ],
+)
+def test_indices_that_are_no_codes_are_not_counted(indices: torch.Tensor, message: str) -> None:
+    usage = CodebookUsage(16, 2)
+    with pytest.raises(InputError, match=message):
+        usage.update(indices)
+    usage.update(torch.tensor([[15, 0]]))
+    usage.reset()  # after which the next batch is checked again
+    with pytest.raises(InputError, match=message):
+        usage.update(indices)
 
 
 def test_ssim_with_the_rim_equals_torchmetrics() -> None:

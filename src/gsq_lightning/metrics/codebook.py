@@ -63,18 +63,38 @@ class CodebookUsage(ImageMetric):
         )
         self.shape = CodebookShape(codebook_size, num_groups, num_codebooks)
         self.uses: Tensor | None = None
+        self._unchecked = True
         zeros = torch.zeros(num_groups, codebook_size, dtype=torch.int64)
         self.add_state("counts", default=zeros, dist_reduce_fx="sum")
 
     def update(self, indices: Tensor) -> None:
-        """indices (..., G) int64 in [0, V)."""
-        offsets = torch.arange(self.shape.num_groups, device=indices.device) * self.shape.codebook_size
+        """Adds a batch.
+
+        Args:
+            indices: (..., G) int64 in [0, V).
+
+        Raises:
+            InputError: for another G, or where the first batch since `reset` is out of range.
+        """
+        codes, groups = self.shape.codebook_size, self.shape.num_groups
+        require(
+            indices.ndim > 0 and indices.shape[-1] == groups,
+            f"indices are {tuple(indices.shape)}; their last dimension must be the {groups} groups",
+        )
+        if self._unchecked and indices.numel():  # once: it waits for the device
+            lowest, highest = (int(end) for end in indices.aminmax())
+            require(
+                lowest >= 0 and highest < codes, f"indices are from {lowest} to {highest}; codes are 0 to {codes - 1}"
+            )
+            self._unchecked = False
+        offsets = torch.arange(groups, device=indices.device) * codes
         flat = (indices + offsets).flatten()
         self.counts.view(-1).scatter_add_(0, flat, torch.ones_like(flat))
 
     def reset(self) -> None:
         super().reset()
         self.uses = None
+        self._unchecked = True
 
     def compute(self) -> CodebookStatistics:
         """Of each codebook, then of each group: (num_codebooks + G,) each."""

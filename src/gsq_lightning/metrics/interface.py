@@ -7,6 +7,7 @@ import torch
 from torch import Tensor
 from torchmetrics import Metric
 
+from gsq_lightning.errors import require
 from gsq_lightning.metrics.features import ExtractorName, Features
 
 Wants = Literal["pixels", "indices"] | ExtractorName
@@ -61,7 +62,8 @@ class PixelMetric(ImageMetric):
         """Two times (B, 3, H, W) uint8 → (B,). Raises InputError for images too small."""
 
     def update(self, reconstruction: Tensor, image: Tensor) -> None:
-        """Two times (B, 3, H, W) uint8. Raises InputError for images too small."""
+        """Two times (B, 3, H, W) uint8. Raises InputError for other shapes, and for images too small."""
+        check_shapes(reconstruction, image)
         self.total += self.of_each(reconstruction, image).double().sum()
         self.count += len(image)
 
@@ -71,6 +73,15 @@ class PixelMetric(ImageMetric):
 
     def values(self) -> MetricValues:
         return MetricValues({self.name: float(self.compute())}, [])
+
+
+def check_shapes(reconstruction: Tensor, image: Tensor) -> None:
+    """Raises InputError unless both are (B, 3, H, W), and equal: others may broadcast, and give figures."""
+    require(
+        image.ndim == 4 and image.shape[1] == 3 and image.shape == reconstruction.shape,
+        f"the image is {tuple(image.shape)}, its reconstruction {tuple(reconstruction.shape)}; both must be the same "
+        "(B, 3, H, W)",
+    )
 
 
 class FeatureMetric(ImageMetric):

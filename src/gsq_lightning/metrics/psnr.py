@@ -3,7 +3,7 @@
 import torch
 from torch import Tensor
 
-from gsq_lightning.metrics.interface import ImageMetric, MetricValues, PixelMetric
+from gsq_lightning.metrics.interface import ImageMetric, MetricValues, PixelMetric, check_shapes
 
 PEAK = 255.0
 
@@ -39,7 +39,8 @@ class SetPeakSignalToNoise(ImageMetric):
         self.add_state("numbers", default=torch.zeros((), dtype=torch.int64), dist_reduce_fx="sum")
 
     def update(self, reconstruction: Tensor, image: Tensor) -> None:
-        """Two times (B, 3, H, W) uint8."""
+        """Two times (B, 3, H, W) uint8. Raises InputError for other shapes."""
+        check_shapes(reconstruction, image)
         self.errors += squared_errors(reconstruction, image).sum()
         self.numbers += image.numel()
 

@@ -15,7 +15,7 @@ from gsq_lightning.metrics.catalog import EXTRACTORS, METRICS, Maker, MetricName
 from gsq_lightning.metrics.codebook import CodebookShape
 from gsq_lightning.metrics.features import FeatureExtractor
 from gsq_lightning.metrics.images import Counts, ImageCounts, pixel_hash
-from gsq_lightning.metrics.interface import FeatureMetric, ImageMetric
+from gsq_lightning.metrics.interface import FeatureMetric, ImageMetric, check_shapes
 from gsq_lightning.metrics.originals import OriginalImages, OriginalsCache, SetDistance, originals_key
 from gsq_lightning.pixels import check_float, check_range, image_to_pixels
 from gsq_lightning.precision import full_precision, keep_precision
@@ -297,11 +297,12 @@ class ReconstructionMetrics(MetricSuite):
             indices: (B, h, w, G) int64, which "codebook" needs.
 
         Raises:
-            InputError: for images that are no floats, or whose first batch is in [0, 255]; one that seems to be in
-                [0, 1] gives a warning.
+            InputError: for images of other shapes, that are no floats, or whose first batch is in [0, 255]; one that
+                seems to be in [0, 1] gives a warning.
         """
         if len(image) == 0:
             return
+        check_shapes(reconstruction, image)
         self._check(image, "original")
         self._check(reconstruction, "other")
         self._follow(image)
