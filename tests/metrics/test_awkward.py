@@ -1,6 +1,7 @@
 """Small sets, broken models, other precisions."""
 
 import math
+import pickle
 import warnings
 from pathlib import Path
 from typing import cast
@@ -289,3 +290,18 @@ def test_images_in_another_range_are_noticed(place: str) -> None:
         update(image)
         if place in ("reconstruction", "generated"):
             update(1.5 * image)  # networks overshoot
+
+
+@pytest.mark.parametrize("loaded", [False, True])
+def test_metrics_go_to_other_processes(loaded: bool) -> None:
+    image, reconstruction = pairs(3)
+    samples = SampleMetrics(["rfd_random"], statistics_folder=None)
+    metrics = ReconstructionMetrics(["psnr", "rfd_random"], statistics_folder=None)
+    if loaded:
+        metrics.load()
+        samples.load()
+    copy = pickle.loads(pickle.dumps(metrics))
+    for one in (metrics, copy):
+        one.update(image, reconstruction)
+    assert copy.compute() == metrics.compute()
+    assert pickle.loads(pickle.dumps(samples)).names == ["rfd_random"]

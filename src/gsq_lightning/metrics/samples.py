@@ -32,13 +32,15 @@ class SampleMetrics(MetricSuite):
         statistics_folder: see `MetricSuite`.
     """
 
+    catalog = SAMPLE_METRICS
+
     def __init__(
         self,
         names: SampleMetricName | Sequence[SampleMetricName] = ("fid", "inception_score", "precision_recall"),
         options: MetricOptions = MetricOptions(),  # noqa: B008 - frozen
         statistics_folder: str | None = "default",
     ) -> None:
-        super().__init__([names] if isinstance(names, str) else names, SAMPLE_METRICS, options, statistics_folder)
+        super().__init__([names] if isinstance(names, str) else names, options, statistics_folder)
         self.generated = ImageCounts()
 
     def update(self, image: Tensor, real: bool) -> None:

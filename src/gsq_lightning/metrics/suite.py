@@ -3,7 +3,7 @@
 import logging
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, ClassVar, Literal
 
 import torch
 from torch import Tensor, nn
@@ -24,13 +24,12 @@ logger = logging.getLogger(__name__)
 
 
 class MetricSuite(nn.Module):
-    """Several metrics by name. A subclass implements `update`.
+    """Several metrics by name. A subclass implements `update`, and has what there is by name in `catalog`.
 
     Its networks are not in checkpoints. It stays in float32 and float64 whatever dtype its owner is cast to.
 
     Args:
         names: which to compute.
-        catalog: what there is by name.
         options: how they are computed.
         statistics_folder: cache of what is computed of original images; "default" is `statistics` in $GSQ_CACHE, or in
             gsq-lightning in the user's cache folder; none caches nothing.
@@ -41,10 +40,11 @@ class MetricSuite(nn.Module):
         seen: the images that it was over.
     """
 
+    catalog: ClassVar[Mapping[Any, Maker]]
+
     def __init__(
         self,
         names: Sequence[str],
-        catalog: Mapping[Any, Maker],
         options: MetricOptions,
         statistics_folder: str | None,
         own: Sequence[ImageMetric] = (),
@@ -53,6 +53,8 @@ class MetricSuite(nn.Module):
         require(len(names) + len(own) > 0, "metrics is empty; name one or more, or leave metrics out altogether")
         every = [*names, *(metric.name for metric in own)]
         require(len(set(every)) == len(every), f"metrics {every} names one of them twice")
+        for name in names:
+            look_up("a metric", name, self.catalog)
         self.names = list(names)
         self.options = options
         self.statistics_folder = statistics_folder
@@ -63,7 +65,6 @@ class MetricSuite(nn.Module):
         self.seen: Counts | None = None
         self._own = list(own)
         self._unchecked = {"original", "other"}
-        self._make = {name: look_up("a metric", name, catalog) for name in names}
         self._codebook: CodebookShape | None = None
         self._originals: OriginalImages | None = None
         self._keys: dict[str, str] = {}  # on rank 0, of what may be kept of the originals, by metric
@@ -83,7 +84,7 @@ class MetricSuite(nn.Module):
         shape = None if codebook_size is None else CodebookShape(codebook_size, num_groups, num_codebooks)
         for name in self.names:
             if name not in self.metrics or (name == "codebook" and shape != self._codebook):
-                self.metrics[name] = self._make[name](self.options, shape)
+                self.metrics[name] = self.catalog[name](self.options, shape)
         self.metrics.update({metric.name: metric for metric in self._own})
         self._codebook = shape
         for metric in self._all():
@@ -263,6 +264,8 @@ class ReconstructionMetrics(MetricSuite):
         own: metrics of your own classes, beside those named.
     """
 
+    catalog = METRICS
+
     def __init__(
         self,
         names: MetricName | Sequence[MetricName] = ("psnr", "ssim", "codebook", "rfid"),
@@ -287,7 +290,7 @@ class ReconstructionMetrics(MetricSuite):
             truncate=truncate,
             ssim_rim=ssim_rim,
         )
-        super().__init__([names] if isinstance(names, str) else names, METRICS, options, statistics_folder, own)
+        super().__init__([names] if isinstance(names, str) else names, options, statistics_folder, own)
 
     def update(self, image: Tensor, reconstruction: Tensor, indices: Tensor | None = None) -> None:
         """Adds a batch.
