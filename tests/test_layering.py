@@ -26,7 +26,7 @@ MAY_IMPORT = {
     "metrics": {"distributed", "errors", "files", "pixels", "precision", "pretrained"},
     "tokens": {"errors", "files", "names"},
     "data": {"errors", "files", "names", "pixels", "pretrained", "tokens"},
-    "reports": {"errors", "files"},
+    "reports": {"errors", "files", "runs"},
     "callbacks": {"distributed", "errors", "files", "pixels", "reports", "runs", "tokens"},
     "runs": {"distributed", "errors", "files", "pixels", "pretrained"},
     "tokenizer": {"errors", "networks", "pixels", "pretrained", "quantizers"},

@@ -478,7 +478,7 @@ def test_a_checkpoint_of_a_module_made_in_python_needs_no_config(
 
 
 def test_the_weights_that_were_trained_last_may_be_asked_for(trained: Path, tmp_path: Path) -> None:
-    """Instead of their average."""
+    """Instead of their average; what is found of them has a place of its own, and an export has that of its weights."""
     checkpoint = torch.load(trained / "checkpoints" / "last.ckpt", weights_only=True)
     state = checkpoint["state_dict"]
     for name in state:
@@ -487,10 +487,15 @@ def test_the_weights_that_were_trained_last_may_be_asked_for(trained: Path, tmp_
     torch.save(checkpoint, tmp_path / "changed.ckpt")
     arguments = ["validate", f"--ckpt_path={tmp_path / 'changed.ckpt'}", "--model.metrics.names=[psnr]"]
     measured = []
-    for weights in ([], ["--weights", "ema"], ["--weights=raw"]):
+    for weights, folder in (([], "changed"), (["--weights", "ema"], "changed"), (["--weights=raw"], "changed-raw")):
         main([*arguments, *weights])
-        measured.append(read_report(tmp_path / "validate" / "changed" / "metrics.json").metrics["psnr"])
+        report = read_report(tmp_path / "validate" / folder / "metrics.json")
+        assert report.weights == ("raw" if folder == "changed-raw" else "ema")
+        measured.append(report.metrics["psnr"])
     assert measured[0] == measured[1] != measured[2]
+    for kind, psnr in (("ema", measured[0]), ("raw", measured[2])):
+        main(["export", str(tmp_path / "changed.ckpt"), str(tmp_path / kind), "--weights", kind])
+        assert f"| psnr | {psnr:.6g} |" in (tmp_path / kind / "README.md").read_text("utf-8")
 
 
 def test_configs_may_name_the_checkpoint_and_its_weights(

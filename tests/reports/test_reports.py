@@ -204,6 +204,36 @@ def test_a_checkpoint_has_what_its_training_measured_last_and_a_recipe_its_newes
     assert find_report(earlier).name == "validated"
 
 
+def test_a_run_has_the_newest_report_of_its_last_checkpoint_and_none_of_an_earlier_state(tmp_path: Path) -> None:
+    checkpoint = tmp_path / "checkpoints" / "last.ckpt"
+    checkpoint.parent.mkdir()
+    checkpoint.write_bytes(b"weights")
+    write_report(report("trained", checkpoint_sha256=sha256_of(checkpoint)), tmp_path)
+    os.utime(tmp_path / "metrics.json", (1, 1))
+    write_report(report("validated", checkpoint_sha256=sha256_of(checkpoint)), report_folder(checkpoint, "validate"))
+    assert find_report(tmp_path).name == find_report(checkpoint).name == "validated"
+    checkpoint.write_bytes(b"weights of a later step")
+    for source in (tmp_path, checkpoint):
+        with pytest.raises(InputError, match=f"was written for another state of {source}; validate it again"):
+            find_report(source)
+
+
+def test_reports_of_averaged_and_of_raw_weights_are_told_apart(tmp_path: Path) -> None:
+    checkpoint = tmp_path / "last.ckpt"
+    checkpoint.write_bytes(b"weights")
+    sha256 = sha256_of(checkpoint)
+    reports = [report(name, checkpoint_sha256=sha256, weights=name) for name in ("ema", "raw")]
+    write_report(reports[1], report_folder(checkpoint, "validate", "raw"))
+    assert find_report(checkpoint).name == "raw"
+    with pytest.raises(InputError, match=r"is of its raw weights; gsq validate --ckpt_path \S*last.ckpt writes"):
+        find_report(checkpoint, "ema")
+    write_report(reports[0], report_folder(checkpoint, "validate", "ema"))
+    assert [find_report(checkpoint, weights).name for weights in (None, "ema", "raw")] == ["ema", "ema", "raw"]
+    (line,) = [line for line in comparison_lines([report_row(one) for one in reports]) if "not comparable" in line]
+    assert line == "not comparable in weights: ema: ema; raw: raw"
+    assert "| weights |" in (tmp_path / "validate" / "last-raw" / "metrics.md").read_text()
+
+
 def test_table_has_known_names_first_and_nothing_lost() -> None:
     lines = metrics_table({"other": 3.0, "rfd_random": 0.5, "psnr": 20.126})
     assert [line.split()[:2] for line in lines] == [["PSNR", "20.13"], ["rfd_random", "0.5000"], ["other", "3"]]

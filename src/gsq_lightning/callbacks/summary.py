@@ -28,12 +28,14 @@ class Evaluated(NamedTuple):
     Attributes:
         path: of a checkpoint, or of the folder of an export.
         sha256: of the bytes that the weights were read from.
+        weights: "ema" or "raw", of a checkpoint that has both.
         step: generator steps of its training.
         recipe: configs that it was trained with.
     """
 
     path: Path
     sha256: str | None
+    weights: str | None
     step: int | None
     recipe: str | None
 
@@ -138,12 +140,13 @@ class Report(Callback):
             for name, value in trainer.callback_metrics.items()
             if name.startswith(prefix)
         }
-        evaluated = self._evaluated or self._loaded(trainer) or _written(trainer)
+        weights = self._evaluated.weights if self._evaluated else _weights_of(pl_module)
+        evaluated = self._evaluated or self._loaded(trainer, weights) or _written(trainer, weights)
         loader = trainer.test_dataloaders if prefix == "test/" else trainer.val_dataloaders
         dataset = getattr(loader, "dataset", None)
         seen = getattr(metrics, "seen", None)
         return EvaluationReport(
-            name=self.name or _name_of(evaluated, self._folder),
+            name=self.name or _name_of(evaluated, self._folder) + (" raw" if weights == "raw" else ""),
             # logged values are float32
             metrics=logged | getattr(pl_module, "metric_values", {}),
             notes=[*getattr(metrics, "notes", []), *getattr(pl_module, "notes", [])],
@@ -151,6 +154,7 @@ class Report(Callback):
             tokenizer=_shape_of(getattr(pl_module, "tokenizer", None)),
             checkpoint=None if evaluated is None else str(evaluated.path),
             checkpoint_sha256=None if evaluated is None else evaluated.sha256,
+            weights=weights,
             step=trainer.global_step or (evaluated.step if evaluated else None),
             data=str(getattr(dataset, "root", None) or type(dataset).__name__),
             originals=None if seen is None else seen.hash_in_words,
@@ -160,12 +164,12 @@ class Report(Callback):
             precision=str(trainer.precision),
         )
 
-    def _loaded(self, trainer: Trainer) -> Evaluated | None:
+    def _loaded(self, trainer: Trainer, weights: str | None) -> Evaluated | None:
         """The checkpoint that the Trainer loaded to validate or test it."""
         if trainer.state.fn == "fit" or trainer.ckpt_path is None:
             return None
         sha256 = getattr(trainer.strategy.checkpoint_io, "loaded_sha256", None)
-        return Evaluated(Path(str(trainer.ckpt_path)), sha256, self._loaded_step, self._loaded_recipe)
+        return Evaluated(Path(str(trainer.ckpt_path)), sha256, weights, self._loaded_step, self._loaded_recipe)
 
     def _places(self, trainer: Trainer) -> list[tuple[str, Path | str]]:
         places: list[tuple[str, Path | str]] = []
@@ -179,11 +183,19 @@ class Report(Callback):
         return places
 
 
-def _written(trainer: Trainer) -> Evaluated | None:
+def _weights_of(module: Any) -> str | None:
+    """Of the module's two kinds of weights those that it evaluates."""
+    ema = getattr(module, "ema", None)
+    if ema is None or not getattr(ema, "updates", 0):
+        return None
+    return "ema" if module.evaluated_tokenizer is ema.module else "raw"
+
+
+def _written(trainer: Trainer, weights: str | None) -> Evaluated | None:
     """The checkpoint that this run wrote at this step."""
     for callback in trainer.callbacks:  # type: ignore[attr-defined]
         if isinstance(callback, RunCheckpoint) and callback.last_path and callback.saved_step == trainer.global_step:
-            return Evaluated(callback.last_path, sha256_of(callback.last_path), trainer.global_step, None)
+            return Evaluated(callback.last_path, sha256_of(callback.last_path), weights, trainer.global_step, None)
     return None
 
 

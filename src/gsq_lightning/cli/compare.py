@@ -4,8 +4,8 @@ from pathlib import Path
 
 from gsq_lightning.cli.messages import OneLineParser, one_line_errors
 from gsq_lightning.errors import InputError, require
-from gsq_lightning.reports import EvaluationReport, Row, comparison_lines, find_report, published_rows, report_row
-from gsq_lightning.reports.report import JSON_NAME
+from gsq_lightning.reports import Row, comparison_lines, find_report, published_rows, report_row
+from gsq_lightning.runs.layout import expanded
 
 
 def compare(arguments: list[str]) -> None:
@@ -28,17 +28,7 @@ def compare(arguments: list[str]) -> None:
             bool(given.sources) or given.paper,
             "gsq compare needs reports, such as metrics.json or a checkpoint that was validated",
         )
-        show([report_row(report_at(source)) for source in given.sources], given.paper, given.plot)
-
-
-def report_at(source: str) -> EvaluationReport:
-    """The report of what `find_report` takes, or of the newest run below the folder of a recipe. Raises InputError."""
-    path = Path(source).expanduser()
-    if path.is_dir() and not (path / JSON_NAME).is_file():
-        from gsq_lightning.runs.layout import run_folders  # with lightning, which reports do without
-
-        path = next((run.path for run in run_folders(path) if (run.path / JSON_NAME).is_file()), path)
-    return find_report(path)
+        show([report_row(find_report(expanded(source))) for source in given.sources], given.paper, given.plot)
 
 
 def check_plot(plot: str | None) -> None:

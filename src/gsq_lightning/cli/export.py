@@ -75,8 +75,8 @@ def _write(saved: SavedTokenizer, given: argparse.Namespace) -> None:
     check_weights(tokenizer, saved.weights, given.checkpoint)
     report, note = None, ""
     try:
-        report = asdict(find_report(Path(given.checkpoint)))
-    except InputError as error:  # not validated, or before it changed
+        report = asdict(find_report(Path(given.checkpoint), saved.kind))
+    except InputError as error:  # not validated, before it changed, or with the other weights
         note = f"\n  its card has no metrics: {error}"
     saved = SavedTokenizer(tokenizer.config, saved.weights)
     write_folder(given.folder, saved, given.half)

@@ -268,7 +268,7 @@ class GSQCommand(LightningCLI):
             if trainer.default_root_dir is not None:
                 trainer.default_root_dir = str(expanded(trainer.default_root_dir))
             elif self.source is not None:
-                trainer.default_root_dir = str(report_folder(self.source.path, self.command))
+                trainer.default_root_dir = str(report_folder(self.source.path, self.command, self.source.kind))
             if trainer.default_root_dir is not None:
                 check_writable(Path(trainer.default_root_dir), "--trainer.default_root_dir")
 
@@ -306,7 +306,7 @@ class GSQCommand(LightningCLI):
         options, objects = dict(self.config_init.trainer), self.config_init
         given = options["callbacks"] or []
         source = self.source
-        evaluated = source and Evaluated(source.path, source.sha256, source.step, source.recipe)
+        evaluated = source and Evaluated(source.path, source.sha256, source.kind, source.step, source.recipe)
         self.report = Report(objects.get("name"), self.recipe, objects.get("compare") or (), evaluated)
         callbacks: list[Callback] = [*(given if isinstance(given, list) else [given]), objects.reconstructions]
         callbacks += [objects.tokens, self.report, WeightsAtHand()]

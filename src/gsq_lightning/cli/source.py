@@ -34,6 +34,7 @@ class Source(NamedTuple):
         sha256: of the bytes that the weights were read from.
         config: of the tokenizer, plain data.
         weights: its state dict.
+        kind: of the weights, "ema" or "raw", of a checkpoint that has both.
         data: settings of the data that it was trained on, plain data; of a checkpoint.
         metrics: names of what its own validation computed, or None.
         recipe: configs that it was trained with.
@@ -44,6 +45,7 @@ class Source(NamedTuple):
     sha256: str
     config: dict[str, Any]
     weights: dict[str, Tensor]
+    kind: str | None
     data: dict[str, Any]
     metrics: list[str] | None = None
     recipe: str | None = None
@@ -67,17 +69,14 @@ def read_source(path: Path, weights: Weights) -> Source:
         InputError: where it is neither, or cannot be read.
     """
     if path.is_dir():
-        config, tensors = read_tokenizer(path)
-        return Source(path, sha256_of(path), config, tensors, {})
+        return Source(path, sha256_of(path), *read_tokenizer(path), {})
     content, sha256 = load_checkpoint_file(path)
-    config, tensors = tokenizer_in(content, path, weights)
     metrics, recipe, step = content.get("metrics"), content.get("recipe"), content.get("global_step")
     data = content.get("data_settings")
     return Source(
         path,
         sha256,
-        config,
-        tensors,
+        *tokenizer_in(content, path, weights),
         data if isinstance(data, dict) else {},
         metrics if isinstance(metrics, list) and all(name in get_args(MetricName) for name in metrics) else None,
         recipe if isinstance(recipe, str) else None,

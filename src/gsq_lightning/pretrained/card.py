@@ -17,6 +17,7 @@ PROTOCOL = {
     "precision": "precision of the tokenizer",
     "recipe": "recipe",
     "step": "generator steps",
+    "weights": "weights",
     "date": "date",
 }
 

@@ -131,19 +131,19 @@ def tokenizer_in(checkpoint: dict[str, Any], path: Path, weights: Weights = "ema
     Raises:
         InputError: where it holds none.
     """
-    averaged = look_up("weights", weights, AVERAGED)
+    wants_average = look_up("weights", weights, AVERAGED)
     if is_released(checkpoint):
         return convert(checkpoint, str(path))
     try:
         config, state = checkpoint["tokenizer_config"], checkpoint["state_dict"]
-        averaged = averaged and checkpoint["training_state"]["ema_updates"] > 0
-        prefix = "ema.module." if averaged else "tokenizer."
+        has_average = checkpoint["training_state"]["ema_updates"] > 0
+        prefix = "ema.module." if wants_average and has_average else "tokenizer."
         found = {name.removeprefix(prefix): value for name, value in state.items() if name.startswith(prefix)}
         if not all(isinstance(value, Tensor) for value in found.values()):
             raise TypeError("its weights are not tensors")
     except (AttributeError, KeyError, RuntimeError, TypeError, ValueError) as error:
         raise InputError(f"{path} is not a readable checkpoint of gsq-lightning: {first_line(error)}") from error
-    return SavedTokenizer(config, found)
+    return SavedTokenizer(config, found, weights if has_average else None)
 
 
 def local_copy(source: str | Path, revision: str | None = None) -> Path:

@@ -73,12 +73,13 @@ def read_initial(source: str | Path, weights: Weights = "ema") -> InitialWeights
     """
     place = local_copy(source)
     if place.is_dir():
-        return InitialWeights(place, *read_tokenizer(place, weights=weights))
+        saved = read_tokenizer(place)
+        return InitialWeights(place, saved.config, saved.weights)
     checkpoint = read_plain(place)
-    config, tensors = tokenizer_in(checkpoint, place, weights)
+    saved = tokenizer_in(checkpoint, place, weights)
     state = checkpoint.get("state_dict", {})
     return InitialWeights(
-        place, config, tensors | {name: state[name] for name in state if name.startswith(DISCRIMINATOR)}
+        place, saved.config, saved.weights | {name: state[name] for name in state if name.startswith(DISCRIMINATOR)}
     )
 
 

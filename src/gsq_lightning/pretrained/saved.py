@@ -22,10 +22,12 @@ class SavedTokenizer(NamedTuple):
     Attributes:
         config: plain data, for `GSQTokenizer.from_config`.
         weights: the state dict.
+        kind: "ema" or "raw", of a checkpoint that has both.
     """
 
     config: dict[str, Any]
     weights: dict[str, Tensor]
+    kind: str | None = None
 
     @property
     def hash(self) -> str:

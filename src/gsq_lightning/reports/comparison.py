@@ -43,6 +43,7 @@ def report_row(report: EvaluationReport) -> Row:
         "number of images": f"{report.metrics.get('images', math.nan):,.0f}",
         "image size": report.image_size,
         "preparation": report.preparation,
+        "weights": report.weights,
         "the original images": report.originals,
         **{f"protocol of {name}": protocol for name, protocol in report.protocols.items()},
     }

@@ -18,9 +18,9 @@ import yaml
 from gsq_lightning.errors import InputError
 from gsq_lightning.files import locked, write_whole
 from gsq_lightning.reports.table import METRICS, formatted, markdown_table
+from gsq_lightning.runs.layout import RunFolder, checkpoint_files, run_folders
 
 JSON_NAME = "metrics.json"
-CONFIG_NAME = "config.yaml"  # of a run
 MARKDOWN_NAME = "metrics.md"
 NO_SETTINGS = (
     "trainer.logger",
@@ -46,6 +46,7 @@ class EvaluationReport:
         recipe: configs that the tokenizer was trained with.
         tokenizer: its shape in words.
         checkpoint: path of what was validated, and its SHA-256.
+        weights: "ema" or "raw", of a checkpoint that has both.
         step: generator steps of training.
         data: where the originals lie.
         originals: a hash of their pixels, whatever the order.
@@ -65,6 +66,7 @@ class EvaluationReport:
     tokenizer: str | None = None
     checkpoint: str | None = None
     checkpoint_sha256: str | None = None
+    weights: str | None = None
     step: int | None = None
     data: str | None = None
     originals: str | None = None
@@ -102,6 +104,7 @@ def with_row(text: str, report: EvaluationReport) -> str:
     facts = {
         "recipe": report.recipe,
         "checkpoint": (report.checkpoint_sha256 or "")[:12],
+        "weights": report.weights,
         "step": report.step,
         "image": report.image_size,
         "preparation": report.preparation,
@@ -134,53 +137,77 @@ def read_report(path: Path) -> EvaluationReport:
         ) from error
 
 
-def find_report(source: Path) -> EvaluationReport:
+def find_report(source: Path, weights: str | None = None) -> EvaluationReport:
     """The report of a report file, a checkpoint, an exported tokenizer, a run, or the newest run of a recipe.
 
-    Of a checkpoint that was not validated on its own it is what its training measured last. `settings` are those of
-    the run's config, where there is one.
+    A run stands for its newest checkpoint. Of a checkpoint that was not validated on its own it is what its training
+    measured last; of several reports the newest, those of averaged weights first. `settings` are those of the run's
+    config, where there is one.
+
+    Args:
+        source: path of any of these.
+        weights: "ema" or "raw" where the report must be of these; one that does not know is taken too.
 
     Raises:
-        InputError: where there is none, or it is that of an earlier state of the checkpoint.
+        InputError: where there is none, or it is that of an earlier state of the checkpoint, or of other weights.
     """
     if not source.exists():
         raise InputError(f"there is no {source}; give reports ({JSON_NAME}), folders with one, or checkpoints")
     if source.suffix == ".json":
         return _with_settings(source)
-    places = [report_folder(source, command) / JSON_NAME for command in ("validate", "test")]
-    if source.is_dir():
-        places = [source / JSON_NAME, source / "validate" / JSON_NAME, source / "test" / JSON_NAME, *places]
-        places += sorted(source.glob(f"checkpoints/*/*/{JSON_NAME}"), key=_written, reverse=True)
-        places += sorted(source.glob(f"version_*/{JSON_NAME}"), key=_written, reverse=True)
-    else:
-        places.append(source.resolve().parent.parent / JSON_NAME)  # of the run that it lies in
-    found = [place for place in places if place.is_file()]
-    sha256 = sha256_of(source) if weights_file(source).is_file() else None
-    for place in found:
-        report = _with_settings(place)
-        if sha256 in (None, report.checkpoint_sha256):
-            return report
-    if found:
-        raise InputError(
-            f"{found[0]} was written for another state of {source}; validate it again: "
-            f"gsq validate --ckpt_path {source}"
-        )
-    if not weights_file(source).is_file():
+    found = _places(source)
+    if not found:
+        newest = next((run.path for run in run_folders(source) if _places(run.path)), None)
+        if newest is not None:
+            return find_report(newest, weights)
+    of = _file_of(source)
+    if not found and of is None:
         raise InputError(f"{source} holds neither a report ({JSON_NAME}) nor an exported tokenizer")
-    raise InputError(f"{source} has no report yet; gsq validate --ckpt_path {source} writes one")
+    again = f"gsq validate --ckpt_path {source}{' --weights raw' if weights == 'raw' else ''}"
+    if not found:
+        raise InputError(f"{source} has no report yet; {again} writes one")
+    sha256 = None if of is None else sha256_of(of)
+    reports = [report for report in map(_with_settings, found) if sha256 in (None, report.checkpoint_sha256)]
+    if not reports:
+        raise InputError(f"{found[0]} was written for another state of {source}; validate it again: {again}")
+    fitting = [report for report in reports if weights is None or report.weights in (None, weights)]
+    if not fitting:
+        raise InputError(f"the report of {source} is of its {reports[0].weights} weights; {again} writes one of these")
+    return min(fitting, key=lambda report: report.weights == "raw")
 
 
-def report_folder(source: Path, command: str) -> Path:
+def _places(source: Path) -> list[Path]:
+    """Where there are reports of a checkpoint, an export or a run, the newest first."""
+    commands = ("validate", "test")
+    places = [report_folder(source, command, kind) for command in commands for kind in (None, "raw")]
+    if source.is_dir():
+        places += [source, *(source / command for command in commands)]
+        places += [path.parent for path in RunFolder(source).checkpoints.glob(f"*/*/{JSON_NAME}")]
+    else:
+        places.append(source.resolve().parent.parent)  # of the run that it lies in
+    files = {place / JSON_NAME for place in places}
+    return sorted((path for path in files if path.is_file()), key=lambda path: path.stat().st_mtime_ns, reverse=True)
+
+
+def _file_of(source: Path) -> Path | None:
+    """The weights that a report is of: a checkpoint, those of an export, or the newest checkpoint of a run."""
+    if weights_file(source).is_file():
+        return weights_file(source)
+    return next(iter(checkpoint_files(RunFolder(source))), None)
+
+
+def report_folder(source: Path, command: str, weights: str | None = None) -> Path:
     """Where the validation of a checkpoint or of an exported tokenizer is written: beside it, never in an export.
 
     Args:
         source: the checkpoint's file, or the folder of the export.
         command: "validate" or "test".
+        weights: "raw" for those of a checkpoint that has averaged ones too, which have a folder of their own.
     """
     source = source.resolve()
     if source.is_dir():
         return source.with_name(f"{source.name}-report") / command
-    return source.parent / command / source.stem
+    return source.parent / command / (f"{source.stem}-raw" if weights == "raw" else source.stem)
 
 
 def weights_file(source: Path) -> Path:
@@ -200,10 +227,10 @@ def run_settings(path: Path) -> dict[str, str]:
     Left out is what does not change a training: where it is logged, what it is called, and classes' full paths.
     """
     for folder in list(path.resolve().parents)[:4]:  # from the run's own report, or checkpoints/validate/NAME
-        config = folder / CONFIG_NAME
-        if config.is_file() and (folder / "checkpoints").is_dir():
+        run = RunFolder(folder)
+        if run.config.is_file() and run.checkpoints.is_dir():
             try:
-                content = yaml.safe_load(config.read_text("utf-8"))
+                content = yaml.safe_load(run.config.read_text("utf-8"))
             except (OSError, ValueError, yaml.YAMLError):
                 return {}
             leaves = dict(_leaves(content))
@@ -224,10 +251,6 @@ def _leaves(content: Any, name: str = "") -> Iterator[tuple[str, str]]:
 
 def _with_settings(path: Path) -> EvaluationReport:
     return replace(read_report(path), settings=run_settings(path))
-
-
-def _written(path: Path) -> int:
-    return path.stat().st_mtime_ns
 
 
 def library_versions() -> dict[str, str]:

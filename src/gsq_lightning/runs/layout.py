@@ -1,4 +1,4 @@
-"""The layout of a run's folder: no other file knows these names.
+"""The layout of a run's folder: no other file knows these names, but for those of reports, which `reports` has.
 
 RUNS/                   trainer.logger.save_dir/name, such as runs/f8: all runs of a recipe
   version_0/            one run, also when it is resumed; logs and pictures lie here
@@ -6,7 +6,7 @@ RUNS/                   trainer.logger.save_dir/name, such as runs/f8: all runs 
     init_from.json      which weights it was started from, where it was, and which tensors were taken
     nonfinite/          batch=N.json: where the gradients of a skipped step were not finite
     checkpoints/        last.ckpt, step=N.ckpt; .running, locked as long as a process writes there
-      validate/last/    what `gsq validate` found for last.ckpt
+      validate/last/    what `gsq validate` found for last.ckpt; last-raw of its raw weights
     csv/                rows of Lightning's CSVLogger, where that is used; csv_2 after it is resumed
     metrics.json        what its last validation found
     .finished           the number of steps it ended at, its last validation and report included
