@@ -361,6 +361,20 @@ def test_flags_beat_configs_beat_the_checkpoint(
         assert config["data"]["init_args"]["image_size"] == 32
 
 
+def test_validate_measures_by_the_protocol_of_the_training(
+    trained: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    given = {"antialias": False, "truncate": True, "ssim_rim": True}
+    flags = [f"--model.metrics.{name}={str(value).lower()}" for name, value in given.items()]
+    options = [*flags, "--trainer.max_steps=1", f"--trainer.logger.save_dir={tmp_path}"]
+    main(["fit", "--config", "quickstart.yaml", *TINY, *images(trained.parents[2] / "images"), *options])
+    run = f"--ckpt_path={tmp_path / 'quickstart' / 'version_0'}"
+    arguments = printed_config(["validate", run], capsys)["model"]["metrics"]["init_args"]
+    assert {name: arguments[name] for name in given} == given
+    arguments = printed_config(["validate", run, "--model.metrics.antialias=true"], capsys)["model"]["metrics"]
+    assert arguments["init_args"]["antialias"] is True
+
+
 def test_overlays_change_single_values_of_nested_objects(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     overlay = tmp_path / "overlay.yaml"
     overlay.write_text("model: {tokenizer: {init_args: {quantizer: {init_args: {normalization: none}}}}}")

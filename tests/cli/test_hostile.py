@@ -124,6 +124,7 @@ def test_what_else_a_checkpoint_says_of_classes_is_not_read(checkpoint: Path, pl
         state["datamodule_hyper_parameters"] = {"_class_path": "os.mkdir", "path": "ran"}
         state["data_settings"]["class"] = "subprocess.Popen"
         state["metrics"] = ["psnr", STRANGER]
+        state["metric_settings"] = {"antialias": STRANGER, "inception_weights": "ran", "own": [STRANGER], "names": True}
         state["recipe"] = STRANGER
 
     hostile = changed(checkpoint, place / "hostile.ckpt", change)

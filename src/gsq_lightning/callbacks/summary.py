@@ -48,8 +48,8 @@ class Report(Callback):
 
     Args:
         name: what the tokenizer is called in reports; by default the checkpoint's file, or the log folder.
-        recipe: configs that the tokenizer is trained with. Checkpoints carry it to later validations, with the names of
-            the metrics.
+        recipe: configs that the tokenizer is trained with. Checkpoints carry it to later validations, with names and
+            settings of the metrics.
         compare: reports, checkpoints or folders to print beside the result.
         evaluated: where weights come from that the Trainer does not load itself.
         folder: where the report goes; by default the log folder.
@@ -87,7 +87,9 @@ class Report(Callback):
 
     def on_save_checkpoint(self, trainer: Trainer, pl_module: LightningModule, checkpoint: dict[str, Any]) -> None:
         checkpoint["recipe"] = self.recipe
-        checkpoint["metrics"] = list(getattr(getattr(pl_module, "metrics", None), "names", []))
+        metrics = getattr(pl_module, "metrics", None)
+        checkpoint["metrics"] = list(getattr(metrics, "names", []))
+        checkpoint["metric_settings"] = dict(getattr(metrics, "settings", {}))
 
     def on_load_checkpoint(self, trainer: Trainer, pl_module: LightningModule, checkpoint: dict[str, Any]) -> None:
         if trainer.state.fn == "fit":

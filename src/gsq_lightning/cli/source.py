@@ -4,6 +4,7 @@ Files are not trusted: plain values of known options are taken from them, and th
 looked up in tables. Nothing that a file names is imported or run.
 """
 
+import dataclasses
 import inspect
 import re
 from pathlib import Path
@@ -15,7 +16,7 @@ import gsq_lightning.data
 from gsq_lightning import quantizers
 from gsq_lightning.cli.arguments import PLACES
 from gsq_lightning.errors import InputError, look_up, require
-from gsq_lightning.metrics import REPORTED, MetricName
+from gsq_lightning.metrics import REPORTED, MetricName, MetricOptions
 from gsq_lightning.pretrained.export import CONFIG_FILE, Weights, read_tokenizer, tokenizer_in
 from gsq_lightning.quantizers import Quantizer
 from gsq_lightning.reports import sha256_of
@@ -23,6 +24,7 @@ from gsq_lightning.runs.checkpoint_io import load_checkpoint_file
 
 # options that say nothing of other images
 OF_THOSE_IMAGES = ("val_share", "source", "image_column", "label_column", "class_names")
+METRIC_SETTINGS = [item.name for item in dataclasses.fields(MetricOptions) if isinstance(item.default, bool)]
 WORD = re.compile(r"\w*", re.ASCII)  # no path, no place to import from
 
 
@@ -37,6 +39,7 @@ class Source(NamedTuple):
         kind: of the weights, "ema" or "raw", of a checkpoint that has both.
         data: settings of the data that it was trained on, plain data; of a checkpoint.
         metrics: names of what its own validation computed, or None.
+        metric_settings: how it did: options of `ReconstructionMetrics`, or None.
         recipe: configs that it was trained with.
         step: generator steps of its training.
     """
@@ -48,6 +51,7 @@ class Source(NamedTuple):
     kind: str | None
     data: dict[str, Any]
     metrics: list[str] | None = None
+    metric_settings: dict[str, bool] | None = None
     recipe: str | None = None
     step: int | None = None
 
@@ -72,13 +76,15 @@ def read_source(path: Path, weights: Weights) -> Source:
         return Source(path, sha256_of(path), *read_tokenizer(path), {})
     content, sha256 = load_checkpoint_file(path)
     metrics, recipe, step = content.get("metrics"), content.get("recipe"), content.get("global_step")
-    data = content.get("data_settings")
+    data, settings = content.get("data_settings"), content.get("metric_settings")
+    settings = settings if isinstance(settings, dict) else {}
     return Source(
         path,
         sha256,
         *tokenizer_in(content, path, weights),
         data if isinstance(data, dict) else {},
         metrics if isinstance(metrics, list) and all(name in get_args(MetricName) for name in metrics) else None,
+        {name: settings[name] for name in METRIC_SETTINGS if isinstance(settings.get(name), bool)},
         recipe if isinstance(recipe, str) else None,
         step if isinstance(step, int) else None,
     )
@@ -102,7 +108,7 @@ def parser_defaults(source: Source, with_places: bool) -> dict[str, Any]:
     defaults: dict[str, Any] = {
         "model.metrics": {
             "class_path": "gsq_lightning.metrics.ReconstructionMetrics",
-            "init_args": {"names": source.metrics or list(REPORTED)},
+            "init_args": {"names": source.metrics or list(REPORTED), **(source.metric_settings or {})},
         },
     }
     if source.own_quantizer is None:
