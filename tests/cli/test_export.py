@@ -97,3 +97,28 @@ def test_a_released_checkpoint_is_validated_as_it_is(released: Path, tmp_path: P
     report = json.loads(path.read_text())
     assert report["metrics"]["images"] == 2
     assert report["metrics"]["bits_per_image"] == 2 * 2 * 2 * 6  # h·w·G·log2 V
+
+
+def test_a_tokenizer_of_the_package_is_a_name_for_all_commands(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """A folder of that name without a tokenizer hides it from none; and nothing is written into the package."""
+    monkeypatch.chdir(tmp_path)
+    write_images(tmp_path / "demo", 2, size=(16, 16))
+    data = ["--data.root=demo", "--data.image_size=16", "--data.num_workers=0", "--trainer.accelerator=cpu"]
+    main(["validate", "--ckpt_path=demo", *data, "--model.metrics.names=[psnr]"])
+    assert json.loads(Path("demo_g3-report/validate/metrics.json").read_text())["name"] == "demo_g3"
+    main(["predict", "--ckpt_path=demo_g1", *data])
+    assert list(Path("tokens/val").glob("*.safetensors"))
+    main(["export", "demo", "out"])
+    assert GSQTokenizer.from_pretrained("out").hash == GSQTokenizer.from_pretrained("demo_g3").hash
+    with pytest.raises(SystemExit):
+        main(["validate", "--ckpt_path=demo_g2", *data])
+    assert "there is no checkpoint demo_g2" in capsys.readouterr().err
+
+
+def test_the_folder_of_a_released_checkpoint_is_validated(released: Path, tmp_path: Path) -> None:
+    write_images(tmp_path / "images", 1, size=(16, 16))
+    data = [f"--data.root={tmp_path / 'images'}", "--data.image_size=16", "--data.num_workers=0"]
+    main(["validate", f"--ckpt_path={released.parent}", *data, "--model.metrics.names=[psnr]"])
+    assert (tmp_path / "validate" / "checkpoint" / "metrics.json").is_file()

@@ -4,8 +4,8 @@ import argparse
 from dataclasses import asdict
 from pathlib import Path
 
-from gsq_lightning.cli.initial import found
 from gsq_lightning.cli.messages import OneLineParser, one_line_errors
+from gsq_lightning.cli.source import find_tokenizer
 from gsq_lightning.errors import InputError, require
 from gsq_lightning.files import write_whole
 from gsq_lightning.pretrained.card import CARD_FILE, model_card
@@ -31,7 +31,7 @@ def export(arguments: list[str]) -> None:
     given = parser.parse_args(arguments)
     with one_line_errors("export"):
         _check_empty(given.folder)
-        given.checkpoint = str(found(given.checkpoint))
+        given.checkpoint = str(find_tokenizer(given.checkpoint) or given.checkpoint)
         _write(read_tokenizer(given.checkpoint, weights=given.weights), given)
 
 

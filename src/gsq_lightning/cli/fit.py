@@ -32,11 +32,12 @@ from gsq_lightning.cli.messages import fail, one_line_errors, plain_message
 from gsq_lightning.cli.missing import WeightsAtHand
 from gsq_lightning.cli.option_help import PlainHelp, explain
 from gsq_lightning.cli.recipes import check_completeness, find_recipe, read_config
-from gsq_lightning.cli.source import Source, is_export, parser_defaults, read_source
+from gsq_lightning.cli.source import Source, find_tokenizer, is_export, parser_defaults, read_source
 from gsq_lightning.cli.trainer import add_trainer_options, make_trainer
 from gsq_lightning.distributed import settle_threads
 from gsq_lightning.errors import InputError, require
 from gsq_lightning.files import disk_error, left_out_on_disk_errors
+from gsq_lightning.pretrained.export import DEMOS
 from gsq_lightning.pretrained.saved import check_weights
 from gsq_lightning.reports import report_folder, sha256_of
 from gsq_lightning.runs import RunCheckpoint
@@ -136,8 +137,11 @@ class GSQCommand(LightningCLI):
         )
         self.checkpoint: Path | None = None
         if given.checkpoint is not None and not self.takes_last:
-            find = checkpoint_to_resume if command == "fit" else checkpoint_at
-            self.checkpoint = find(expanded(given.checkpoint))
+            if command == "fit":
+                self.checkpoint = checkpoint_to_resume(expanded(given.checkpoint))
+            else:
+                self.checkpoint = find_tokenizer(given.checkpoint)
+                require(self.checkpoint is not None, f"there is no checkpoint {given.checkpoint}")
         self.source: Source | None = None
         self.run_folder: RunFolder | None = None
         require(
@@ -193,7 +197,7 @@ class GSQCommand(LightningCLI):
 
     def add_arguments_to_parser(self, parser: LightningArgumentParser) -> None:
         parser.add_argument(
-            "--ckpt_path", type=str | None, help="A checkpoint, or the folder of a run or of its recipe."
+            "--ckpt_path", type=str | None, help="A checkpoint, the folder of a run, recipe or export, or demo."
         )
         parser.add_class_arguments(RunCheckpoint, "checkpoint", skip={"dirpath"})
         parser.add_class_arguments(ReconstructionGrid, "reconstructions", skip={"folder"})
@@ -268,7 +272,7 @@ class GSQCommand(LightningCLI):
             if trainer.default_root_dir is not None:
                 trainer.default_root_dir = str(expanded(trainer.default_root_dir))
             elif self.source is not None:
-                trainer.default_root_dir = str(report_folder(self.source.path, self.command, self.source.kind))
+                trainer.default_root_dir = str(evaluation_folder(self.source, self.command))
             if trainer.default_root_dir is not None:
                 check_writable(Path(trainer.default_root_dir), "--trainer.default_root_dir")
 
@@ -368,14 +372,6 @@ def options_of(parser: LightningArgumentParser) -> list[str]:
     return [name.replace(".init_args", "") for name in dict(parser.get_defaults(skip_validation=True))]
 
 
-def checkpoint_at(path: Path) -> Path:
-    """A checkpoint's file or the folder of an export: the path itself, or the newest checkpoint of a run or recipe."""
-    if path.is_dir() and not is_export(path):
-        return newest_checkpoint(path)
-    require(path.exists(), f"there is no checkpoint {path}")
-    return path
-
-
 def checkpoint_to_resume(path: Path) -> Path:
     """A checkpoint that a training goes on from: the path itself, or the newest of a run. Raises InputError."""
     require(not is_export(path), f"{path} is an exported tokenizer, {ONLY_EVALUATED}")
@@ -384,6 +380,13 @@ def checkpoint_to_resume(path: Path) -> Path:
     require(path.exists(), f"there is no checkpoint {path}")
     check_resumable(path)
     return path
+
+
+def evaluation_folder(source: Source, command: str) -> Path:
+    """Where an evaluation goes: beside what is evaluated, of a tokenizer within this package to the current folder."""
+    if source.path.parent == DEMOS:
+        return Path(f"{source.path.name}-report", command).absolute()
+    return report_folder(source.path, command, source.kind)
 
 
 def config_of_run(checkpoint: Path) -> Path:

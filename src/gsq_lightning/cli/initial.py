@@ -3,17 +3,14 @@
 import logging
 from collections.abc import Sequence
 from dataclasses import dataclass, field
-from pathlib import Path
 from typing import Any
 
 from lightning.pytorch.utilities.rank_zero import rank_zero_info
 
-from gsq_lightning.cli.source import is_export
+from gsq_lightning.cli.source import find_tokenizer
 from gsq_lightning.errors import InputError, require
 from gsq_lightning.pretrained.export import Weights
 from gsq_lightning.pretrained.initial import DISCRIMINATOR, Taken, read_initial, start_from
-from gsq_lightning.pretrained.released import RELEASED_FILE
-from gsq_lightning.runs.layout import expanded, newest_checkpoint
 
 logger = logging.getLogger(__name__)
 
@@ -59,14 +56,13 @@ def initialize(module: Any, source: str, options: InitOptions) -> Taken:
 
     Args:
         module: before its training.
-        source: a checkpoint, the folder of a run, of all runs of a recipe or of an export, a released file, or a
-            repository of the Hugging Face Hub.
+        source: as of `find_tokenizer`, or a repository of the Hugging Face Hub.
         options: what is taken.
 
     Raises:
         InputError: where it cannot be read, or does not fit.
     """
-    initial = read_initial(found(source), options.weights)
+    initial = read_initial(find_tokenizer(source) or source, options.weights)
     discriminator = module.discriminator
     if options.discriminator:
         require(discriminator is not None, "--init.discriminator is true, and this training has no discriminator")
@@ -98,11 +94,3 @@ def initialize(module: Any, source: str, options: InitOptions) -> Taken:
     if discriminator is not None and not takes_it:
         rank_zero_info("init_from: the discriminator starts fresh")
     return taken
-
-
-def found(source: str) -> Path | str:
-    """A checkpoint's path where a folder of runs is meant, else as it is. Raises InputError where it has none."""
-    path = expanded(source)
-    if path.is_dir() and not is_export(path) and not (path / RELEASED_FILE).is_file():
-        return newest_checkpoint(path)
-    return path if path.exists() else source

@@ -17,10 +17,12 @@ from gsq_lightning import quantizers
 from gsq_lightning.cli.arguments import PLACES
 from gsq_lightning.errors import InputError, look_up, require
 from gsq_lightning.metrics import REPORTED, MetricName, MetricOptions
-from gsq_lightning.pretrained.export import CONFIG_FILE, Weights, read_tokenizer, tokenizer_in
+from gsq_lightning.pretrained.export import CONFIG_FILE, Weights, bundled, read_tokenizer, tokenizer_in
+from gsq_lightning.pretrained.released import RELEASED_FILE
 from gsq_lightning.quantizers import Quantizer
 from gsq_lightning.reports import sha256_of
 from gsq_lightning.runs.checkpoint_io import load_checkpoint_file
+from gsq_lightning.runs.layout import expanded, newest_checkpoint
 
 # options that say nothing of other images
 OF_THOSE_IMAGES = ("val_share", "source", "image_column", "label_column", "class_names")
@@ -88,6 +90,34 @@ def read_source(path: Path, weights: Weights) -> Source:
         recipe if isinstance(recipe, str) else None,
         step if isinstance(step, int) else None,
     )
+
+
+def find_tokenizer(source: str) -> Path | None:
+    """The file of a checkpoint, or the folder of an export.
+
+    Args:
+        source: path of either, of a run or a recipe for its newest checkpoint, or of a folder with what GSQ's authors
+            released; or the name of a tokenizer that comes with this package.
+
+    Returns:
+        None where there is nothing of this name; some commands take it for that of a repository of the Hub.
+
+    Raises:
+        InputError: where a folder holds none.
+    """
+    path = expanded(source)
+    if path.is_file() or is_export(path):
+        return path
+    if (path / RELEASED_FILE).is_file():
+        return path / RELEASED_FILE
+    demo = bundled(source)
+    if path.is_dir():
+        try:
+            return newest_checkpoint(path)
+        except InputError:
+            if demo is None:
+                raise
+    return demo
 
 
 def is_export(path: Path) -> bool:

@@ -159,11 +159,15 @@ def local_copy(source: str | Path, revision: str | None = None) -> Path:
 
 def _here(source: str | Path, revision: str | None) -> Path:
     path = Path(source).expanduser()
-    demo = DEMOS / (DEFAULT_DEMO if str(source) == "demo" else str(source))
     is_here = path.is_file() or any((path / name).exists() for name in (CONFIG_FILE, RELEASED_FILE))
-    if demo.parent == DEMOS and demo.is_dir() and not is_here:  # a folder of that name may be another thing
-        return demo
-    return path if path.exists() else _download(str(source), revision)
+    demo = None if is_here else bundled(str(source))  # a folder of that name may be another thing
+    return demo or (path if path.exists() else _download(str(source), revision))
+
+
+def bundled(name: str) -> Path | None:
+    """The folder of a tokenizer that comes with this package, or None for any other name."""
+    demo = DEMOS / (DEFAULT_DEMO if name == "demo" else name)
+    return demo if demo.parent == DEMOS and demo.is_dir() else None
 
 
 def _read_folder(folder: Path) -> SavedTokenizer:
