@@ -209,6 +209,26 @@ def test_an_exported_tokenizer_validates_like_its_checkpoint(
     assert sorted(path.name for path in (tmp_path / "exported").iterdir()) == ["config.json", "model.safetensors"]
 
 
+def test_an_export_knows_the_size_of_its_images_or_says_that_it_does_not(
+    trained: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], caplog: pytest.LogCaptureFixture
+) -> None:
+    caplog.set_level("INFO")
+    checkpoint = trained / "checkpoints" / "last.ckpt"
+    main(["export", str(checkpoint), str(tmp_path / "exported")])
+    assert GSQTokenizer.from_pretrained(tmp_path / "exported").hash == GSQTokenizer.from_pretrained(checkpoint).hash
+    GSQTokenizer.from_pretrained(checkpoint).save_pretrained(tmp_path / "saved")
+    data = [f"--data.root={trained.parents[2] / 'images'}", "--data.num_workers=0", "--model.metrics.names=[psnr]"]
+    for name, size in (("exported", "16×16"), ("saved", "256×256")):
+        main(["validate", f"--ckpt_path={tmp_path / name}", *data])
+        assert read_report(tmp_path / f"{name}-report" / "validate" / "metrics.json").image_size == size
+    assert [line for line in caplog.messages if line.startswith("image size")] == [
+        f"image size 256: {tmp_path / 'saved'} does not say its own, --data.image_size does"
+    ]
+    config = tmp_path / "exported" / "config.json"
+    config.write_text(config.read_text().replace('"image_size": 16', '"image_size": -1'))
+    assert "its image_size is -1" in error_of(["validate", f"--ckpt_path={tmp_path / 'exported'}", *data], capsys)
+
+
 def test_what_to_compare_with_is_looked_for_first(trained: Path, capsys: pytest.CaptureFixture[str]) -> None:
     checkpoint = trained / "checkpoints" / "last.ckpt"
     arguments = [f"--ckpt_path={checkpoint}", f"--data.root={trained.parents[2] / 'images'}"]

@@ -78,7 +78,7 @@ def _write(saved: SavedTokenizer, given: argparse.Namespace) -> None:
         report = asdict(find_report(Path(given.checkpoint), saved.kind))
     except InputError as error:  # not validated, before it changed, or with the other weights
         note = f"\n  its card has no metrics: {error}"
-    saved = SavedTokenizer(tokenizer.config, saved.weights)
+    saved = saved._replace(config=tokenizer.config)
     write_folder(given.folder, saved, given.half)
     card = model_card(saved, str(given.folder), report, given.license)
     write_whole(given.folder / CARD_FILE, card.encode())

@@ -269,12 +269,21 @@ class GSQCommand(LightningCLI):
                 keep_within(self.run_folder, logger)
         elif self.command != "fit":
             trainer.logger = False
+            self._say_size()
             if trainer.default_root_dir is not None:
                 trainer.default_root_dir = str(expanded(trainer.default_root_dir))
             elif self.source is not None:
                 trainer.default_root_dir = str(evaluation_folder(self.source, self.command))
             if trainer.default_root_dir is not None:
                 check_writable(Path(trainer.default_root_dir), "--trainer.default_root_dir")
+
+    def _say_size(self) -> None:
+        """The size of images in a line, where neither the source nor an option says it."""
+        size = self.config.data.get("init_args", {}).get("image_size")
+        known = self.source is None or "image_size" in self.source.data
+        if size is not None and not known and not any(name.endswith(".image_size") for name in OneLineErrors.given):
+            assert self.source is not None
+            rank_zero_info(f"image size {size}: {self.source.path} does not say its own, --data.image_size does")
 
     def _choose_run(self, runs: Path, loggers: list[Any], config: dict[str, Any]) -> RunFolder:
         """The folder of the run that is resumed, or of a new one."""

@@ -39,7 +39,7 @@ class Source(NamedTuple):
         config: of the tokenizer, plain data.
         weights: its state dict.
         kind: of the weights, "ema" or "raw", of a checkpoint that has both.
-        data: settings of the data that it was trained on, plain data; of a checkpoint.
+        data: settings of the data that it was trained on, plain data; of an export the size of images, if it has one.
         metrics: names of what its own validation computed, or None.
         metric_settings: how it did: options of `ReconstructionMetrics`, or None.
         recipe: configs that it was trained with.
@@ -75,15 +75,20 @@ def read_source(path: Path, weights: Weights) -> Source:
         InputError: where it is neither, or cannot be read.
     """
     if path.is_dir():
-        return Source(path, sha256_of(path), *read_tokenizer(path), {})
+        saved = read_tokenizer(path)
+        size = {"class": "ImageNetDataModule", "image_size": saved.image_size} if saved.image_size else {}
+        return Source(path, sha256_of(path), saved.config, saved.weights, saved.kind, size)
     content, sha256 = load_checkpoint_file(path)
+    saved = tokenizer_in(content, path, weights)
     metrics, recipe, step = content.get("metrics"), content.get("recipe"), content.get("global_step")
     data, settings = content.get("data_settings"), content.get("metric_settings")
     settings = settings if isinstance(settings, dict) else {}
     return Source(
         path,
         sha256,
-        *tokenizer_in(content, path, weights),
+        saved.config,
+        saved.weights,
+        saved.kind,
         data if isinstance(data, dict) else {},
         metrics if isinstance(metrics, list) and all(name in get_args(MetricName) for name in metrics) else None,
         {name: settings[name] for name in METRIC_SETTINGS if isinstance(settings.get(name), bool)},

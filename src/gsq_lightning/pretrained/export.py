@@ -18,6 +18,7 @@ from gsq_lightning.pretrained.saved import SavedTokenizer, read_plain
 
 CONFIG_FILE = "config.json"
 WEIGHTS_FILE = "model.safetensors"
+IMAGE_SIZE = "image_size"  # in the config's file, beside what makes the tokenizer
 
 DEMOS = Path(__file__).parents[1] / "demo"  # tokenizers that come with this package, a folder each
 DEFAULT_DEMO = "demo_g3"
@@ -46,7 +47,8 @@ def write_folder(folder: Path, saved: SavedTokenizer, half: bool = False) -> Non
         for name, x in saved.weights.items()
     }
     write_whole(folder / WEIGHTS_FILE, save({name: x.contiguous() for name, x in kept.items()}))
-    write_whole(folder / CONFIG_FILE, (json.dumps(saved.config, indent=2) + "\n").encode())
+    size = {} if saved.image_size is None else {IMAGE_SIZE: saved.image_size}
+    write_whole(folder / CONFIG_FILE, (json.dumps(saved.config | size, indent=2) + "\n").encode())
 
 
 def push_folder(repository: str, folder: Path, private: bool) -> str:
@@ -143,7 +145,19 @@ def tokenizer_in(checkpoint: dict[str, Any], path: Path, weights: Weights = "ema
             raise TypeError("its weights are not tensors")
     except (AttributeError, KeyError, RuntimeError, TypeError, ValueError) as error:
         raise InputError(f"{path} is not a readable checkpoint of gsq-lightning: {first_line(error)}") from error
-    return SavedTokenizer(config, found, weights if has_average else None)
+    return SavedTokenizer(config, found, weights if has_average else None, _evaluated_size(checkpoint))
+
+
+def _evaluated_size(checkpoint: dict[str, Any]) -> int | None:
+    """Side of the images of validation, in pixels, of a checkpoint that says it."""
+    settings = checkpoint.get("data_settings")
+    sizes = [settings.get(name) for name in ("val_image_size", "image_size")] if isinstance(settings, dict) else []
+    return next((size for size in sizes if is_size(size)), None)
+
+
+def is_size(value: Any) -> bool:
+    """Whether a value from a file is a number of pixels."""
+    return type(value) is int and value > 0
 
 
 def local_copy(source: str | Path, revision: str | None = None) -> Path:
@@ -176,8 +190,12 @@ def _read_folder(folder: Path) -> SavedTokenizer:
 
     try:
         config = json.loads((folder / CONFIG_FILE).read_text("utf-8"))
+        size = config.pop(IMAGE_SIZE, None) if isinstance(config, dict) else None
+        if size is not None and not is_size(size):
+            raise ValueError(f"its {IMAGE_SIZE} is {size!r}, and must be a whole number above 0")
         weights = load_file(folder / WEIGHTS_FILE)
-        return SavedTokenizer(config, {name: x.float() if x.dtype == torch.half else x for name, x in weights.items()})
+        weights = {name: x.float() if x.dtype == torch.half else x for name, x in weights.items()}
+        return SavedTokenizer(config, weights, image_size=size)
     except FileNotFoundError as error:
         raise InputError(
             f"{folder} holds no exported tokenizer: {Path(error.filename or WEIGHTS_FILE).name} is missing; "

@@ -23,11 +23,13 @@ class SavedTokenizer(NamedTuple):
         config: plain data, for `GSQTokenizer.from_config`.
         weights: the state dict.
         kind: "ema" or "raw", of a checkpoint that has both.
+        image_size: side of the images that its training evaluated, in pixels, where that is known.
     """
 
     config: dict[str, Any]
     weights: dict[str, Tensor]
     kind: str | None = None
+    image_size: int | None = None
 
     @property
     def hash(self) -> str:
