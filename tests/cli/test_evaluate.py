@@ -75,6 +75,23 @@ def test_an_archive_of_the_same_images_gives_the_same_metrics(folders: tuple[Pat
     assert of_folder.metrics["images"] == 6
 
 
+def test_of_a_folder_with_splits_and_of_its_archive_the_same_images_are_read(
+    folders: tuple[Path, Path], tmp_path: Path
+) -> None:
+    """Those of validation, with the folder around them and without."""
+    real, fake = folders
+    shutil.move(real, tmp_path / "set" / "val")
+    write_images(tmp_path / "set" / "train" / "cats", 2)
+    shutil.make_archive(str(tmp_path / "set"), "zip", tmp_path, "set")
+    shutil.make_archive(str(tmp_path / "bare"), "zip", tmp_path / "set")
+    found = []
+    for name in ("set", "set.zip", "bare.zip", "set/val"):
+        evaluate("--real", tmp_path / name, "--fake", fake, "--metrics", "psnr", "--output", tmp_path / "report")
+        found.append(read_report(tmp_path / "report" / "metrics.json").metrics)
+    assert found[0]["images"] == 6
+    assert found == [found[0]] * 4
+
+
 def test_it_is_the_yardstick_of_validate(folders: tuple[Path, Path], tmp_path: Path) -> None:
     """Originals resized and cropped here; reconstructions of that size come as they are."""
     real, _ = folders

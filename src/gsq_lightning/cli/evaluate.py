@@ -111,7 +111,7 @@ def evaluate_folders(
     """Computes the metrics of a folder of reconstructions, or of generated images.
 
     Args:
-        real: folder of originals, or a .zip, .tar, list or .parquet file of them.
+        real: folder of originals, or a .zip, .tar, list or .parquet file of them; of one with splits its val images.
         fake: likewise the reconstructions or generated images, in a format that loses nothing, such as PNG.
         metrics: names, as in `ReconstructionMetrics`, all but "codebook"; with `unpaired` as in `SampleMetrics`.
         image_size: originals are first resized to a short side of image_size / crop_ratio and center-cropped to this

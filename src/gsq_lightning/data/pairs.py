@@ -13,7 +13,7 @@ from torch.utils.data import DataLoader, Dataset
 
 from gsq_lightning.data.dataset import unread_line
 from gsq_lightning.data.decoding import UNREADABLE, decode_image
-from gsq_lightning.data.sources import FolderSource, ImageSource
+from gsq_lightning.data.sources import ImageSource
 from gsq_lightning.data.sources.locate import open_images
 from gsq_lightning.data.transforms import ResizeAndCrop
 from gsq_lightning.errors import InputError, first_few
@@ -32,7 +32,8 @@ class EvaluatedImages(Dataset[Tensor]):
     """The images of a folder, an archive, a list or a Parquet file, (3, H, W) uint8 each.
 
     Args:
-        place: a folder with images, at any depth; or a file that `data.val` takes.
+        place: a folder with images, at any depth, or a file of them, as `data.val` takes it: of one that holds
+            splits the images of validation.
         transform: what is done to them, or nothing.
 
     Raises:
@@ -70,7 +71,7 @@ class EvaluatedImages(Dataset[Tensor]):
 
 
 class ImagePairs(Dataset[Pair]):
-    """Images at two places that have the same path there, without suffix.
+    """Images at two places that have the same path there, without suffix and, if need be, without folders around all.
 
     Args:
         real: place of the originals, see `EvaluatedImages`.
@@ -85,6 +86,10 @@ class ImagePairs(Dataset[Pair]):
         self.real = EvaluatedImages(real, transform)
         self.fake = EvaluatedImages(fake)
         originals, reconstructions = _by_stem(self.real.source), _by_stem(self.fake.source)
+        if originals.keys() != reconstructions.keys():  # names in an archive have folders that those in a folder lack
+            inner = _without_outer_folders(originals), _without_outer_folders(reconstructions)
+            if inner[0].keys() == inner[1].keys():
+                originals, reconstructions = inner
         for folder, missing in (
             (fake, originals.keys() - reconstructions.keys()),
             (real, reconstructions.keys() - originals.keys()),
@@ -122,9 +127,7 @@ class ImagePairs(Dataset[Pair]):
 
 
 def _source_at(place: Path) -> ImageSource:
-    """All images of a folder, or of a file of images. Raises InputError where there are none."""
-    if place.is_dir():
-        return FolderSource(place)
+    """The images of a folder or of a file of images. Raises InputError where there are none."""
     if not place.exists():
         raise InputError(f"there is no file or folder {place}")
     source = open_images(str(place), "auto", "val")
@@ -141,6 +144,11 @@ def _by_stem(source: ImageSource) -> dict[str, int]:
             raise InputError(f"{source.place} holds both {source.names[items[stem]]} and {path}; which one is meant?")
         items[stem] = item
     return items
+
+
+def _without_outer_folders(items: dict[str, int]) -> dict[str, int]:
+    outer = os.path.commonpath([os.path.dirname(stem) for stem in items])
+    return {stem.removeprefix(outer).lstrip(os.sep): item for stem, item in items.items()}
 
 
 def _stacked(batch: list[Pair]) -> list[Pair]:
