@@ -33,7 +33,6 @@ from gsq_lightning.pixels import pixels_to_image
 from gsq_lightning.reports import EvaluationReport, find_report, metrics_table, report_row, write_report
 
 DEFAULT_METRICS: tuple[MetricName, ...] = ("psnr", "psnr_set", "ssim", "rfid")
-DEFAULT_SAMPLE_METRICS: tuple[SampleMetricName, ...] = ("fid", "inception_score", "precision_recall")
 
 
 def evaluate(arguments: list[str]) -> None:
@@ -216,7 +215,7 @@ def _compare_sets(
 ) -> MetricSuite:
     _check_names(names, get_args(SampleMetricName), "of images without pairs")
     real, fake = EvaluatedImages(folders[0], transform), EvaluatedImages(folders[1])
-    metrics = SampleMetrics(cast(Any, names) or DEFAULT_SAMPLE_METRICS, options)
+    metrics = SampleMetrics(cast(Any, names), options) if names else SampleMetrics(options=options)
     metrics.load()
     metrics.to(loading.device)
     metrics.start(OriginalImages(real.fingerprint, len(real)))

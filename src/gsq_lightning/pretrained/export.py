@@ -11,13 +11,12 @@ import torch
 from torch import Tensor
 
 from gsq_lightning.errors import InputError, first_line, look_up, require
-from gsq_lightning.files import write_whole
+from gsq_lightning.files import WEIGHTS_FILE, write_whole
 from gsq_lightning.pretrained.hub import reachable
 from gsq_lightning.pretrained.released import RELEASED_FILE, convert, is_released
 from gsq_lightning.pretrained.saved import SavedTokenizer, read_plain
 
 CONFIG_FILE = "config.json"
-WEIGHTS_FILE = "model.safetensors"
 IMAGE_SIZE = "image_size"  # in the config's file, beside what makes the tokenizer
 
 DEMOS = Path(__file__).parents[1] / "demo"  # tokenizers that come with this package, a folder each

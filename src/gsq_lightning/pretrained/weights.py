@@ -20,11 +20,10 @@ import torch
 from torch import Tensor, nn
 
 from gsq_lightning.errors import InputError, WeightsMissing, first_line
+from gsq_lightning.files import WEIGHTS_FILE
 from gsq_lightning.pretrained.hub import reachable
 
 logger = logging.getLogger(__name__)
-
-HUB_FILE = "model.safetensors"
 
 
 @dataclass(frozen=True)
@@ -34,8 +33,8 @@ class PublishedWeights:
     Args:
         network: stable key of the network, such as "vgg16".
         url: of the file.
-        repository: "owner/name" where it is `HUB_FILE` on the Hugging Face Hub, whose own cache keeps it; else torch's
-            hub cache keeps it.
+        repository: "owner/name" where it is `WEIGHTS_FILE` on the Hugging Face Hub, whose own cache keeps it; else
+            torch's hub cache keeps it.
     """
 
     network: str
@@ -44,7 +43,7 @@ class PublishedWeights:
 
     @classmethod
     def on_the_hub(cls, network: str, repository: str) -> "PublishedWeights":
-        return cls(network, f"https://huggingface.co/{repository}/resolve/main/{HUB_FILE}", repository)
+        return cls(network, f"https://huggingface.co/{repository}/resolve/main/{WEIGHTS_FILE}", repository)
 
     @property
     def file(self) -> str:
@@ -183,17 +182,17 @@ def _from_torch_cache(published: PublishedWeights) -> Path:
 def _from_hub_cache(published: PublishedWeights, repository: str) -> Path:
     from huggingface_hub import constants, hf_hub_download, hf_hub_url, try_to_load_from_cache
 
-    cached = try_to_load_from_cache(repository, HUB_FILE)
+    cached = try_to_load_from_cache(repository, WEIGHTS_FILE)
     if isinstance(cached, str):
         return Path(cached)
     folder = Path(constants.HF_HUB_CACHE)
-    url = hf_hub_url(repository, HUB_FILE)  # of a mirror, where $HF_ENDPOINT names one
-    command = f"hf download {repository} {HUB_FILE}"
+    url = hf_hub_url(repository, WEIGHTS_FILE)  # of a mirror, where $HF_ENDPOINT names one
+    command = f"hf download {repository} {WEIGHTS_FILE}"
     # asked before the Hub's own client is, which would retry for most of a minute
     if constants.HF_HUB_OFFLINE or not reachable(url):
         raise WeightsMissing(published.network, published.description, url, folder, command)
     try:
-        return Path(hf_hub_download(repository, HUB_FILE))
+        return Path(hf_hub_download(repository, WEIGHTS_FILE))
     except Exception as error:  # OSError, or what the Hub's HTTP client of the day raises
         raise WeightsMissing(
             published.network, published.description, url, folder, command, first_line(error)

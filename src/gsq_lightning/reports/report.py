@@ -16,7 +16,7 @@ from typing import Any, get_args, get_origin, get_type_hints
 import yaml
 
 from gsq_lightning.errors import InputError
-from gsq_lightning.files import locked, write_whole
+from gsq_lightning.files import WEIGHTS_FILE, locked, write_whole
 from gsq_lightning.reports.table import METRICS, formatted, markdown_table
 from gsq_lightning.runs.layout import RunFolder, checkpoint_files, run_folders
 
@@ -212,7 +212,7 @@ def report_folder(source: Path, command: str, weights: str | None = None) -> Pat
 
 def weights_file(source: Path) -> Path:
     """A checkpoint itself, or the weights within an exported tokenizer."""
-    return source / "model.safetensors" if source.is_dir() else source
+    return source / WEIGHTS_FILE if source.is_dir() else source
 
 
 def sha256_of(source: Path) -> str:
