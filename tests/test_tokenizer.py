@@ -75,7 +75,7 @@ def test_wrong_images_and_indices_are_refused(small_tokenizer: Build) -> None:
     with pytest.raises(InputError, match=r"of the type ndarray; it must be a tensor \(B, 3, H, W\)"):
         tokenizer.encode_indices(np.zeros((1, 3, 8, 8)))  # type: ignore[arg-type]
     for indices in (np.zeros((1, 2, 2, 2), np.int64), [[[[0, 0]]]]):
-        with pytest.raises(InputError, match=r"torch\.as_tensor makes it"):
+        with pytest.raises(InputError, match=r"torch\.as_tensor converts"):
             tokenizer.decode_indices(indices)  # type: ignore[arg-type]
     with pytest.raises(InputError, match="decode_image takes what encode_image gives, not Tensor"):
         tokenizer.decode_image(torch.zeros(1, 2, 2, 2, dtype=torch.int64))  # type: ignore[arg-type]

@@ -1,6 +1,6 @@
 """Image tokenizers with Grouped Spherical Quantization (GSQ, arXiv 2412.02632) on PyTorch Lightning.
 
-The tokenizer and the quantizers need torch alone; the LightningModule, the data modules and the command need
+The tokenizer and the quantizers need nothing of training; the LightningModule, the data modules and the command need
 lightning and are imported when first asked for.
 """
 

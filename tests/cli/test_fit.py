@@ -205,7 +205,7 @@ def test_an_exported_tokenizer_validates_like_its_checkpoint(
     main(["compare", str(checkpoint), str(tmp_path / "exported")])
     assert "| exported " in capsys.readouterr().out
     line = error_of(["fit", f"--ckpt_path={tmp_path / 'exported'}", "--config=quickstart.yaml"], capsys)
-    assert "is an exported tokenizer, which cannot be trained on; give a checkpoint" in line
+    assert "is an exported tokenizer, which cannot be resumed; --init_from starts a training from its weights" in line
     assert sorted(path.name for path in (tmp_path / "exported").iterdir()) == ["config.json", "model.safetensors"]
 
 

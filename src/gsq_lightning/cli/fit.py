@@ -57,7 +57,7 @@ from gsq_lightning.training import TokenizerModule
 
 CommandName = Literal["fit", "validate", "test", "predict", "weights", "plan"]
 
-ONLY_EVALUATED = "which cannot be trained on; give a checkpoint"
+ONLY_EVALUATED = "which cannot be resumed; --init_from starts a training from its weights"
 LAST = "last"  # --ckpt_path of the newest checkpoint of a recipe
 RUNS = "runs"  # where runs go whose config names no place
 
