@@ -95,6 +95,23 @@ def test_a_batch_with_nan_is_named_and_explaining_it_changes_nothing(
     assert same(module, other)
 
 
+def test_images_of_few_bytes_are_kept(small_tokenizer: Build, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Those of the batch at hand and of three before it, where that many are few bytes, of a step of eight."""
+    monkeypatch.setattr("gsq_lightning.runs.divergence.KEPT_BYTES", 4 * BATCHES[0].nbytes)
+    module, most = make_module(small_tokenizer), 0
+    module.stepper.accumulate_batches = 8
+    divergence = Divergence()
+
+    class Count(Callback):
+        def on_train_batch_start(self, *_: Any) -> None:
+            nonlocal most
+            batches = [batch for step in divergence._steps for batch in step.batches] + divergence._batches
+            most = max(most, sum(batch.image is not None for batch in batches))
+
+    fit(module, tmp_path, BATCHES, [divergence, Count()], steps=2)
+    assert most == 4
+
+
 def test_batches_that_are_dicts_are_explained_too(small_tokenizer: Build, tmp_path: Path) -> None:
     module = make_module(small_tokenizer)
     run = trainer(tmp_path, max_steps=4, callbacks=watched(tmp_path, 2), enable_checkpointing=True)

@@ -118,6 +118,7 @@ class Divergence(Callback):
             first = batch_idx * len(image)
             names = [f"epoch {trainer.current_epoch}, image {first + number}" for number in range(len(image))]
         self._batches.append(PastBatch(pl_module.batches_seen, list(names), image))
+        self._drop_images()
 
     def on_train_batch_end(self, trainer: Trainer, pl_module: Any, outputs: Any, batch: Any, batch_idx: int) -> None:
         if not pl_module.between_steps:
@@ -125,7 +126,6 @@ class Divergence(Callback):
         values = {name: value for name, value in trainer.callback_metrics.items() if name.startswith("train/")}
         self._steps.append(PastStep(trainer.global_step, values, self._batches))
         self._batches = []
-        self._drop_images()
         if trainer.global_step % pl_module.steps_between_checks == 0 or trainer.global_step == trainer.max_steps:
             self._explain(trainer, pl_module)
             if self.goes_back and pl_module.has_diverged:
@@ -190,14 +190,15 @@ class Divergence(Callback):
         )
 
     def _drop_images(self) -> None:
-        """Keeps the images of the last step, and of earlier ones as far as they are few bytes."""
-        kept = 0
-        for number, step in enumerate(reversed(self._steps)):
-            for batch in step.batches:
-                if batch.image is not None:
-                    kept += batch.image.nbytes
-                    if number and kept > KEPT_BYTES:
-                        batch.image = None
+        """Keeps the images of the batch at hand, and of earlier ones as far as they are few bytes."""
+        *earlier, newest = [batch for step in self._steps for batch in step.batches] + self._batches
+        assert newest.image is not None
+        kept = newest.image.nbytes
+        for batch in reversed(earlier):
+            if batch.image is not None:
+                kept += batch.image.nbytes
+                if kept > KEPT_BYTES:
+                    batch.image = None
 
     def _forget(self) -> None:
         self._steps.clear()
