@@ -12,7 +12,7 @@ from gsq_lightning.errors import look_up, require
 
 Norm = Literal["batch", "none"]
 
-MAX_LAYERS = 10  # which need images of 2048 pixels
+MAX_LAYERS = 10  # which need images of 3072 pixels
 KERNEL_SIZE = 4
 LEAK = 0.2
 MAX_MULTIPLIER = 8
@@ -27,8 +27,7 @@ class PatchDiscriminator(Discriminator):
 
     Args:
         channels: width of the first layer; it doubles from layer to layer, up to 8 times.
-        num_layers: layers of stride 2, at least 1; the image needs 2^(num_layers + 1) + 2^num_layers pixels or more
-            each way.
+        num_layers: layers of stride 2, at least 1; the image needs 3 · 2^num_layers pixels or more each way.
         norm: "batch" as in the reference, or "none".
 
     Raises:
@@ -60,7 +59,7 @@ class PatchDiscriminator(Discriminator):
 
     def forward(self, image: Tensor) -> Tensor:
         """(B, 3, H, W) in [-1, 1] → logits (B, 1, H', W'); H' = H/8 - 2 with three layers."""
-        smallest = 2 ** (self.num_layers + 1)
+        smallest = 3 * 2**self.num_layers
         require(
             min(image.shape[-2:]) >= smallest,
             f"the patch discriminator with num_layers {self.num_layers} needs images of at least {smallest} pixels "
