@@ -1,4 +1,6 @@
-"""The tokenizer: image ⇄ indices. Needs torch, einops, safetensors and huggingface_hub, not Lightning."""
+"""The tokenizer: image ⇄ indices. Needs torch, einops, numpy, scipy, safetensors and huggingface_hub, and Pillow for
+pictures; not Lightning.
+"""
 
 import math
 from collections.abc import Sequence
@@ -163,7 +165,7 @@ class GSQTokenizer(nn.Module):
         if not isinstance(indices, Tensor):
             kind = type(indices).__name__
             raise InputError(
-                f"indices are of the type {kind}; they must be a tensor: torch.as_tensor makes it of an array"
+                f"indices are of the type {kind}; they must be a tensor: torch.as_tensor converts an array"
             )
         if indices.ndim != 4 or indices.shape[-1] != quantizer.num_groups:
             raise InputError(
@@ -387,8 +389,8 @@ def _make_quantizer(described: dict[str, Any]) -> Quantizer:
     if "own_class" in described:
         name = described["own_class"]
         raise InputError(
-            f"this tokenizer's quantizer, {name}, is not one of gsq_lightning.quantizers; make one as it was made and "
-            f"give it along: GSQTokenizer.from_pretrained(…, quantizer={name}(…))"
+            f"this tokenizer's quantizer, {name}, is not one of gsq_lightning.quantizers; build it with the "
+            f"same arguments and pass it: GSQTokenizer.from_pretrained(…, quantizer={name}(…))"
         )
     quantizer_class = getattr(quantizers, str(described.pop("class")), None)
     if not (isinstance(quantizer_class, type) and issubclass(quantizer_class, Quantizer)):

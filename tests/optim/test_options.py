@@ -215,6 +215,6 @@ def test_a_scheduler_that_waits_for_a_metric_is_refused() -> None:
 
 def test_refused_options_become_one_line() -> None:
     with pytest.raises(
-        InputError, match="an optimizer or scheduler of the tokenizer refuses its options: Invalid lear"
+        InputError, match="an optimizer or scheduler of the tokenizer rejects its options: Invalid lear"
     ):
         Run(adamw(lr=-1.0))

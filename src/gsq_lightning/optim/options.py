@@ -51,7 +51,7 @@ def make_optimization(
         groups = [_without_parameters(group) for group in optimizer.param_groups]  # before a scheduler changes them
         scheduler = None if make_scheduler is None else make_scheduler(optimizer)
     except (TypeError, ValueError) as error:
-        raise InputError(f"an optimizer or scheduler of the {network} refuses its options: {error}") from error
+        raise InputError(f"an optimizer or scheduler of the {network} rejects its options: {error}") from error
     if isinstance(scheduler, ReduceLROnPlateau):
         raise InputError(
             f"{network}_scheduler is ReduceLROnPlateau, which waits for a metric; schedulers here are stepped once per "
