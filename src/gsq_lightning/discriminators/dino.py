@@ -36,7 +36,7 @@ class DINODiscriminator(TrunkDiscriminator):
     Args:
         weights: those of the trunk: "pretrained", a path (see `load_dinov2`), or "random" (tests).
         input_size: height and width that images are resized to, a multiple of 14: 518 as in the reference, or 224 as
-            in StyleGAN-T and VAR, at an eighth of the cost.
+            in StyleGAN-T and VAR, at a seventh of the cost.
         taps: inputs of the heads: the output of a block of the trunk, 0 to 11, or "embedding", the input of block 0.
         kernel_size: tokens that a head's second convolution sees, odd.
         norm: normalization in the heads: "batch" as in the reference; "local_batch" as in StyleGAN-T, over 8 images at
