@@ -1,7 +1,7 @@
 """Image tokenizers with Grouped Spherical Quantization (GSQ, arXiv 2412.02632) on PyTorch Lightning.
 
-The tokenizer and the quantizers need nothing of training; the LightningModule, the data modules and the command need
-lightning and are imported when first asked for.
+The tokenizer and the quantizers need torch, einops, numpy, scipy, safetensors and huggingface_hub, and Pillow for
+pictures; the LightningModule, the data modules and the command need lightning and are imported when first asked for.
 """
 
 from importlib import import_module

@@ -14,7 +14,7 @@ from gsq_lightning.errors import causes
 
 try:
     import fcntl
-except ModuleNotFoundError:  # Windows: nothing is locked there
+except ModuleNotFoundError:  # Windows without WSL, for which nothing is promised: no locks
     fcntl = None  # type: ignore[assignment]
 
 logger = logging.getLogger(__name__)

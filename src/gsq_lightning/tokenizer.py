@@ -1,6 +1,5 @@
-"""The tokenizer: image ⇄ indices.
-
-Needs torch, einops, numpy, scipy, safetensors and huggingface_hub; Pillow for pictures; nothing of training.
+"""The tokenizer: image ⇄ indices. Needs torch, einops, numpy, scipy, safetensors and huggingface_hub, and Pillow for
+pictures; not Lightning.
 """
 
 import math
@@ -390,8 +389,8 @@ def _make_quantizer(described: dict[str, Any]) -> Quantizer:
     if "own_class" in described:
         name = described["own_class"]
         raise InputError(
-            f"this tokenizer's quantizer, {name}, is not one of gsq_lightning.quantizers; build it with the same "
-            f"arguments and pass it: GSQTokenizer.from_pretrained(…, quantizer={name}(…))"
+            f"this tokenizer's quantizer, {name}, is not one of gsq_lightning.quantizers; build it with the "
+            f"same arguments and pass it: GSQTokenizer.from_pretrained(…, quantizer={name}(…))"
         )
     quantizer_class = getattr(quantizers, str(described.pop("class")), None)
     if not (isinstance(quantizer_class, type) and issubclass(quantizer_class, Quantizer)):

@@ -205,7 +205,7 @@ def test_an_exported_tokenizer_validates_like_its_checkpoint(
     main(["compare", str(checkpoint), str(tmp_path / "exported")])
     assert "| exported " in capsys.readouterr().out
     line = error_of(["fit", f"--ckpt_path={tmp_path / 'exported'}", "--config=quickstart.yaml"], capsys)
-    assert "is an exported tokenizer, which cannot be resumed; --init_from starts a training from its weights" in line
+    assert "is an exported tokenizer, which cannot be resumed; --init_from starts from its weights" in line
     assert sorted(path.name for path in (tmp_path / "exported").iterdir()) == ["config.json", "model.safetensors"]
 
 
@@ -550,7 +550,7 @@ def test_configs_may_name_the_checkpoint_and_its_weights(
     caplog.set_level("INFO")
     recipe = ["--config", "quickstart.yaml", *TINY, *images(trained.parents[2] / "images")]
     assert psnr(*recipe, "--config", str(config), "--ckpt_path=null") not in (raw, ema)
-    assert "no --ckpt_path is given" in caplog.text
+    assert "no --ckpt_path given: the tokenizer has its initial, random weights" in caplog.text
     assert "name the recipe with --config" in error_of(["validate", "--ckpt_path=last"], capsys)
 
 

@@ -55,6 +55,19 @@ def test_a_pair_is_two_calls() -> None:
     torch.testing.assert_close(pair.fake, discriminator(reconstruction))
 
 
+@pytest.mark.parametrize("num_layers", [1, 2, 3, 4])
+def test_the_smallest_image_has_one_logit_and_a_smaller_one_is_refused(num_layers: int) -> None:
+    """3 · 2^n pixels become 3, 2 and 1; one pixel less leaves nothing for the last convolution."""
+    discriminator = PatchDiscriminator(channels=2, num_layers=num_layers)
+    smallest = 3 * 2**num_layers
+    assert discriminator(torch.rand(1, 3, smallest, smallest)).shape == (1, 1, 1, 1)
+    for height, width in ((smallest - 1, smallest), (smallest, smallest - 1)):
+        with pytest.raises(RuntimeError):
+            discriminator.net(torch.rand(1, 3, height, width))
+        with pytest.raises(InputError, match=f"at least {smallest} pixels each way, these have {height}×{width}"):
+            discriminator(torch.rand(1, 3, height, width))
+
+
 @pytest.mark.parametrize(("channels", "num_layers"), [(0, 3), (64, 0)])
 def test_sizes_that_make_no_sense_are_refused(channels: int, num_layers: int) -> None:
     with pytest.raises(InputError, match="at least 1"):

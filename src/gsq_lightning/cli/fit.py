@@ -57,7 +57,6 @@ from gsq_lightning.training import TokenizerModule
 
 CommandName = Literal["fit", "validate", "test", "predict", "weights", "plan"]
 
-ONLY_EVALUATED = "which cannot be resumed; --init_from starts a training from its weights"
 LAST = "last"  # --ckpt_path of the newest checkpoint of a recipe
 RUNS = "runs"  # where runs go whose config names no place
 
@@ -341,7 +340,7 @@ class GSQCommand(LightningCLI):
             check_weights(self.model.tokenizer, self.source.weights, str(self.source.path))
             self.model.tokenizer.load_state_dict(self.source.weights)
         elif self.command != "fit":
-            rank_zero_info("no --ckpt_path is given: the weights are as the config makes them, random as a rule")
+            rank_zero_info("no --ckpt_path given: the tokenizer has its initial, random weights")
         if self.command == "fit":
             self._fit()
         elif self.command == "predict":
@@ -383,7 +382,10 @@ def options_of(parser: LightningArgumentParser) -> list[str]:
 
 def checkpoint_to_resume(path: Path) -> Path:
     """A checkpoint that a training goes on from: the path itself, or the newest of a run. Raises InputError."""
-    require(not is_export(path), f"{path} is an exported tokenizer, {ONLY_EVALUATED}")
+    require(
+        not is_export(path),
+        f"{path} is an exported tokenizer, which cannot be resumed; --init_from starts from its weights",
+    )
     if path.is_dir():
         return newest_resumable(path)
     require(path.exists(), f"there is no checkpoint {path}")

@@ -20,7 +20,8 @@ gsq fit --config RECIPE [options]: trains a tokenizer.
                                  codes
   --model.tokenizer.quantizer.num_groups N
                                  groups, each of which has an index
-  --model.discriminator CLASS    DINO-, Projected-, Patch- or StyleGANDiscriminator; null: GSQ-VAE
+  --model.discriminator CLASS    DINODiscriminator, PatchDiscriminator, StyleGANDiscriminator, ProjectedDiscriminator;
+                                 null: GSQ-VAE
   --model.tokenizer_optimizer.lr X
                                  learning rate; --model.discriminator_optimizer.lr likewise
   --trainer.max_steps N          steps of the tokenizer

@@ -44,9 +44,10 @@ class PhotographsDataModule(ImageNetDataModule):
     two other photographs of scikit-image, cut into tiles; of yours the center crops of the validation images.
 
     Args:
-        image_size: side of the crops, in pixels; at most 300 for photographs of scikit-image.
-        crops_per_epoch: length of an epoch; crops are drawn anew in each.
-        short_side: what the short side of larger photographs is shrunk to, at least `image_size`.
+        image_size: side of the crops, in pixels.
+        crops_per_epoch: length of an epoch; crops are drawn again in each epoch.
+        short_side: what the short side of larger photographs is shrunk to, at least `image_size`. For those of
+            scikit-image `image_size` and `val_image_size` are at most 300.
         global_batch_size: crops per training step over all devices and accumulated batches.
         val_batch_size: images per device and step in validation, test and prediction.
         flip: mirror left and right with probability ½ in training.

@@ -27,8 +27,8 @@ class FeatureLoss(FrozenNetworkLoss):
 
     Args:
         weights: "pretrained", a path, or "random" (tests).
-        input_size: height and width that images are resized to by area interpolation; the paper's reference
-            has 224, and 518 for DINO.
+        input_size: height and width that images are resized to by area interpolation: in the reference
+            224, for DINO 518.
     """
 
     def __init__(self, weights: str, input_size: int) -> None:

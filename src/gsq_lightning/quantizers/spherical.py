@@ -109,7 +109,7 @@ class GroupedSphericalQuantizer(Quantizer):
         require(
             codebook_size * latent_channels <= MAX_CODEBOOK,
             f"codebook_size {codebook_size} with {latent_channels} latent_channels is too large a codebook; it may "
-            f"hold {MAX_CODEBOOK} numbers. More groups tell as many images apart with smaller codebooks",
+            f"hold {MAX_CODEBOOK} numbers; use more groups with smaller codebooks",
         )
         if latent_channels % num_groups:
             allowed = [g for g in range(1, latent_channels + 1) if latent_channels % g == 0]

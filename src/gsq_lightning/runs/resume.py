@@ -95,7 +95,7 @@ def check_resumable(checkpoint: Path) -> None:
     """Raises InputError where a file is no checkpoint of a training, or of its weights alone."""
     require(
         is_resumable(read_plain(checkpoint)),
-        f"{checkpoint} has no training state to resume; --init_from starts a new training from its weights",
+        f"{checkpoint} has no training state to resume (weights alone?); --init_from starts a new one from weights",
     )
 
 
