@@ -74,15 +74,6 @@ def test_sizes_that_make_no_sense_are_refused(channels: int, num_layers: int) ->
         PatchDiscriminator(channels, num_layers)
 
 
-@pytest.mark.parametrize("num_layers", [1, 2, 3])
-def test_the_smallest_image_gives_one_logit(num_layers: int) -> None:
-    discriminator = PatchDiscriminator(4, num_layers, norm="none")
-    smallest = 3 * 2**num_layers
-    assert discriminator(torch.rand(1, 3, smallest, smallest)).shape == (1, 1, 1, 1)
-    with pytest.raises(InputError, match=f"needs images of at least {smallest} pixels each way"):
-        discriminator(torch.rand(1, 3, smallest, smallest - 1))
-
-
 def test_an_unknown_norm_is_refused() -> None:
     with pytest.raises(InputError, match="norm is 'Batch'; it must be one of: batch, none"):
         PatchDiscriminator(norm="Batch")  # type: ignore[arg-type]
