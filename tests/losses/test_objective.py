@@ -244,9 +244,10 @@ def test_loss_and_discriminator_on_one_trunk_look_once_at_each_image(
         for stem in {loss.features.stem, discriminator.trunk.network[0].stem}:  # type: ignore[index]
             stem.register_forward_hook(lambda module, inputs, output: seen.append(len(output)))
         image = torch.rand(2, 3, 32, 32) * 2 - 1
+        # without autocast, whose roundings would make 3 % of a difference in the last bit
+        output = tokenizer.encode(image)
+        reconstruction = tokenizer.decode(output.quantized)
         with objective.within_step(), torch.autocast("cpu", torch.bfloat16, enabled=autocast):
-            output = tokenizer.encode(image)
-            reconstruction = tokenizer.decode(output.quantized).float()
             last_layer = tokenizer.decoder.last_layer
             generated = objective.generator(image, output, reconstruction, last_layer, step=0)
             generated.total.backward()
@@ -261,7 +262,7 @@ def test_loss_and_discriminator_on_one_trunk_look_once_at_each_image(
     for log, other in zip(logs, expected_logs, strict=True):
         torch.testing.assert_close(log, other, rtol=1e-5, atol=1e-6)
     for gradient, other in zip(gradients, expected, strict=True):
-        assert (gradient - other).norm() <= (2e-2 if autocast else 1e-4) * other.norm()
+        assert (gradient - other).norm() <= 1e-4 * other.norm()
 
 
 def test_a_trunk_of_other_weights_is_not_shared(tmp_path: Path) -> None:

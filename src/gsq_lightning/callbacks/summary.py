@@ -89,7 +89,7 @@ class Report(Callback):
         checkpoint["recipe"] = self.recipe
         metrics = getattr(pl_module, "metrics", None)
         checkpoint["metrics"] = list(getattr(metrics, "names", []))
-        checkpoint["metric_settings"] = dict(getattr(metrics, "settings", {}))
+        checkpoint["metric_settings"] = getattr(getattr(metrics, "options", None), "settings", {})
 
     def on_load_checkpoint(self, trainer: Trainer, pl_module: LightningModule, checkpoint: dict[str, Any]) -> None:
         if trainer.state.fn == "fit":

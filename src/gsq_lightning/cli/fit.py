@@ -279,9 +279,9 @@ class GSQCommand(LightningCLI):
     def _say_size(self) -> None:
         """The size of images in a line, where neither the source nor an option says it."""
         size = self.config.data.get("init_args", {}).get("image_size")
-        known = self.source is None or "image_size" in self.source.data
-        if size is not None and not known and not any(name.endswith(".image_size") for name in OneLineErrors.given):
-            assert self.source is not None
+        if size is None or self.source is None or "image_size" in self.source.data:
+            return
+        if not any(name.endswith(".image_size") for name in OneLineErrors.given):
             rank_zero_info(f"image size {size}: {self.source.path} does not say its own, --data.image_size does")
 
     def _choose_run(self, runs: Path, loggers: list[Any], config: dict[str, Any]) -> RunFolder:

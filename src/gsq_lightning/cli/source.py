@@ -4,7 +4,6 @@ Files are not trusted: plain values of known options are taken from them, and th
 looked up in tables. Nothing that a file names is imported or run.
 """
 
-import dataclasses
 import inspect
 import re
 from pathlib import Path
@@ -26,7 +25,6 @@ from gsq_lightning.runs.layout import expanded, newest_checkpoint
 
 # options that say nothing of other images
 OF_THOSE_IMAGES = ("val_share", "source", "image_column", "label_column", "class_names")
-METRIC_SETTINGS = [item.name for item in dataclasses.fields(MetricOptions) if isinstance(item.default, bool)]
 WORD = re.compile(r"\w*", re.ASCII)  # no path, no place to import from
 
 
@@ -91,7 +89,7 @@ def read_source(path: Path, weights: Weights) -> Source:
         saved.kind,
         data if isinstance(data, dict) else {},
         metrics if isinstance(metrics, list) and all(name in get_args(MetricName) for name in metrics) else None,
-        {name: settings[name] for name in METRIC_SETTINGS if isinstance(settings.get(name), bool)},
+        {name: settings[name] for name in MetricOptions().settings if isinstance(settings.get(name), bool)},
         recipe if isinstance(recipe, str) else None,
         step if isinstance(step, int) else None,
     )

@@ -14,7 +14,7 @@ from gsq_lightning.data.batch import NO_LABEL
 from gsq_lightning.data.dataset import ImageDataset, key_of
 from gsq_lightning.data.loader import Loading, make_loader
 from gsq_lightning.data.sampler import EpochSampler, Place, SampleKey
-from gsq_lightning.data.sources.classes import same_name
+from gsq_lightning.data.sources.classes import renumbering
 from gsq_lightning.data.sources.interface import SHOWN
 from gsq_lightning.errors import InputError, first_few, look_up, require
 from gsq_lightning.tokens.batch import TokenBatch
@@ -93,10 +93,10 @@ class TokenDataset(WithTokenFacts, ImageDataset):
 
     def number_by(self, class_names: Sequence[str]) -> None:
         """Gives labels the numbers of these classes, such as those of training; others become -1: a note."""
-        number = {same_name(name): label for label, name in enumerate(class_names)}
         own = self.class_names or []
-        self._numbers = torch.tensor([number.get(same_name(name), NO_LABEL) for name in own] + [NO_LABEL])
-        unknown = [name for name in own if same_name(name) not in number]
+        table = renumbering(own, class_names)
+        self._numbers = torch.from_numpy(table)
+        unknown = [name for name, label in zip(own, table, strict=False) if label == NO_LABEL]
         if unknown:
             self.notes = [f"training does not have the classes {first_few(unknown, SHOWN)}: they have no label"]
         self.facts = dataclasses.replace(self.facts, class_names=list(class_names))

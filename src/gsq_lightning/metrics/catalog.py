@@ -81,6 +81,11 @@ class MetricOptions:
     truncate: bool = False
     ssim_rim: bool = False
 
+    @property
+    def settings(self) -> dict[str, bool]:
+        """Those that change values and name no file, for another validation of the same kind."""
+        return {name: value for name, value in vars(self).items() if isinstance(value, bool)}
+
     def notes(self, metrics: list[ImageMetric]) -> list[str]:
         """Notes on options that differ from the defaults, for the metrics that they concern."""
         inception = ", ".join(metric.name for metric in metrics if metric.wants == "inception")

@@ -148,11 +148,6 @@ class MetricSuite(nn.Module):
             metric.reset()
 
     @property
-    def settings(self) -> dict[str, bool]:
-        """The options that change values and name no file, for another validation of the same kind."""
-        return {name: value for name, value in vars(self.options).items() if isinstance(value, bool)}
-
-    @property
     def protocols(self) -> dict[str, str]:
         """How values were computed, in words, by metric: network and preparation of images, where there are any."""
         protocols = {}

@@ -107,6 +107,15 @@ def annotation_folders(folders: Iterable[str]) -> set[str]:
     return {folder for folder, part in parts.items() if len(part) > depth and part[depth] in found}
 
 
+def renumbering(own: Sequence[str], class_names: Sequence[str]) -> np.ndarray:
+    """The label among `class_names` of each of a source's own classes, (len(own) + 1,) int64 and NO_LABEL last.
+
+    So an array of own labels, NO_LABEL where there is none, indexes it. A class that is not among them has NO_LABEL.
+    """
+    number = {same_name(name): label for label, name in enumerate(class_names)}
+    return np.array([number.get(same_name(name), NO_LABEL) for name in own] + [NO_LABEL], dtype=np.int64)
+
+
 def same_name(name: str) -> str:
     """Equal for a name whose letters and accents are one and one where they are apart, as file systems differ."""
     return unicodedata.normalize("NFC", name)

@@ -8,7 +8,7 @@ from collections.abc import Sequence
 import numpy as np
 
 from gsq_lightning.data.batch import NO_LABEL
-from gsq_lightning.data.sources.classes import same_name
+from gsq_lightning.data.sources.classes import renumbering, same_name
 from gsq_lightning.data.sources.listing import Listing
 from gsq_lightning.errors import first_few
 from gsq_lightning.names import PackedNames
@@ -59,10 +59,9 @@ class ImageSource(ABC):
         Labels that are numbers already stay. Where this source found no classes, as where all images lie in one folder,
         an image is of the class that one of its folders is named after.
         """
-        number = {same_name(name): label for label, name in enumerate(class_names)}
         own = self.class_names
         if own is not None:
-            table = np.array([number.get(same_name(name), NO_LABEL) for name in own] + [NO_LABEL], dtype=np.int64)
+            table = renumbering(own, class_names)
             unknown = [name for name, label in zip(own, table, strict=False) if label == NO_LABEL]
             if unknown:
                 lost = int(np.isin(self.labels, [own.index(name) for name in unknown]).sum())
@@ -73,6 +72,7 @@ class ImageSource(ABC):
                 ]
             self.labels = table[self.labels]
         elif not (self.labels != NO_LABEL).any():
+            number = {same_name(name): label for label, name in enumerate(class_names)}
             folders = (os.path.dirname(name).split(os.sep) for name in self.names)
             found = (
                 next((number[part] for part in map(same_name, path) if part in number), NO_LABEL) for path in folders
