@@ -229,9 +229,6 @@ def test_average_follows_the_tokenizer(small_tokenizer: Build, tmp_path: Path) -
             expected = 0.75 * expected + 0.25 * step[name]
         torch.testing.assert_close(got, expected)
     assert module.notes == ["the averaged weights that were evaluated are still 42% initialization"]
-    module.evaluated_weights = "raw"
-    assert module.evaluated_tokenizer is module.tokenizer
-    assert module.notes == []
 
 
 def test_the_average_of_a_short_run_is_not_its_initialization(small_tokenizer: Build, tmp_path: Path) -> None:
@@ -393,7 +390,6 @@ def test_other_precisions_are_refused(
         ({"ema_decay": 1.0}, "ema_decay is 1.0"),
         ({"tokenizer_clip_norm": 0.0}, "tokenizer_clip_norm is 0.0"),
         ({"max_skipped_steps": 0}, "max_skipped_steps is 0"),
-        ({"evaluated_weights": "EMA"}, "evaluated_weights is 'EMA'; it must be one of: ema, raw"),
         ({"adaptive_weight": True}, "adaptive_weight True has no effect without a discriminator"),
         ({"discriminator_scheduler": lambda optimizer: None}, "discriminator_scheduler has no effect without"),
         ({"ema_decay": None, "ema_warmup": False}, "ema_warmup false has no effect where ema_decay is null"),

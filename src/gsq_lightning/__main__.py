@@ -43,7 +43,7 @@ def main(args: list[str] | None = None) -> None:
         if unknown := unknown_option(rest):
             fail(unknown)
         if "--help" in rest[:-1] and rest[rest.index("--help") + 1] == "all":
-            rest.remove("all")
+            del rest[rest.index("--help") + 1]
         arguments = [command, *rest]
     if arguments[0] == "weights":
         from gsq_lightning.cli.weights import fetch_weights

@@ -36,7 +36,6 @@ from gsq_lightning.tokens import TokenBatch
 logger = logging.getLogger(__name__)
 leave_out_noise()
 
-EvaluatedWeights = Literal["ema", "raw"]
 Trained = Literal["all", "decoder"]
 
 # weights and their averages stay in float32; float16 would need its losses scaled, for two networks
@@ -84,11 +83,9 @@ class TokenizerModule(LightningModule):
         tokenizer_clip_norm: largest gradient norm of the tokenizer, or null for no clipping.
         discriminator_clip_norm: largest gradient norm of the discriminator, or null for no clipping.
         accumulate_batches: batches per optimizer step.
-        ema_decay: decay of the running average of the tokenizer's weights that is validated and exported, in [0, 1), or
-            none. It begins with the initial weights.
+        ema_decay: decay of the running average of the tokenizer's weights that is validated, predicted with and
+            exported, in [0, 1), or none. It begins with the initial weights.
         ema_warmup: the decay is at first smaller, min(ema_decay, (1 + n) / (10 + n)) after n steps.
-        evaluated_weights: what is validated and predicted with: "ema", the averaged weights where there are any, or
-            "raw", those that are trained.
         max_skipped_steps: steps with non-finite gradients change nothing and are counted; after this many in a row the
             run stops, when the count is next read: every so many steps, or at the Trainer's `log_every_n_steps`.
         compile_networks: compile encoder and decoder when training starts; validation runs uncompiled.
@@ -127,7 +124,6 @@ class TokenizerModule(LightningModule):
         accumulate_batches: int = 1,
         ema_decay: float | None = 0.999,
         ema_warmup: bool = True,
-        evaluated_weights: EvaluatedWeights = "ema",
         max_skipped_steps: int = 50,
         compile_networks: bool = False,
         channels_last: bool = False,
@@ -155,7 +151,6 @@ class TokenizerModule(LightningModule):
         require(
             ema_warmup or ema_decay is not None, "ema_warmup false has no effect where ema_decay is null; leave it out"
         )
-        look_up("evaluated_weights", evaluated_weights, {"ema": None, "raw": None})
         frozen_parts: dict[Trained, list[nn.Module]] = {"all": [], "decoder": [tokenizer.encoder, tokenizer.quantizer]}
         self._frozen = tuple(look_up("trained", trained, frozen_parts))  # a tuple hides them from nn.Module
         for part in self._frozen:
@@ -169,7 +164,6 @@ class TokenizerModule(LightningModule):
         self.metrics = metrics
         self.lecam = self.objective.lecam
         self.ema = None if ema_decay is None else EMA(tokenizer, ema_decay, ema_warmup)
-        self.evaluated_weights: EvaluatedWeights = evaluated_weights
         networks: dict[str, nn.Module] = {"tokenizer": tokenizer}
         if adversary is not None:
             networks["discriminator"] = adversary
@@ -195,8 +189,8 @@ class TokenizerModule(LightningModule):
 
     @property
     def evaluated_tokenizer(self) -> GSQTokenizer:
-        """The network of validation and prediction: see `evaluated_weights`."""
-        if self.evaluated_weights == "ema" and self.ema is not None and self.ema.updates > 0:
+        """The network of validation and prediction: the averaged weights where there are any."""
+        if self.ema is not None and self.ema.updates > 0:
             assert isinstance(self.ema.module, GSQTokenizer)
             return self.ema.module
         return self.tokenizer

@@ -182,6 +182,7 @@ def test_a_report_that_cannot_be_written_costs_no_number(
         (["--metric", "psnr"], "unrecognized arguments: --metric psnr; did you mean --metrics?"),
         (["--metrics", "codebook"], "metrics codebook cannot be computed of images"),
         (["--crop_ratio", "0", "--image_size", "16"], "crop_ratio 0.0"),
+        (["--crop_ratio", "0.875"], "crop_ratio 0.875 has no effect without image_size; leave it out"),
         (["--device", "tpu9"], "device 'tpu9' cannot be used here"),
         (
             ["--metrics", "rfid", "--inception_weights", "nowhere.pth"],

@@ -66,7 +66,13 @@ def test_help_and_slips_need_no_torch() -> None:
 
 
 @pytest.mark.parametrize(
-    "flags", [["--help", "all"], ["--data.help", "ImageNetDataModule"], ["--model.tokenizer.help"]]
+    "flags",
+    [
+        ["--help", "all"],
+        ["--trainer.default_root_dir", "all", "--help", "all"],
+        ["--data.help", "ImageNetDataModule"],
+        ["--model.tokenizer.help"],
+    ],
 )
 def test_all_options_can_be_seen_without_a_config(flags: list[str], capsys: pytest.CaptureFixture[str]) -> None:
     with pytest.raises(SystemExit) as exit_info:

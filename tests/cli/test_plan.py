@@ -188,6 +188,12 @@ def test_the_command_prints_a_table_of_80_columns(capsys: pytest.CaptureFixture[
     assert float(next(line for line in lines if "GPU-hours" in line).split()[0]) == pytest.approx(hours, abs=0.06)
 
 
+@pytest.mark.parametrize("name", ["bsq", "fsq"])
+def test_quantizers_with_constants_of_their_own_are_planned(name: str, capsys: pytest.CaptureFixture[str]) -> None:
+    main(["plan", "--config", "tiny_imagenet.yaml", "--config", f"quantizers/{name}.yaml"])
+    assert "8 × 8 × 1" in capsys.readouterr().out
+
+
 def test_what_does_not_fit_is_accumulated_in_equal_batches(capsys: pytest.CaptureFixture[str]) -> None:
     """What the plan advises is itself planned without complaint, and one batch fewer would not fit."""
     arguments = ["plan", "--config", "f16.yaml", "--device", "h200", "--model.discriminator=null"]

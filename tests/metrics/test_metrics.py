@@ -9,7 +9,7 @@ from scipy import linalg
 from skimage.metrics import peak_signal_noise_ratio, structural_similarity
 
 from gsq_lightning import InputError
-from gsq_lightning.metrics import CodebookUsage, ReconstructionMetrics, ssim
+from gsq_lightning.metrics import CodebookUsage, MetricOptions, ReconstructionMetrics, SampleMetrics, ssim
 from gsq_lightning.metrics.catalog import MetricName
 from gsq_lightning.metrics.features import RandomFeatures, random_features
 from gsq_lightning.metrics.inception import load_inception
@@ -244,6 +244,19 @@ def test_metrics_that_nobody_loaded_load_themselves() -> None:
     metrics = ReconstructionMetrics(names, statistics_folder=None)  # type: ignore[arg-type]
     metrics.update(image, reconstruction)
     assert metrics.compute() == pytest.approx(computed(names, image, reconstruction))
+
+
+def test_generated_images_are_truncated_where_asked() -> None:
+    """By half a step at each pixel, so that what is rounded is another image."""
+    image = pixels_to_image(image_to_pixels(pairs(3)[0]).clamp(0, 254))
+    scores = []
+    for truncate, shift in ((True, 0.8), (True, 0.0), (False, 0.8)):
+        options = MetricOptions(inception_weights="random", truncate=truncate)
+        metrics = SampleMetrics("kid", options, statistics_folder=None)
+        metrics.update(image, real=True)
+        metrics.update(image.flip(-1) + shift * 2 / 255, real=False)
+        scores.append(metrics.compute()["kid"])
+    assert scores[0] == scores[1] != scores[2]
 
 
 def test_two_protocols_of_one_metric_are_kept_apart_in_reports_and_comparisons() -> None:

@@ -12,9 +12,12 @@ import torch
 from torch import nn
 from torchvision.models import alexnet
 
+from gsq_lightning import GSQTokenizer, TokenizerModule
 from gsq_lightning.__main__ import main
+from gsq_lightning.cli.missing import missing_weights
+from gsq_lightning.discriminators import ProjectedDiscriminator
 from gsq_lightning.errors import InputError, WeightsMissing
-from gsq_lightning.losses import LPIPS
+from gsq_lightning.losses import LPIPS, EfficientNetLoss, LossWeights
 from gsq_lightning.metrics import MetricName, ReconstructionMetrics
 from gsq_lightning.metrics.inception import INCEPTION, load_inception
 from gsq_lightning.pretrained import hub as network
@@ -64,6 +67,25 @@ def test_missing_weights_are_named_with_their_command(offline: Path) -> None:
     for fact in (error.network, error.file, str(error.folder), error.command):
         assert fact in str(error)
     assert time.monotonic() - start < 2.0
+
+
+def test_a_run_loads_the_trunk_that_loss_and_discriminator_share_once(
+    small_tokenizer: Callable[..., GSQTokenizer],
+) -> None:
+    loss, discriminator = EfficientNetLoss("random"), ProjectedDiscriminator("random")
+    module = TokenizerModule(small_tokenizer(), discriminator, loss)
+    assert missing_weights(module, "fit") == []
+    assert discriminator.trunk is not None
+    assert discriminator.trunk.network[0] is loss.features  # type: ignore[index]
+
+
+@pytest.mark.usefixtures("offline")
+def test_a_loss_that_has_no_weight_is_not_loaded(small_tokenizer: Callable[..., GSQTokenizer]) -> None:
+    tokenizer = small_tokenizer()
+    module = TokenizerModule(tokenizer, perceptual_loss=LPIPS(), loss_weights=LossWeights(perceptual=0.0))
+    assert missing_weights(module, "fit") == []
+    module = TokenizerModule(tokenizer, perceptual_loss=LPIPS())
+    assert [error.network for error in missing_weights(module, "fit")] == ["vgg16"]
 
 
 def test_a_download_that_breaks_off_leaves_nothing(offline: Path, monkeypatch: pytest.MonkeyPatch) -> None:

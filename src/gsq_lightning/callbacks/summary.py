@@ -19,7 +19,7 @@ from gsq_lightning.reports import (
     write_report,
 )
 from gsq_lightning.runs import RunCheckpoint
-from gsq_lightning.runs.layout import run_of
+from gsq_lightning.runs.layout import expanded, run_of
 
 
 class Evaluated(NamedTuple):
@@ -83,7 +83,7 @@ class Report(Callback):
     def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
         log_dir = trainer.log_dir  # a collective call
         self._folder = self.folder or log_dir
-        self._others = [find_report(Path(other)) for other in self.compare]
+        self._others = [find_report(expanded(other)) for other in self.compare]
 
     def on_save_checkpoint(self, trainer: Trainer, pl_module: LightningModule, checkpoint: dict[str, Any]) -> None:
         checkpoint["recipe"] = self.recipe

@@ -19,7 +19,7 @@ from gsq_lightning.cli.messages import fail, one_line_errors, plain_message
 from gsq_lightning.cli.option_help import PlainHelp
 from gsq_lightning.data.pairs import EvaluatedImages, ImagePairs
 from gsq_lightning.data.transforms import MAX_IMAGE_SIZE, ResizeAndCrop, short_side_for
-from gsq_lightning.errors import InputError
+from gsq_lightning.errors import InputError, require
 from gsq_lightning.metrics import (
     MetricName,
     MetricOptions,
@@ -31,6 +31,7 @@ from gsq_lightning.metrics import (
 )
 from gsq_lightning.pixels import pixels_to_image
 from gsq_lightning.reports import EvaluationReport, find_report, metrics_table, report_row, write_report
+from gsq_lightning.runs.layout import expanded
 
 DEFAULT_METRICS: tuple[MetricName, ...] = ("psnr", "psnr_set", "ssim", "rfid")
 
@@ -63,7 +64,7 @@ def evaluate(arguments: list[str]) -> None:
         check_plot(given.plot)
         if folder.exists() and not folder.is_dir():
             raise InputError(f"the report cannot be written to {folder}: it is a file; name a folder with --output")
-        others = [report_row(find_report(Path(source))) for source in given.compare]
+        others = [report_row(find_report(expanded(source))) for source in given.compare]
         report = evaluate_folders(**{name: given[name] for name in added}, show_progress=sys.stderr.isatty())
         print("\n".join([*metrics_table(report.metrics), *(f"  note: {note}" for note in report.notes)]), flush=True)
         try:
@@ -102,7 +103,6 @@ def evaluate_folders(
     vgg16_weights: str = "pretrained",
     dinov2_weights: str = "pretrained",
     efficientnet_weights: str = "pretrained",
-    truncate: bool = False,
     ssim_rim: bool = False,
     unpaired: bool = False,
     show_progress: bool = False,
@@ -127,7 +127,6 @@ def evaluate_folders(
         vgg16_weights: likewise.
         dinov2_weights: likewise.
         efficientnet_weights: likewise.
-        truncate: truncate reconstructions to uint8 instead of rounding, as in `ReconstructionMetrics`.
         ssim_rim: include the rim of images in SSIM, as in `ReconstructionMetrics`.
         unpaired: compare the two folders as sets: the images of `fake` are generated and have no originals.
         show_progress: draw a bar in the terminal.
@@ -146,7 +145,6 @@ def evaluate_folders(
         dinov2_weights=dinov2_weights,
         efficientnet_weights=efficientnet_weights,
         antialias=antialias,
-        truncate=truncate,
         ssim_rim=ssim_rim,
     )
     names = [metrics] if isinstance(metrics, str) else metrics
@@ -233,6 +231,7 @@ def _check_names(names: Sequence[str] | None, known: Sequence[str], what: str) -
 
 def _transform(image_size: int | None, crop_ratio: float) -> ResizeAndCrop | None:
     if image_size is None:
+        require(crop_ratio == 1.0, f"crop_ratio {crop_ratio} has no effect without image_size; leave it out")
         return None
     if not 1 <= image_size <= MAX_IMAGE_SIZE or not 0.0 < crop_ratio <= 1.0:
         raise InputError(

@@ -28,7 +28,7 @@ def missing_weights(module: Any, stage: str) -> list[WeightsMissing]:
     """The networks of a stage whose weights are missing, each once; the others are loaded."""
     attempts: list[Callable[[], None]] = [] if stage == "predict" else [module.load_metrics]
     if stage == "fit":
-        attempts = [*(network.load for network in (module.discriminator, module.perceptual_loss) if network), *attempts]
+        attempts = [module.objective.load_perceptual_loss, module.objective.load_discriminator, *attempts]
     missing: dict[str, WeightsMissing] = {}
     for attempt in attempts:
         try:

@@ -65,7 +65,7 @@ def plan(arguments: list[str]) -> None:
     with one_line_errors("plan"):
         require(given.gpus >= 1, f"--gpus is {given.gpus}; it must be at least 1")
         require(given.mfu is None or 0 < given.mfu <= 1, f"--mfu is {given.mfu}; it must be above 0 and at most 1")
-        with torch.device("meta"), quiet():
+        with quiet():
             objects = Objects("plan", rest)
         print("\n".join(lines_of(objects, given)))
 

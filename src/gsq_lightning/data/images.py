@@ -200,7 +200,7 @@ class ImageNetDataModule(ImageDataModule):
         found = self._all_training_images()
         if self.val_share is None or self._has_val_split():
             return found
-        return hold_out(self._in_any_order(found), self.val_share)[0]
+        return hold_out(self._in_any_order(found, "data.val_share needs"), self.val_share)[0]
 
     def _find_val(self) -> ImageSource | Shards | None:
         """None where there are training images alone, of which none are held out."""
@@ -209,7 +209,7 @@ class ImageNetDataModule(ImageDataModule):
         if self.root is not None and "val" in self._splits:
             return find_split(self.root, "val", self.source, self._columns)
         if self.val_share is not None:
-            return hold_out(self._in_any_order(self._all_training_images()), self.val_share)[1]
+            return hold_out(self._in_any_order(self._all_training_images(), "data.val_share needs"), self.val_share)[1]
         if self._train is not None or self.train is not None:
             return None
         if self.root is None:
@@ -311,12 +311,9 @@ class ImageNetDataModule(ImageDataModule):
         found.remove_labels(f"it has the label {largest}, and training has {len(names)} classes: labels are left out")
         return names
 
-    def _in_any_order(self, found: ImageSource | Shards) -> ImageSource:
+    def _in_any_order(self, found: ImageSource | Shards, what: str) -> ImageSource:
         if isinstance(found, Shards):
-            raise InputError(
-                "data.val_share needs images that can be read in any order, and shards are streamed; name validation "
-                "shards with data.val"
-            )
+            raise InputError(f"{what} images that can be read in any order, and shards are streamed")
         return found
 
     def _absolute(self, location: str | None) -> str | None:

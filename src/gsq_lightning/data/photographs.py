@@ -125,7 +125,7 @@ class PhotographsDataModule(ImageNetDataModule):
             photographs = [load_photograph(name, self.short_side) for name in TRAIN_PHOTOGRAPHS]
             return RandomCrops(photographs, self.image_size, self.crops_per_epoch, self.flip)
         transform = ResizeAndCrop(self.image_size, self.short_side, self.crop, self.flip, enlarge=False)
-        found = self._in_any_order(self._find_train())
+        found = self._in_any_order(self._find_train(), "PhotographsDataModule takes")
         self.class_names = self._names_of(found)
         return SourceImages(found, transform, self.on_error, substitute=True, epoch_images=self.crops_per_epoch)
 

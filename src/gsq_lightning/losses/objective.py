@@ -186,16 +186,25 @@ class Objective:
 
     def load(self) -> None:
         """Gets the networks ready that only training looks through. Raises WeightsMissing."""
+        self.load_perceptual_loss()
+        self.load_discriminator()
+
+    def load_perceptual_loss(self) -> None:
+        """Where it has a weight. Raises WeightsMissing."""
+        if self.perceptual_loss is not None and self.weights.perceptual > 0:
+            self.perceptual_loss.load()
+
+    def load_discriminator(self) -> None:
+        """After the perceptual loss, whose trunk it may share. Raises WeightsMissing."""
         loss, discriminator = self.perceptual_loss, self.discriminator
-        if loss is not None and self.weights.perceptual > 0:
-            loss.load()
-            if (
-                isinstance(loss, EfficientNetLoss)
-                and isinstance(discriminator, ProjectedDiscriminator)
-                and loss.weights == discriminator.weights
-            ):
-                self._shared = loss.features
-                discriminator.look_through(loss.features)
+        if (
+            isinstance(loss, EfficientNetLoss)
+            and loss.network is not None
+            and isinstance(discriminator, ProjectedDiscriminator)
+            and loss.weights == discriminator.weights
+        ):
+            self._shared = loss.features
+            discriminator.look_through(loss.features)
         if discriminator is not None:
             discriminator.load()
 
