@@ -12,9 +12,13 @@ from gsq_lightning.errors import CheckpointNotWritten, InputError, RunStopped, T
 from gsq_lightning.files import hold_lock
 from gsq_lightning.runs.agreement import Agreement
 from gsq_lightning.runs.checkpoint_io import WholeCheckpointIO, remove_parts
-from gsq_lightning.runs.interrupted_validation import InterruptedValidation
 from gsq_lightning.runs.layout import LAST_CHECKPOINT, LOCK, RunFolder, expanded
-from gsq_lightning.runs.lightning_internals import cluster_environment, count_epoch_once
+from gsq_lightning.runs.lightning_internals import (
+    cluster_environment,
+    count_epoch_once,
+    run_validation,
+    validation_follows,
+)
 from gsq_lightning.runs.stop_signals import StopSignals
 
 
@@ -51,7 +55,7 @@ class RunCheckpoint(Checkpoint):
         self.last_path: Path | None = None
         self.saved_step: int | None = None
         self.signals = StopSignals()
-        self._validation = InterruptedValidation()
+        self._validation_pending = False  # between a step and the validation that follows it
         self._folder: Path | None = None  # none where nothing is to be written
         self._due = False
         self._stops = False
@@ -83,9 +87,9 @@ class RunCheckpoint(Checkpoint):
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         self._take_signals(trainer)
         count_epoch_once(trainer)
-        if self._validation.pending:
+        if self._validation_pending:  # the run was stopped in it
             self.save(trainer)  # so that this run, too, may be stopped in it
-            self._validation.make_up(trainer)
+            run_validation(trainer)
 
     def on_test_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         self.signals.take_at_once()
@@ -115,10 +119,10 @@ class RunCheckpoint(Checkpoint):
         return type(self).__name__
 
     def state_dict(self) -> dict[str, Any]:
-        return {"validation_pending": self._validation.pending}
+        return {"validation_pending": self._validation_pending}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        self._validation.pending = bool(state_dict["validation_pending"])
+        self._validation_pending = bool(state_dict["validation_pending"])
 
     def _take_signals(self, trainer: Trainer) -> None:
         """After Lightning took them before its first stage: its handlers talk to other processes in mid-computation."""
@@ -138,11 +142,11 @@ class RunCheckpoint(Checkpoint):
         self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int
     ) -> None:
         if not getattr(pl_module, "between_steps", True):
-            self._validation.pending = False
+            self._validation_pending = False
             return
-        self._validation.look_ahead(trainer)
+        self._validation_pending = validation_follows(trainer)
         self._due |= trainer.global_step % self.every_n_train_steps == 0 and self.saved_step != trainer.global_step
-        pauses = self._due or self._validation.pending
+        pauses = self._due or self._validation_pending
         self._stops = self._is_asked_to_stop(trainer, pauses)
         if pauses and not self._stops and getattr(pl_module, "skipped_in_a_row", 0) > 0:
             return  # this may be a divergence, from which the checkpoint before is the way back
@@ -188,7 +192,7 @@ class RunCheckpoint(Checkpoint):
 
     def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         if not trainer.sanity_checking:
-            self._validation.done()
+            self._validation_pending = False
 
     def _is_asked_to_stop(self, trainer: Trainer, pauses: bool) -> bool:
         """Over several ranks only about once a second, and where training `pauses` anyway."""
