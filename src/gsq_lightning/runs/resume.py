@@ -3,12 +3,11 @@
 import logging
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
-import torch
 import yaml
 
-from gsq_lightning.errors import InputError, first_line, require
+from gsq_lightning.errors import InputError, require
 from gsq_lightning.files import is_locked
 from gsq_lightning.pretrained.saved import read_plain
 from gsq_lightning.runs.layout import RunFolder, run_folders
@@ -22,6 +21,18 @@ FREE_OPTIONS = {
     "model": {"accumulate_batches", "compile_networks", "channels_last", "max_skipped_steps"},
     "data": {"num_workers", "val_batch_size", "on_error", "shuffle_buffer"},
 }
+
+
+class Resumable(NamedTuple):
+    """A checkpoint that a training can go on from.
+
+    Attributes:
+        path: of the file.
+        state: its content, tensors on disk until they are used.
+    """
+
+    path: Path
+    state: dict[str, Any]
 
 
 @dataclass(frozen=True)
@@ -56,34 +67,31 @@ def decide(candidates: list[RunFolder], config: dict[str, Any], max_steps: int, 
         found = newest_readable(run)
         if found is None:
             continue  # it ended before its first checkpoint
-        checkpoint, state = found
-        step = int(state["global_step"])
-        if is_at_end(state, max_steps, max_epochs) and is_marked_finished(run, step):
+        step = int(found.state["global_step"])
+        if is_at_end(found.state, max_steps, max_epochs) and is_marked_finished(run, step):
             return Decision(None, None, f"{run.path} is finished")
         change = first_change(read_config(run), config)
         if change is not None:
             return Decision(None, None, f"{run.path} was another: {change} differs")
-        return Decision(run, checkpoint, f"resuming {run.path} from step {step}")
+        return Decision(run, found.path, f"resuming {run.path} from step {step}")
     return Decision(None, None, "there is no run to resume")
 
 
-def newest_readable(run: RunFolder) -> tuple[Path, dict[str, Any]] | None:
-    """The checkpoint with the most steps that can be read and resumed, and its content.
+def newest_readable(run: RunFolder) -> Resumable | None:
+    """The checkpoint with the most steps that can be read and resumed.
 
     Logs a warning for one that cannot be read. Other callbacks may leave some with weights alone.
     """
-    found: list[tuple[int, float, Path, dict[str, Any]]] = []
-    for path in run.checkpoints.glob("*.ckpt") if run.checkpoints.is_dir() else ():
+    found: list[Resumable] = []
+    for path in run.checkpoints.glob("*.ckpt"):
         try:
-            state = torch.load(path, map_location="cpu", weights_only=True, mmap=True)
-            if is_resumable(state):
-                found.append((int(state["global_step"]), path.stat().st_mtime, path, state))
-        except Exception as error:  # whatever the unpickler makes of a damaged file
-            logger.warning("the checkpoint %s cannot be read and is passed over: %s", path, first_line(error))
-    if not found:
-        return None
-    _, _, path, state = max(found, key=lambda entry: entry[:2])
-    return path, state
+            state = read_plain(path)
+        except InputError as error:
+            logger.warning("%s; it is passed over", error)
+            continue
+        if is_resumable(state):
+            found.append(Resumable(path, state))
+    return max(found, key=lambda one: (int(one.state["global_step"]), one.path.stat().st_mtime), default=None)
 
 
 def is_resumable(state: dict[str, Any]) -> bool:
@@ -108,7 +116,7 @@ def newest_resumable(folder: Path) -> Path:
     for run in (RunFolder(folder), *run_folders(folder)):
         found = newest_readable(run)
         if found is not None:
-            return found[0]
+            return found.path
     raise InputError(f"there is no checkpoint below {folder} that a training could go on from")
 
 
