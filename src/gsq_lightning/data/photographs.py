@@ -7,6 +7,7 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any
 
+import skimage
 import torch
 from torch import Tensor
 from torchvision.transforms.v2 import functional as F
@@ -19,7 +20,7 @@ from gsq_lightning.data.images import ImageNetDataModule
 from gsq_lightning.data.sampler import SampleKey
 from gsq_lightning.data.sources.splits import Split
 from gsq_lightning.data.transforms import ResizeAndCrop, random_crop
-from gsq_lightning.errors import InputError, require, whole_number
+from gsq_lightning.errors import require, whole_number
 
 SMALLEST_SIDE = 300  # of a photograph, in pixels
 TRAIN_PHOTOGRAPHS = (
@@ -114,6 +115,10 @@ class PhotographsDataModule(ImageNetDataModule):
     def _trains_on_bundled(self) -> bool:
         return self.root is None and self.train is None
 
+    @cached_property
+    def _bundled(self) -> list[Tensor]:
+        return [load_photograph(name, self.short_side) for name in TRAIN_PHOTOGRAPHS]
+
     @property
     def settings(self) -> dict[str, Any]:
         others = ("source", "image_column", "label_column", "val_crop_ratio")
@@ -122,8 +127,7 @@ class PhotographsDataModule(ImageNetDataModule):
 
     def make_train_dataset(self) -> ImageDataset:
         if self._trains_on_bundled:
-            photographs = [load_photograph(name, self.short_side) for name in TRAIN_PHOTOGRAPHS]
-            return RandomCrops(photographs, self.image_size, self.crops_per_epoch, self.flip)
+            return RandomCrops(self._bundled, self.image_size, self.crops_per_epoch, self.flip)
         transform = ResizeAndCrop(self.image_size, self.short_side, self.crop, self.flip, enlarge=False)
         found = self._in_any_order(self._find_train(), "PhotographsDataModule takes")
         self.class_names = self._names_of(found)
@@ -133,8 +137,7 @@ class PhotographsDataModule(ImageNetDataModule):
         """Of scikit-image's photographs the crops of a first epoch, and tiles."""
         size = self.predicted_size if side is None else side
         if split == "train" and self._trains_on_bundled:
-            photographs = [load_photograph(name, self.short_side) for name in TRAIN_PHOTOGRAPHS]
-            return RandomCrops(photographs, size, self.crops_per_epoch, self.flip)
+            return RandomCrops(self._bundled, size, self.crops_per_epoch, self.flip)
         if split == "val" and self._trains_on_bundled and self.val is None:
             return Tiles({name: load_photograph(name, self.short_side) for name in VAL_PHOTOGRAPHS}, size)
         short_side = self.short_side if side is None else max(side, self.short_side)
@@ -223,10 +226,6 @@ class Tiles(IndexedImages):
 
 def load_photograph(name: str, short_side: int) -> Tensor:
     """A photograph of scikit-image's wheel, its short side shrunk to `short_side` pixels: (3, H, W) uint8."""
-    try:
-        import skimage
-    except ModuleNotFoundError as error:
-        raise InputError("the bundled photographs come with scikit-image: pip install scikit-image") from error
     image = read_image(Path(skimage.__file__).parent / "data" / name)
     if min(image.size) > short_side:
         image = F.resize(image, [short_side], F.InterpolationMode.BILINEAR)
