@@ -275,6 +275,19 @@ def test_an_image_beside_the_class_folders_has_no_class(folder: Path, tmp_path: 
     assert ArchiveSource([tmp_path / "val.tar"]).labels.tolist() == [0] * 4 + [1] * 4 + [2] * 4 + [-1]
 
 
+def test_a_shard_is_read_however_deep_it_lies_within_tars(folder: Path, tmp_path: Path) -> None:
+    shards = write_shards(folder, tmp_path / "shards")
+    for outer, inner in (("middle.tar", shards), ("outer.tar", [tmp_path / "middle.tar"])):
+        with tarfile.open(tmp_path / outer, "w") as archive:
+            for path in inner:
+                add_to_tar(archive, path.name, path.read_bytes())
+    source = ArchiveSource([tmp_path / "outer.tar"])
+    assert source.names[0] == "middle/set-train-000000/0000.png"
+    assert [(source.read(item), source.labels[item]) for item in range(len(source))] == [
+        (content, label) for _, content, label in images_in(folder)
+    ]
+
+
 def test_links_within_a_tar_are_left_out_and_counted(folder: Path, tmp_path: Path) -> None:
     first, *_ = sorted((folder / "cats").iterdir())
     os.link(first, folder / "dogs" / "same.png")

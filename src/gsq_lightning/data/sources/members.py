@@ -144,44 +144,39 @@ def tar_members(path: str) -> Members:
     """Those of tars within the tar too, in a folder of their name."""
     members = Members()
     with tarfile.open(path, "r:") as archive:
-        for entry in archive:
-            # a tar keeps all entries it has passed: half a gigabyte for ImageNet
-            archive.members = []  # type: ignore[attr-defined]
-            name = clean_name(entry.name)
-            if is_hidden(name) or entry.isdir():
-                continue
-            if not entry.isreg():
-                members.links += is_image_name(name)
-            elif is_image_name(name):
-                members.images[name] = (entry.offset_data, entry.size, zipfile.ZIP_STORED, entry.size)
-            elif name.endswith(".tar"):
-                add_inner(members, contents(archive, entry), entry)
-            else:
-                members.add_other(name)
-                if name.endswith(".cls"):
-                    members.labels[sample_key(name)] = label_of_sample(contents(archive, entry).read(LARGEST_LABEL))
-                elif os.path.basename(name) == ANNOTATED:
-                    text = contents(archive, entry).read(LARGEST_ANNOTATIONS).decode("utf-8", "replace")
-                    members.annotations |= read_annotations(text, os.path.dirname(name))
+        add_tar(members, archive)
     return members
 
 
-def add_inner(members: Members, inner: IO[bytes], outer: tarfile.TarInfo) -> None:
-    """The images of a tar that lies within another, whose name is their class."""
-    folder = clean_name(outer.name).removesuffix(".tar")
-    with tarfile.open(fileobj=inner, mode="r:") as archive:
-        for entry in archive:
-            archive.members = []  # type: ignore[attr-defined]
-            name = os.path.join(folder, clean_name(entry.name))
-            if is_hidden(name) or entry.isdir():
-                continue
-            if not entry.isreg():
-                members.links += is_image_name(name)
-            elif is_image_name(name):
-                place = outer.offset_data + entry.offset_data
-                members.images[name] = (place, entry.size, zipfile.ZIP_STORED, entry.size)
-            else:
-                members.add_other(name)
+def add_tar(members: Members, archive: tarfile.TarFile, folder: str = "", start: int = 0) -> None:
+    """Adds what a tar holds, and the tars within it.
+
+    Args:
+        members: to be added to.
+        archive: of which.
+        folder: before the names; of a tar that lies within another, its own name, which is a class.
+        start: byte of the outermost tar at which this one begins.
+    """
+    for entry in archive:
+        # a tar keeps all entries it has passed: half a gigabyte for ImageNet
+        archive.members = []  # type: ignore[attr-defined]
+        name = os.path.join(folder, clean_name(entry.name))
+        if is_hidden(name) or entry.isdir():
+            continue
+        if not entry.isreg():
+            members.links += is_image_name(name)
+        elif is_image_name(name):
+            members.images[name] = (start + entry.offset_data, entry.size, zipfile.ZIP_STORED, entry.size)
+        elif name.endswith(".tar"):
+            with tarfile.open(fileobj=contents(archive, entry), mode="r:") as inner:
+                add_tar(members, inner, name.removesuffix(".tar"), start + entry.offset_data)
+        else:
+            members.add_other(name)
+            if name.endswith(".cls"):
+                members.labels[sample_key(name)] = label_of_sample(contents(archive, entry).read(LARGEST_LABEL))
+            elif os.path.basename(name) == ANNOTATED:
+                text = contents(archive, entry).read(LARGEST_ANNOTATIONS).decode("utf-8", "replace")
+                members.annotations |= read_annotations(text, os.path.dirname(name))
 
 
 def contents(archive: tarfile.TarFile, entry: tarfile.TarInfo) -> IO[bytes]:
