@@ -29,7 +29,7 @@ def test_seams_are_ramps_and_no_step() -> None:
         calls.append(part.shape[-1])
         return torch.full_like(part, float(len(calls)))
 
-    row = blend_tiles(constant, torch.zeros(1, 1, 16, 28), 16, 4)[0, 0, 0]
+    row = blend_tiles(constant, torch.zeros(1, 1, 16, 28), 16, 4, Fraction(1))[0, 0, 0]
     assert calls == [16, 16]
     expected = torch.cat([torch.ones(12), 1 + torch.arange(1, 5) / 5, torch.full((12,), 2.0)])
     torch.testing.assert_close(row, expected)

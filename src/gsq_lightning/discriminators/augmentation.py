@@ -9,7 +9,7 @@ from contextlib import contextmanager
 from typing import Literal, NamedTuple
 
 import torch
-from torch import Generator, Tensor, nn
+from torch import Tensor, nn
 from torch.nn import functional as F
 
 from gsq_lightning.errors import look_up
@@ -74,21 +74,20 @@ class DifferentiableAugmentation(nn.Module):
         self._in_step = False
         self._draw_of_step: AugmentationDraw | None = None
 
-    def draw(self, image: Tensor, generator: Generator | None = None) -> AugmentationDraw:
+    def draw(self, image: Tensor) -> AugmentationDraw:
         """Random parameters for a batch.
 
         Args:
             image: (B, 3, H, W); only its shape and device count.
-            generator: on the same device, or none for PyTorch's own.
         """
         batch, _, height, width = image.shape
 
         def uniform(low: float, high: float) -> Tensor:
-            return low + (high - low) * torch.rand(batch, generator=generator, device=image.device)
+            return low + (high - low) * torch.rand(batch, device=image.device)
 
         def integer(low: int, high: int) -> Tensor:
             """Both ends included."""
-            return torch.randint(low, high + 1, (batch,), generator=generator, device=image.device)
+            return torch.randint(low, high + 1, (batch,), device=image.device)
 
         largest_shift = [_share(side, TRANSLATION) for side in (height, width)]
         hole_size = [_share(side, CUTOUT) for side in (height, width)]

@@ -27,7 +27,7 @@ Tap = int | Literal["embedding"]
 Norm = Literal["batch", "local_batch", "none"]
 
 LEAK = 0.2
-VIRTUAL_BATCH = 8
+VIRTUAL_BATCH = 8  # images
 
 
 class DINODiscriminator(TrunkDiscriminator):
@@ -151,20 +151,20 @@ class TokenHead(nn.Module):
 class LocalBatchNorm(nn.Module):
     """Batch norm over a few images at a time, the same in training and evaluation (StyleGAN-T).
 
+    A batch is cut into groups of at most 8 images, as equal as can be.
+
     Args:
         channels: C.
-        virtual_batch: images in a group, at most; a batch is cut into groups as equal as can be.
     """
 
-    def __init__(self, channels: int, virtual_batch: int = VIRTUAL_BATCH) -> None:
+    def __init__(self, channels: int) -> None:
         super().__init__()
-        self.virtual_batch = virtual_batch
         self.weight = nn.Parameter(torch.ones(channels))
         self.bias = nn.Parameter(torch.zeros(channels))
 
     def forward(self, x: Tensor) -> Tensor:
         """(B, C, tokens) → the same shape; each group and channel normalized over images and tokens."""
-        groups = x.tensor_split(math.ceil(len(x) / self.virtual_batch))
+        groups = x.tensor_split(math.ceil(len(x) / VIRTUAL_BATCH))
         return torch.cat([F.batch_norm(group, None, None, self.weight, self.bias, training=True) for group in groups])
 
 

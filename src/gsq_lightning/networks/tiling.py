@@ -7,9 +7,7 @@ import torch
 from torch import Tensor
 
 
-def blend_tiles(
-    network: Callable[[Tensor], Tensor], x: Tensor, tile: int, overlap: int, scale: Fraction = Fraction(1)
-) -> Tensor:
+def blend_tiles(network: Callable[[Tensor], Tensor], x: Tensor, tile: int, overlap: int, scale: Fraction) -> Tensor:
     """Applies a network to overlapping tiles and blends its outputs linearly across the overlaps.
 
     Networks that look at a whole map, by normalization or attention, see each tile as a map of its own, so that the

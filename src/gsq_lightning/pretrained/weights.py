@@ -69,11 +69,11 @@ class LoadedWeights(NamedTuple):
 
 
 @contextmanager
-def fixed_random_weights(network: str, seed: int = 0) -> Iterator[None]:
+def fixed_random_weights(network: str) -> Iterator[None]:
     """Within it, weights are drawn from a fixed seed; the global random state is unchanged afterwards."""
     logger.warning("%s has random weights: its values mean nothing beyond tests", network)
     with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(seed)
+        torch.manual_seed(0)
         yield
 
 
