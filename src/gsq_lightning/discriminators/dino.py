@@ -21,6 +21,7 @@ from gsq_lightning.pretrained.backbones import (
     DINOV2_PREFIX_TOKENS,
     ImageNetInput,
     load_dinov2,
+    require_dinov2_size,
 )
 
 Tap = int | Literal["embedding"]
@@ -64,10 +65,7 @@ class DINODiscriminator(TrunkDiscriminator):
         augmentation: DifferentiableAugmentation | None = None,
         trunk_dtype: TrunkDtype = "bfloat16",
     ) -> None:
-        require(
-            input_size >= DINOV2_PATCH_SIZE and input_size % DINOV2_PATCH_SIZE == 0,
-            f"input_size is {input_size}; it must be a multiple of {DINOV2_PATCH_SIZE}, such as 518 or 224",
-        )
+        require_dinov2_size(input_size)
         possible = {"embedding", *range(DINOV2_BLOCKS)}
         require(
             0 < len(taps) == len(set(taps)) and possible.issuperset(taps),

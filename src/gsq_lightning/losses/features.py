@@ -11,7 +11,13 @@ from torch.nn import functional as F
 
 from gsq_lightning.errors import look_up, require
 from gsq_lightning.losses.perceptual import FrozenNetworkLoss
-from gsq_lightning.pretrained.backbones import DINOV2_PATCH_SIZE, ImageNetInput, load_dinov2, load_resnet50, load_vgg16
+from gsq_lightning.pretrained.backbones import (
+    ImageNetInput,
+    load_dinov2,
+    load_resnet50,
+    load_vgg16,
+    require_dinov2_size,
+)
 
 Output = Literal["logits", "features"]
 
@@ -60,10 +66,7 @@ class DINOLoss(FeatureLoss):
 
     def __init__(self, weights: str = "pretrained", input_size: int = INPUT_SIZE) -> None:
         super().__init__(weights, input_size)
-        require(
-            input_size >= DINOV2_PATCH_SIZE and input_size % DINOV2_PATCH_SIZE == 0,
-            f"input_size is {input_size}; it must be a multiple of {DINOV2_PATCH_SIZE}, such as {INPUT_SIZE}",
-        )
+        require_dinov2_size(input_size)
 
     def load_features(self) -> nn.Module:
         return load_dinov2(self.weights, self.input_size)

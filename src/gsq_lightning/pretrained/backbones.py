@@ -7,7 +7,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from gsq_lightning.errors import InputError
+from gsq_lightning.errors import InputError, require
 from gsq_lightning.pretrained.weights import PublishedWeights, fixed_random_weights, load_state, read_weights
 
 # the files that timm 1.0 takes for `vit_small_patch14_reg4_dinov2.lvd142m` (arXiv 2304.07193, 2309.16588) and
@@ -54,6 +54,14 @@ class ImageNetInput(nn.Module):
         if image.shape[-2:] != (self.size, self.size):
             image = F.interpolate(image, size=(self.size, self.size), mode="area")
         return image * self.scale + self.shift
+
+
+def require_dinov2_size(input_size: int) -> None:
+    """Raises InputError for the side of an image that is no whole number of patches."""
+    require(
+        input_size >= DINOV2_PATCH_SIZE and input_size % DINOV2_PATCH_SIZE == 0,
+        f"input_size is {input_size}; it must be a multiple of {DINOV2_PATCH_SIZE}, such as 518 or 224",
+    )
 
 
 def load_dinov2(weights: str, image_size: int) -> Any:
