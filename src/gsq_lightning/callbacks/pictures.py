@@ -14,7 +14,7 @@ from torch import Tensor
 from torchvision.transforms.functional import pil_to_tensor
 from torchvision.utils import make_grid, save_image
 
-from gsq_lightning.errors import InputError
+from gsq_lightning.errors import require_at_least
 from gsq_lightning.files import left_out_on_disk_errors, write_whole
 from gsq_lightning.pixels import image_of
 
@@ -44,8 +44,7 @@ class ReconstructionGrid(Callback):
     def __init__(
         self, num_images: int = 16, columns: int = 4, error_maps: bool = True, folder: str | None = None
     ) -> None:
-        if num_images < 1 or columns < 1:
-            raise InputError(f"num_images {num_images} and columns {columns} must be at least 1")
+        require_at_least(1, num_images=num_images, columns=columns)
         self.num_images = num_images
         self.columns = columns
         self.error_maps = error_maps

@@ -8,7 +8,7 @@ from lightning.fabric.plugins.environments import SLURMEnvironment
 from lightning.pytorch import LightningModule, Trainer
 from lightning.pytorch.callbacks import Checkpoint
 
-from gsq_lightning.errors import CheckpointNotWritten, InputError, RunStopped, TrainingDiverged, require
+from gsq_lightning.errors import CheckpointNotWritten, InputError, RunStopped, TrainingDiverged, require_at_least
 from gsq_lightning.files import hold_lock
 from gsq_lightning.runs.agreement import Agreement
 from gsq_lightning.runs.checkpoint_io import WholeCheckpointIO, remove_parts
@@ -48,7 +48,7 @@ class RunCheckpoint(Checkpoint):
     """
 
     def __init__(self, every_n_train_steps: int = 1000, keep_all: bool = False, dirpath: str | None = None) -> None:
-        require(every_n_train_steps >= 1, f"every_n_train_steps is {every_n_train_steps}; it must be at least 1")
+        require_at_least(1, every_n_train_steps=every_n_train_steps)
         self.every_n_train_steps = every_n_train_steps
         self.keep_all = keep_all
         self.dirpath = dirpath

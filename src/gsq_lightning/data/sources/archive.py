@@ -14,7 +14,7 @@ import numpy as np
 from gsq_lightning.data.batch import NO_LABEL
 from gsq_lightning.data.sources.classes import annotation_folders, classes_of_folders
 from gsq_lightning.data.sources.folder import no_images
-from gsq_lightning.data.sources.interface import ImageSource, fingerprint_of
+from gsq_lightning.data.sources.interface import ImageSource, hash_of_listing
 from gsq_lightning.data.sources.listing import Listing, cached_listing
 from gsq_lightning.data.sources.members import ZIP_LOCAL_HEADER, list_archives
 from gsq_lightning.data.sources.splits import Split, are_pieces, choose_parts, refuse_undivided, splits_in
@@ -83,7 +83,7 @@ class ArchiveSource(ImageSource):
         return inflated(content, unpacked) if method == zipfile.ZIP_DEFLATED else content
 
     def fingerprint(self) -> str:
-        return fingerprint_of(self._listing)
+        return hash_of_listing(self._listing)
 
     def _open(self, archive: int) -> int:
         """A descriptor of an archive; as `pread` moves no position, processes may share it."""

@@ -13,7 +13,7 @@ from gsq_lightning.data.sources.classes import (
     classes_of_folders,
     read_annotations,
 )
-from gsq_lightning.data.sources.interface import ImageSource, fingerprint_of
+from gsq_lightning.data.sources.interface import ImageSource, hash_of_listing
 from gsq_lightning.data.sources.listing import Listing, Witness, cached_listing
 from gsq_lightning.data.sources.names import (
     is_hidden,
@@ -70,7 +70,7 @@ class FolderSource(ImageSource):
 
     def fingerprint(self) -> str:
         """Also changes when a file was rewritten in place: asks for the times and size of each."""
-        return fingerprint_of(self._listing, Witness.of(self.name(item) for item in range(len(self))).stamps.tobytes())
+        return hash_of_listing(self._listing, Witness.of(self.name(item) for item in range(len(self))).stamps.tobytes())
 
 
 def list_folder(root: Path) -> Listing:

@@ -91,7 +91,7 @@ class ImageSource(ABC):
         self.notes = [*self.notes, why]
 
 
-def fingerprint_of(listing: Listing, *details: bytes) -> str:
+def hash_of_listing(listing: Listing, *details: bytes) -> str:
     """A hash over a listing's names, its witness, and further details."""
     digest = hashlib.sha256(listing.names.encoded.tobytes() + listing.names.ends.tobytes())
     digest.update(listing.witness.stamps.tobytes() + listing.places.tobytes() + listing.labels.tobytes())
