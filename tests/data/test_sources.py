@@ -18,6 +18,7 @@ import torch
 
 from gsq_lightning import InputError
 from gsq_lightning.data import ImageNetDataModule
+from gsq_lightning.data.batch import Sample
 from gsq_lightning.data.dataset import SourceImages
 from gsq_lightning.data.loader import Loading
 from gsq_lightning.data.sampler import Place, SampleKey
@@ -373,6 +374,25 @@ def test_a_shard_holds_the_same_samples_read_in_any_order_and_streamed(folder: P
     samples = list(streamed([shard]))
     assert {sample.path: sample.label for sample in samples} == at_random  # type: ignore[union-attr]
     assert len(samples) == len(source)
+
+
+@pytest.mark.parametrize("split", ["train", "val"])
+def test_a_streamed_label_without_a_name_is_refused(folder: Path, tmp_path: Path, split: str) -> None:
+    """As where images are read in any order."""
+    write_shards(folder, tmp_path / "shards")
+    place = {split: str(tmp_path / "shards" / "set-train-{000000..000003}.tar")}
+    options: dict[str, Any] = {"image_size": 8, "num_workers": 0, "source": "webdataset", **place}
+    data = ImageNetDataModule(class_names=["cats", "dogs"], **options)
+    images = data.make_train_dataset() if split == "train" else data.make_val_dataset()
+    assert isinstance(images, StreamedShards)
+    with pytest.raises(
+        InputError, match=r"set-train-00000[23].tar/0\d+.png has the label 2, and data\.class_names names"
+    ):
+        list(images)
+    whole = ImageNetDataModule(class_names=CLASSES, **options)
+    images = whole.make_train_dataset() if split == "train" else whole.make_val_dataset()
+    assert isinstance(images, StreamedShards)
+    assert {sample.label for sample in images if isinstance(sample, Sample)} == {0, 1, 2}
 
 
 def test_a_sample_that_is_cut_by_two_shards_has_no_label_either_way(folder: Path, tmp_path: Path) -> None:

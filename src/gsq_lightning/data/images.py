@@ -163,7 +163,9 @@ class ImageNetDataModule(ImageDataModule):
         transform = ResizeAndCrop(self.image_size, self.image_size, self.crop, self.flip, self.crop_scale)
         found = self._find_train()
         if isinstance(found, Shards):
-            return StreamedShards(found, transform, self.on_error, self.shuffle_buffer, self.train_images)
+            return StreamedShards(
+                found, transform, self.on_error, self.shuffle_buffer, self.train_images, self._given_names
+            )
         self.class_names = self._names_of(found)
         return SourceImages(found, transform, self.on_error, substitute=True)
 
@@ -189,7 +191,7 @@ class ImageNetDataModule(ImageDataModule):
         if found is None:
             return None
         if isinstance(found, Shards):
-            return StreamedShards(found, transform, self.on_error)
+            return StreamedShards(found, transform, self.on_error, class_names=self._given_names)
         if split == "train":
             self.class_names = self._names_of(found)
         else:

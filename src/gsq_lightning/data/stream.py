@@ -2,7 +2,7 @@
 
 import random
 import warnings
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import is_dataclass
 from functools import cached_property
 from hashlib import sha256
@@ -42,6 +42,7 @@ class StreamedShards(ImageDataset, IterableDataset[Sample | UnreadableImage]):
         on_error: what an image or shard that cannot be read does: "raise" InputError with its name, or "skip".
         shuffle_buffer: images that each worker holds to draw from in training, encoded; 0 for evaluation.
         train_images: how many images the shards hold; local ones are counted where it is None.
+        class_names: names of the classes, in the order of the labels; an image of another one is an InputError.
     """
 
     has_random_access = False
@@ -53,12 +54,14 @@ class StreamedShards(ImageDataset, IterableDataset[Sample | UnreadableImage]):
         on_error: OnError = "raise",
         shuffle_buffer: int = 0,
         train_images: int | None = None,
+        class_names: Sequence[str] | None = None,
     ) -> None:
         self.urls = urls
         self.transform = transform
         self.on_error = on_error
         self.shuffle_buffer = shuffle_buffer
         self.train_images = train_images
+        self.class_names = class_names
         self._loading = Loading()
         self._place: Place | None = None  # in training
         self._batches = 0  # of a whole epoch of training, on this device
@@ -170,6 +173,11 @@ class StreamedShards(ImageDataset, IterableDataset[Sample | UnreadableImage]):
             if isinstance(image, UnreadableImage):
                 yield image
                 continue
+            if self.class_names is not None and image.label >= len(self.class_names):
+                raise InputError(
+                    f"{image.name} has the label {image.label}, and data.class_names names {len(self.class_names)} "
+                    "classes, the first of which is 0; name all"
+                )
             try:
                 yield Sample(self._decode(image.content, image.name, key), image.label, image.name)
             except UNREADABLE as error:
