@@ -430,6 +430,7 @@ def test_fewer_images_than_a_batch_are_refused(image_root: Path) -> None:
     ("arguments", "message"),
     [
         ({"image_size": 0}, "image_size is 0"),
+        ({"crop_scale": (0.1, 0.5)}, r"crop_scale is \(0.1, 0.5\), which only data.crop resized takes; crop is center"),
         ({"val_crop_ratio": 1.5}, "val_crop_ratio is 1.5"),
         ({"global_batch_size": -4}, "global_batch_size is -4"),
         ({"val_batch_size": 0}, "val_batch_size is 0"),

@@ -200,3 +200,8 @@ def test_it_computes_in_float32_under_autocast() -> None:
 def test_an_unknown_word_is_refused() -> None:
     with pytest.raises(InputError, match="'colour'; it must be one of: color, translation, cutout, resize"):
         DifferentiableAugmentation(["colour"])  # type: ignore[list-item]
+
+
+def test_an_empty_policy_is_refused() -> None:
+    with pytest.raises(InputError, match="the augmentation policy is empty; leave the augmentation out"):
+        DifferentiableAugmentation([])

@@ -25,7 +25,7 @@ from gsq_lightning.data.sources.locate import (
 from gsq_lightning.data.sources.parquet import Columns
 from gsq_lightning.data.sources.splits import Split
 from gsq_lightning.data.stream import StreamedShards
-from gsq_lightning.data.transforms import MAX_IMAGE_SIZE, Crop, ResizeAndCrop, short_side_for
+from gsq_lightning.data.transforms import CROP_SCALE, MAX_IMAGE_SIZE, Crop, ResizeAndCrop, short_side_for
 from gsq_lightning.errors import InputError, first_few, look_up, require, whole_number
 
 
@@ -59,7 +59,8 @@ class ImageNetDataModule(ImageDataModule):
         train: where the training split lies, if not in `root`: a folder, list, archive, Parquet file, or pattern of
             these such as imagenet-train-{0000..1023}.tar, local, a URL, or a `pipe:` command; or several, with `::`
             between.
-        crop_scale: least and greatest share of the image's area that a "resized" crop takes, at least `image_size`².
+        crop_scale: least and greatest share of the image's area that a "resized" crop takes, at least `image_size`²;
+            for no other crop.
         train_images: how many images remote training shards hold; 1,281,167 in ImageNet.
         shuffle_buffer: encoded images that each worker holds to draw from when training from streamed shards.
         val_share: share of the training images, in (0, 1), that is held out for validation where there is no
@@ -92,7 +93,7 @@ class ImageNetDataModule(ImageDataModule):
         source: SourceKind = "auto",
         train: str | os.PathLike[str] | None = None,
         val: str | os.PathLike[str] | None = None,
-        crop_scale: tuple[float, float] = (0.2, 1.0),
+        crop_scale: tuple[float, float] = CROP_SCALE,
         train_images: int | None = None,
         shuffle_buffer: int = 1000,
         val_share: float | None = None,
@@ -113,6 +114,10 @@ class ImageNetDataModule(ImageDataModule):
         require(
             0 < crop_scale[0] <= crop_scale[1] <= 1,
             f"crop_scale is {self.crop_scale}; it must be two shares above 0 and at most 1, in order",
+        )
+        require(
+            crop == "resized" or self.crop_scale == CROP_SCALE,
+            f"crop_scale is {self.crop_scale}, which only data.crop resized takes; crop is {crop}",
         )
         self.root, self.train, self.val = place("root", root), place("train", train), place("val", val)
         self.train_images = None if train_images is None else whole_number("train_images", train_images, 1)

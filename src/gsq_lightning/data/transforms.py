@@ -12,6 +12,7 @@ from torchvision.transforms import v2
 from gsq_lightning.errors import look_up
 
 Crop = Literal["center", "random", "resized"]
+CROP_SCALE = (0.2, 1.0)  # of a "resized" crop
 MAX_IMAGE_SIZE = 2**14  # pixels; an image of this side has 800 MB
 MAX_RESIZED_PIXELS = MAX_IMAGE_SIZE**2  # a strip of one by 60,000 pixels would be resized to more
 
@@ -39,7 +40,7 @@ class ResizeAndCrop:
     short_side: int
     crop: Crop = "center"
     flip: bool = False
-    crop_scale: tuple[float, float] = (0.2, 1.0)
+    crop_scale: tuple[float, float] = CROP_SCALE
     enlarge: bool = True
 
     def __post_init__(self) -> None:

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from gsq_lightning.errors import look_up
+from gsq_lightning.errors import look_up, require
 
 Operation = Literal["color", "translation", "cutout", "resize"]
 
@@ -61,13 +61,14 @@ class DifferentiableAugmentation(nn.Module):
             reconstruction are changed alike; otherwise each call draws new ones.
 
     Raises:
-        InputError: for an unknown word in `policy`.
+        InputError: for an unknown word in `policy`, or none.
     """
 
     def __init__(
         self, policy: Sequence[Operation] = ("color", "translation", "cutout"), same_draw: bool = False
     ) -> None:
         super().__init__()
+        require(len(policy) > 0, "the augmentation policy is empty; leave the augmentation out")
         self._operations = [look_up("augmentation policy", name, OPERATIONS) for name in policy]
         self.policy = list(policy)
         self.same_draw = same_draw

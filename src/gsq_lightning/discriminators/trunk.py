@@ -96,7 +96,7 @@ class TrunkDiscriminator(Discriminator):
     @property
     def _sees_images_alike(self) -> bool:
         """Whether the same image gives the same features twice in a step."""
-        return self.augmentation is None or self.augmentation.same_draw or not self.augmentation.policy
+        return self.augmentation is None or self.augmentation.same_draw
 
     def _augmented(self, image: Tensor) -> Tensor:
         return image.float() if self.augmentation is None else self.augmentation(image)
