@@ -70,14 +70,14 @@ class ResumableDataModule(LightningDataModule):
         if stage == "fit":
             if self._train is None:
                 self._train = self.make_train_dataset()
-                say("training", self._train)
+                log_split("training", self._train)
             self._check_training(self._train)
             if self.trainer is not None and not self.trainer.enable_validation:
                 return
         if self._val is None:
             self._val = self.make_val_dataset()
             if self._val is not None:
-                say("validation", self._val)
+                log_split("validation", self._val)
         if self._val is None:
             require(stage == "fit", f"there are no validation images; {self.how_to_validate}")
             rank_zero_info(
@@ -227,7 +227,7 @@ class ResumableDataModule(LightningDataModule):
         return Loading(self._rank, self._world_size, batch_size, workers)
 
 
-def say(split: str, images: ImageDataset) -> None:
+def log_split(split: str, images: ImageDataset) -> None:
     """Logs a line on a split, and one for each note on it."""
     rank_zero_info(f"{split}: {images}")
     for note in images.notes:

@@ -8,7 +8,7 @@ from typing import Any, Literal, get_args
 from torch.utils.data import DataLoader
 
 from gsq_lightning.data.copies import COPIES, Augmentation, side_before
-from gsq_lightning.data.datamodule import ResumableDataModule, say
+from gsq_lightning.data.datamodule import ResumableDataModule, log_split
 from gsq_lightning.data.dataset import ImageDataset
 from gsq_lightning.data.image_shards import Cut, ImageShards
 from gsq_lightning.data.sources.splits import Split
@@ -80,7 +80,7 @@ class ImageDataModule(ResumableDataModule):
             images = self.make_predict_dataset(name, None if side == cut.size else side)
             require(images is not None, f"there are no images of the split {name}; {self.how_to_validate}")
             assert images is not None
-            say("training" if name == "train" else "validation", images)
+            log_split("training" if name == "train" else "validation", images)
             found[name] = images.in_shards(cut, images_per_shard)
             found[name].class_names = getattr(self, "class_names", None)
         return found

@@ -95,7 +95,7 @@ def read_released(source: str | Path, revision: str | None = None) -> SavedToken
     Raises:
         InputError: where the source is none of these, or cannot be read.
     """
-    path = _here(source, revision)
+    path = _resolve_source(source, revision)
     path = path / RELEASED_FILE if path.is_dir() else path
     if not path.is_file():
         raise InputError(f"{source} holds no {RELEASED_FILE}, as GSQ's authors released them")
@@ -165,12 +165,12 @@ def local_copy(source: str | Path, revision: str | None = None) -> Path:
     Raises:
         InputError: where it is on neither.
     """
-    path = _here(source, revision)
+    path = _resolve_source(source, revision)
     released = path.is_dir() and (path / RELEASED_FILE).is_file() and not (path / CONFIG_FILE).exists()
     return path / RELEASED_FILE if released else path
 
 
-def _here(source: str | Path, revision: str | None) -> Path:
+def _resolve_source(source: str | Path, revision: str | None) -> Path:
     path = Path(source).expanduser()
     is_here = path.is_file() or any((path / name).exists() for name in (CONFIG_FILE, RELEASED_FILE))
     demo = None if is_here else bundled(str(source))  # a folder of that name may be another thing

@@ -82,20 +82,20 @@ class RunCheckpoint(Checkpoint):
             remove_parts(self._folder)
 
     def on_sanity_check_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        self._take_signals(trainer)
+        self._install_signals(trainer)
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        self._take_signals(trainer)
+        self._install_signals(trainer)
         count_epoch_once(trainer)
         if self._validation_pending:  # the run was stopped in it
             self.save(trainer)  # so that this run, too, may be stopped in it
             run_validation(trainer)
 
     def on_test_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        self.signals.take_at_once()
+        self.signals.install_immediate()
 
     def on_predict_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        self.signals.take_at_once()
+        self.signals.install_immediate()
 
     def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         if self.saved_step != trainer.global_step and not getattr(pl_module, "has_diverged", False):
@@ -108,10 +108,10 @@ class RunCheckpoint(Checkpoint):
     def on_exception(self, trainer: Trainer, pl_module: LightningModule, exception: BaseException) -> None:
         if isinstance(exception, TrainingDiverged) and self.saved_step is None:
             self.save(trainer)  # the weights are those of the last good step; better ones there are none
-        self._give_back()
+        self._release()
 
     def teardown(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
-        self._give_back()
+        self._release()
 
     @property
     def state_key(self) -> str:
@@ -124,14 +124,14 @@ class RunCheckpoint(Checkpoint):
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         self._validation_pending = bool(state_dict["validation_pending"])
 
-    def _take_signals(self, trainer: Trainer) -> None:
+    def _install_signals(self, trainer: Trainer) -> None:
         """After Lightning took them before its first stage: its handlers talk to other processes in mid-computation."""
         environment = cluster_environment(trainer)
         requeues = isinstance(environment, SLURMEnvironment) and environment.auto_requeue
-        self.signals.take(getattr(environment, "requeue_signal", None) if requeues else None)
+        self.signals.install(getattr(environment, "requeue_signal", None) if requeues else None)
 
-    def _give_back(self) -> None:
-        self.signals.give_back()
+    def _release(self) -> None:
+        self.signals.restore()
         if self._lock is not None:
             self._lock.close()
             self._lock = None
@@ -181,7 +181,7 @@ class RunCheckpoint(Checkpoint):
         if trainer.state.fn == "fit":
             self._stop_if_asked(trainer)
         else:
-            self.signals.take_at_once()
+            self.signals.install_immediate()
 
     def on_validation_batch_end(self, trainer: Trainer, *_: Any, **__: Any) -> None:
         if trainer.state.fn != "fit" or self.signals.received is None or trainer.world_size > 1:

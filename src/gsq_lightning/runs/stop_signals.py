@@ -28,19 +28,19 @@ class StopSignals:
         self.received: signal.Signals | None = None
         self._before: dict[signal.Signals, Any] = {}
 
-    def take_at_once(self) -> None:
+    def install_immediate(self) -> None:
         """Installs handlers that raise RunStopped at once: for validation, test and prediction."""
-        self._install(SIGNALS, self._stop)
+        self._set_handlers(SIGNALS, self._stop)
 
-    def take(self, requeue_signal: signal.Signals | None = None) -> None:
+    def install(self, requeue_signal: signal.Signals | None = None) -> None:
         """Installs handlers that record the first signal.
 
         Args:
             requeue_signal: sent by the cluster before it preempts a job that may be requeued.
         """
-        self._install(SIGNALS if requeue_signal is None else (*SIGNALS, requeue_signal), self._note)
+        self._set_handlers(SIGNALS if requeue_signal is None else (*SIGNALS, requeue_signal), self._note)
 
-    def give_back(self) -> None:
+    def restore(self) -> None:
         """Restores the handlers that were installed before."""
         for number, handler in self._before.items():
             signal.signal(number, handler if handler is not None else signal.SIG_DFL)
@@ -58,7 +58,7 @@ class StopSignals:
         except (OSError, subprocess.CalledProcessError) as error:
             logger.error("the job %s could not be requeued: %s; start it again by hand", job, error)
 
-    def _install(self, numbers: tuple[signal.Signals, ...], handler: Any) -> None:
+    def _set_handlers(self, numbers: tuple[signal.Signals, ...], handler: Any) -> None:
         """Does nothing outside the main thread, where Python allows no handlers, or when installed already."""
         if threading.current_thread() is not threading.main_thread() or self._before:
             return
