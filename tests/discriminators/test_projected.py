@@ -146,7 +146,18 @@ def test_a_reconstruction_that_was_judged_in_the_step_passes_the_trunk_once(
         (logits.real.square().mean() + logits.fake.exp().mean()).backward()
     for one, other in zip(discriminator.parameters(), again.parameters(), strict=True):
         torch.testing.assert_close(one.grad, other.grad, rtol=1e-3, atol=1e-5)
-    assert discriminator._judged is None  # the next step begins with nothing
+
+
+def test_a_step_begins_without_what_was_judged_in_the_one_before(discriminator: ProjectedDiscriminator) -> None:
+    discriminator.eval()  # spectral norm iterates in training
+    image, reconstruction = torch.rand(2, 2, 3, 32, 32) * 2 - 1
+    with discriminator.within_step():
+        before = discriminator(reconstruction)
+    reconstruction.neg_()  # the next step's, in the same memory
+    with discriminator.within_step():
+        fake = discriminator.forward_pair(image, reconstruction).fake
+    torch.testing.assert_close(fake, discriminator(reconstruction.clone()), rtol=1e-3, atol=1e-4)
+    assert (fake - before).abs().max() > 1e-2
 
 
 def test_it_has_the_second_derivatives_of_a_gradient_penalty(discriminator: ProjectedDiscriminator) -> None:

@@ -62,7 +62,7 @@ class ProjectedDiscriminator(TrunkDiscriminator):
     def make_trunk(self) -> nn.Module:
         return project(EfficientNetFeatures(load_efficientnet_lite0(self.weights)))
 
-    def look_through(self, features: EfficientNetFeatures) -> None:
+    def share_trunk(self, features: EfficientNetFeatures) -> None:
         """Takes a trunk of the same weights that is loaded already, unless this has one."""
         if self.trunk is None:
             self.trunk = FrozenNetwork(project(features))

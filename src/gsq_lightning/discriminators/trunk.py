@@ -3,7 +3,7 @@
 from abc import abstractmethod
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager, nullcontext
-from typing import Literal, NamedTuple
+from typing import Literal
 
 import torch
 from torch import Tensor, nn
@@ -11,23 +11,11 @@ from torch import Tensor, nn
 from gsq_lightning.discriminators.augmentation import DifferentiableAugmentation
 from gsq_lightning.discriminators.interface import Discriminator, LogitPair
 from gsq_lightning.errors import look_up
-from gsq_lightning.pretrained.frozen import FrozenNetwork
+from gsq_lightning.pretrained.frozen import CachedFeatures, FrozenNetwork
 
 TrunkDtype = Literal["bfloat16", "float32"]
 
 TRUNK_DTYPES: dict[TrunkDtype, torch.dtype] = {"bfloat16": torch.bfloat16, "float32": torch.float32}
-
-
-class Judged(NamedTuple):
-    """What was judged in a step.
-
-    Attributes:
-        image: (B, 3, H, W), without gradient, in the memory where it was.
-        features: of the trunk, without gradient.
-    """
-
-    image: Tensor
-    features: list[Tensor]
 
 
 class TrunkDiscriminator(Discriminator):
@@ -53,7 +41,7 @@ class TrunkDiscriminator(Discriminator):
         self.trunk_dtype: torch.dtype = look_up("trunk_dtype", trunk_dtype, TRUNK_DTYPES)
         self.trunk: FrozenNetwork | None = None
         self._in_step = False
-        self._judged: Judged | None = None
+        self._cached: CachedFeatures | None = None  # of the last image of the step, without gradient
 
     @abstractmethod
     def make_trunk(self) -> nn.Module:
@@ -67,8 +55,8 @@ class TrunkDiscriminator(Discriminator):
         """(B, 3, H, W) in [-1, 1] → logits (B, N) of all heads."""
         features = self._features(self._augmented(image))
         if self._in_step and self._sees_images_alike:
-            self._judged = Judged(image.detach(), [feature.detach() for feature in features])
-        return self._judge(features)
+            self._cached = CachedFeatures(image.detach(), [feature.detach() for feature in features])
+        return self._logits(features)
 
     def forward_pair(self, image: Tensor, reconstruction: Tensor) -> LogitPair:
         """Runs the trunk once over both, and the heads one after the other: their batch statistics do not mix.
@@ -76,13 +64,13 @@ class TrunkDiscriminator(Discriminator):
         Within a step in which the same reconstruction was judged already, the trunk runs over the images alone, unless
         an augmentation shows it otherwise now.
         """
-        if self._judged is not None and self._judged.image.is_set_to(reconstruction):
-            real = self._judge(self._features(self._augmented(image)))
-            return LogitPair(real, self._judge(self._judged.features))
+        if self._cached is not None and self._cached.image.is_set_to(reconstruction):
+            real = self._logits(self._features(self._augmented(image)))
+            return LogitPair(real, self._logits(self._cached.features))
         features = self._features(torch.cat([self._augmented(image), self._augmented(reconstruction)]))
         sizes = [len(image), len(reconstruction)]
         parts = zip(*(feature.split(sizes) for feature in features), strict=True)
-        return LogitPair(*(self._judge(part) for part in parts))
+        return LogitPair(*(self._logits(part) for part in parts))
 
     @contextmanager
     def within_step(self) -> Iterator[None]:
@@ -91,7 +79,7 @@ class TrunkDiscriminator(Discriminator):
             try:
                 yield
             finally:
-                self._in_step, self._judged = False, None
+                self._in_step, self._cached = False, None
 
     @property
     def _sees_images_alike(self) -> bool:
@@ -112,5 +100,5 @@ class TrunkDiscriminator(Discriminator):
         # under autocast the heads cast their inputs themselves
         return features if torch.is_autocast_enabled(device) else [feature.float() for feature in features]
 
-    def _judge(self, features: Sequence[Tensor]) -> Tensor:
+    def _logits(self, features: Sequence[Tensor]) -> Tensor:
         return torch.cat([head(x) for head, x in zip(self.heads.values(), features, strict=True)], dim=1)

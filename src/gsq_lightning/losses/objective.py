@@ -204,7 +204,7 @@ class Objective:
             and loss.weights == discriminator.weights
         ):
             self._shared = loss.features
-            discriminator.look_through(loss.features)
+            discriminator.share_trunk(loss.features)
         if discriminator is not None:
             discriminator.load()
 

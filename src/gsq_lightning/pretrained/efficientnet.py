@@ -15,6 +15,7 @@ from torch import Tensor, nn
 from torch.nn.utils.fusion import fuse_conv_bn_eval
 
 from gsq_lightning.errors import WeightsMissing, require
+from gsq_lightning.pretrained.frozen import CachedFeatures
 from gsq_lightning.pretrained.weights import (
     LoadedWeights,
     PublishedWeights,
@@ -51,18 +52,6 @@ class Depth(NamedTuple):
 DEPTHS = (Depth(0, 16, 2), Depth(1, 24, 4), Depth(2, 40, 8), Depth(4, 112, 16), Depth(6, 320, 32))
 
 
-class Seen(NamedTuple):
-    """What was looked through in a step.
-
-    Attributes:
-        image: (B, 3, H, W), without gradient, in the memory where it was.
-        maps: its features, with their graph where it had one.
-    """
-
-    image: Tensor
-    maps: list[Tensor]
-
-
 class EfficientNetFeatures(nn.Module):
     """Maps of EfficientNet-Lite0 at its five resolutions.
 
@@ -77,20 +66,20 @@ class EfficientNetFeatures(nn.Module):
         self.stem = nn.Sequential(network.conv_stem, network.bn1)
         self.stages = network.blocks
         self.returned = [depth.stage for depth in DEPTHS]
-        self._seen: list[Seen] | None = None  # in the step at hand
+        self._cache: list[CachedFeatures] | None = None  # of the step at hand, with their graph where they had one
         self.to(memory_format=torch.channels_last)
 
     def forward(self, image: Tensor) -> list[Tensor]:
         """(B, 3, H, W) in [-1, 1], any size → maps (B, C, ⌈H/stride⌉, ⌈W/stride⌉), finest first."""
-        if self._seen is None:
-            return self._look(image)
+        if self._cache is None:
+            return self._compute(image)
         traced = image.requires_grad and torch.is_grad_enabled()
-        for seen in self._seen:
-            if seen.image.is_set_to(image) and (seen.maps[0].requires_grad or not traced):
-                return seen.maps if traced else [x.detach() for x in seen.maps]
-        maps = self._look(image)
+        for cached in self._cache:
+            if cached.image.is_set_to(image) and (cached.features[0].requires_grad or not traced):
+                return cached.features if traced else [x.detach() for x in cached.features]
+        maps = self._compute(image)
         if not torch.is_autocast_enabled(image.device.type):  # who asks next may need all bits
-            self._seen.append(Seen(image.detach(), maps))
+            self._cache.append(CachedFeatures(image.detach(), maps))
         return maps
 
     @contextmanager
@@ -99,13 +88,13 @@ class EfficientNetFeatures(nn.Module):
 
         What was computed without autocast serves with autocast too. Images must not be changed in place.
         """
-        self._seen = []
+        self._cache = []
         try:
             yield
         finally:
-            self._seen = None
+            self._cache = None
 
-    def _look(self, image: Tensor) -> list[Tensor]:
+    def _compute(self, image: Tensor) -> list[Tensor]:
         x = self.stem(network_input(image).contiguous(memory_format=torch.channels_last))
         maps = []
         for number, stage in enumerate(self.stages):

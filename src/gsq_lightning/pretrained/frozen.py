@@ -1,9 +1,21 @@
-"""A frozen network: neither trained nor saved."""
+"""A frozen network: neither trained nor saved. Features that it made are kept within a training step."""
 
 from collections.abc import Callable
-from typing import Any
+from typing import Any, NamedTuple
 
 from torch import Tensor, nn
+
+
+class CachedFeatures(NamedTuple):
+    """What a frozen network made of an image, kept within a training step.
+
+    Attributes:
+        image: (B, 3, H, W), without gradient, in the memory where it was.
+        features: maps or tokens at several depths, each (B, ...).
+    """
+
+    image: Tensor
+    features: list[Tensor]
 
 
 class FrozenNetwork(nn.Module):
