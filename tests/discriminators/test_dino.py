@@ -13,6 +13,7 @@ from gsq_lightning.discriminators import DifferentiableAugmentation, DINODiscrim
 from gsq_lightning.discriminators.dino import LocalBatchNorm, TokenHead
 from gsq_lightning.errors import InputError
 from gsq_lightning.pretrained import weights as pretrained
+from gsq_lightning.pretrained.frozen import FrozenNetwork
 
 SIZE = 56  # 4×4 patches
 TOKENS = 4 * 4 + 5
@@ -36,9 +37,13 @@ def image() -> Tensor:
     return torch.rand(2, 3, SIZE, SIZE) * 2 - 1
 
 
-def transformer_of(discriminator: DINODiscriminator) -> Any:
+def trunk_of(discriminator: DINODiscriminator) -> FrozenNetwork:
     assert discriminator.trunk is not None
-    return discriminator.trunk.network.transformer
+    return discriminator.trunk
+
+
+def transformer_of(discriminator: DINODiscriminator) -> Any:
+    return trunk_of(discriminator).network.transformer
 
 
 def normalized(image: Tensor) -> Tensor:
@@ -50,7 +55,7 @@ def test_blocks_are_tapped_where_timm_has_them(shared: DINODiscriminator, image:
     blocks = transformer_of(shared).forward_intermediates(
         normalized(image), indices=[2, 5, 8, 11], output_fmt="NLC", return_prefix_tokens=True, intermediates_only=True
     )
-    _, *tapped = shared._features(image)
+    _, *tapped = trunk_of(shared)(image)
     for (patches, prefix), sequence in zip(blocks, tapped, strict=True):
         torch.testing.assert_close(sequence, torch.cat([prefix, patches], dim=1), rtol=1e-4, atol=1e-4)
     assert len({float(sequence.sum()) for sequence in tapped}) == 4
@@ -62,13 +67,13 @@ def test_embedding_is_patches_and_positions_after_class_and_registers(shared: DI
     patches = F.conv2d(normalized(image), projection.weight, projection.bias, stride=14).flatten(2).transpose(1, 2)
     prefix = torch.cat([transformer.cls_token, transformer.reg_token], dim=1).expand(2, -1, -1)
     expected = torch.cat([prefix, patches + transformer.pos_embed], dim=1)
-    torch.testing.assert_close(shared._features(image)[0], expected, rtol=1e-4, atol=1e-5)
+    torch.testing.assert_close(trunk_of(shared)(image)[0], expected, rtol=1e-4, atol=1e-5)
 
 
 def test_one_logit_for_each_token_at_each_tap(shared: DINODiscriminator, image: Tensor) -> None:
     logits = shared(image)
     assert logits.shape == (2, 5 * TOKENS)
-    heads = zip(shared.heads.values(), shared._features(image), strict=True)
+    heads = zip(shared.heads.values(), trunk_of(shared)(image), strict=True)
     torch.testing.assert_close(logits, torch.cat([head(tokens) for head, tokens in heads], dim=1))
 
 
@@ -268,13 +273,14 @@ def test_local_batch_norm_is_over_groups_of_images(batch: int, groups: list[int]
 
 def test_the_trunk_ignores_autocast_on_the_cpu(image: Tensor) -> None:
     discriminator = loaded(norm="local_batch")
-    expected = discriminator._features(image)
+    features: list[list[Tensor]] = []
+    trunk_of(discriminator).register_forward_hook(lambda _, inputs, output: features.append(output))
+    expected = discriminator(image)
     with torch.autocast("cpu", dtype=torch.bfloat16):
-        features = discriminator._features(image)
         logits = discriminator(image)
-    for a, b in zip(features, expected, strict=True):
+    for a, b in zip(*features, strict=True):
         torch.testing.assert_close(a, b, rtol=0, atol=0)
-    torch.testing.assert_close(logits.float(), discriminator(image), rtol=0.1, atol=0.1)
+    torch.testing.assert_close(logits.float(), expected, rtol=0.1, atol=0.1)
 
 
 @pytest.mark.parametrize(
