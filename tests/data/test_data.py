@@ -16,7 +16,7 @@ from gsq_lightning import InputError
 from gsq_lightning.data import ImageBatch, ImageDataModule, ImageNetDataModule, PhotographsDataModule
 from gsq_lightning.data.batch import per_device_batch_size
 from gsq_lightning.data.dataset import SourceImages
-from gsq_lightning.data.sampler import EpochSampler, Place, SampleKey
+from gsq_lightning.data.sampler import DataPosition, EpochSampler, SampleKey
 from gsq_lightning.data.sources import FolderSource
 from gsq_lightning.data.transforms import ResizeAndCrop
 from gsq_lightning.pixels import image_to_pixels, pixels_to_image
@@ -28,7 +28,7 @@ def keys(sampler: EpochSampler) -> list[int]:
 
 
 def order(seed: int, epoch: int, size: int = 50) -> list[int]:
-    return keys(EpochSampler(size, place=Place(seed, epoch)))
+    return keys(EpochSampler(size, position=DataPosition(seed, epoch)))
 
 
 @pytest.mark.parametrize("world", [1, 2, 3, 5, 12])
@@ -40,13 +40,13 @@ def test_unpadded_shards_cover_everything_exactly_once(world: int) -> None:
 
 @pytest.mark.parametrize("world", [1, 2, 4])
 def test_global_batches_are_the_same_for_any_number_of_devices(world: int) -> None:
-    samplers = [EpochSampler(22, rank, world, Place(seed=5), multiple_of=8) for rank in range(world)]
+    samplers = [EpochSampler(22, rank, world, DataPosition(seed=5), multiple_of=8) for rank in range(world)]
     share = 8 // world
     batches = [
         sorted(itertools.chain(*(keys(sampler)[start : start + share] for sampler in samplers)))
         for start in range(0, len(samplers[0]), share)
     ]
-    single = keys(EpochSampler(22, place=Place(seed=5), multiple_of=8))
+    single = keys(EpochSampler(22, position=DataPosition(seed=5), multiple_of=8))
     assert batches == [sorted(single[:8]), sorted(single[8:16])]
 
 
@@ -58,22 +58,22 @@ def test_order_changes_with_epoch_and_seed_and_repeats_with_both() -> None:
 
 
 def test_sampler_resumes_from_any_place() -> None:
-    assert keys(EpochSampler(10, place=Place(1, epoch=1, consumed=6), multiple_of=2)) == order(1, 1, 10)[6:]
-    resumed = EpochSampler(10, place=Place(1, epoch=1, consumed=6), multiple_of=2)
+    assert keys(EpochSampler(10, position=DataPosition(1, epoch=1, consumed=6), multiple_of=2)) == order(1, 1, 10)[6:]
+    resumed = EpochSampler(10, position=DataPosition(1, epoch=1, consumed=6), multiple_of=2)
     assert len(resumed) == 10  # of the whole pass, as Lightning counts
     resumed.set_epoch(7)  # somebody who counts otherwise
     assert keys(resumed) == order(1, 1, 10)[6:]
 
 
 def test_a_pass_is_the_same_again_until_something_was_trained_on() -> None:
-    place = Place(seed=1)
-    sampler = EpochSampler(10, place=place)
+    position = DataPosition(seed=1)
+    sampler = EpochSampler(10, position=position)
     assert keys(sampler) == keys(sampler) == order(1, 0, 10)
-    place.advance(4, pass_images=10)  # and then the rest of the pass is given up
+    position.advance(4, pass_images=10)  # and then the rest of the pass is given up
     assert keys(sampler) == order(1, 1, 10)
     for _ in range(5):
-        place.advance(2, pass_images=10)
-    assert (place.epoch, place.consumed, place.total) == (2, 0, 14)
+        position.advance(2, pass_images=10)
+    assert (position.epoch, position.consumed, position.total) == (2, 0, 14)
     assert keys(sampler) == order(1, 2, 10)
 
 
@@ -287,7 +287,7 @@ def epoch_of(root: Path, epoch: int, seed: int = 3) -> list[list[str]]:
     data.setup("fit")
     images = data.make_train_dataset()
     assert isinstance(images, SourceImages)
-    names = [Path(images[key].path).name for key in EpochSampler(len(images), place=Place(seed, epoch))]
+    names = [Path(images[key].path).name for key in EpochSampler(len(images), position=DataPosition(seed, epoch))]
     return [names[start : start + 4] for start in range(0, len(names), 4)]
 
 

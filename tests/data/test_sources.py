@@ -21,7 +21,7 @@ from gsq_lightning.data import ImageNetDataModule
 from gsq_lightning.data.batch import Sample
 from gsq_lightning.data.dataset import SourceImages
 from gsq_lightning.data.loader import Loading
-from gsq_lightning.data.sampler import Place, SampleKey
+from gsq_lightning.data.sampler import DataPosition, SampleKey
 from gsq_lightning.data.sources import ArchiveSource, FolderSource, ListSource, ParquetSource, listing, parquet
 from gsq_lightning.data.sources import archive as archive_module
 from gsq_lightning.data.sources.interface import ImageSource
@@ -558,9 +558,9 @@ def streamed(paths: list[Path], **arguments: Any) -> StreamedShards:
     return StreamedShards([str(path) for path in paths], ResizeAndCrop(8, 8), **arguments)
 
 
-def share_of_epoch(images: StreamedShards, rank: int, world: int, batch_size: int, place: Place) -> list[str]:
+def share_of_epoch(images: StreamedShards, rank: int, world: int, batch_size: int, position: DataPosition) -> list[str]:
     """The names that a device gets in an epoch of training."""
-    loader = images.train_loader(place, batch_size * world, Loading(rank, world, batch_size))
+    loader = images.train_loader(position, batch_size * world, Loading(rank, world, batch_size))
     return [name for batch in loader for name in keys_of_batch(batch)]
 
 
@@ -591,7 +591,7 @@ def test_streamed_shards_are_dealt_to_workers(folder: Path, tmp_path: Path) -> N
     epochs = []
     for _ in range(2):
         epochs.append([keys_of_batch(batch) for batch in loader])
-        data._place.advance(12, 12)  # type: ignore[union-attr]
+        data._position.advance(12, 12)  # type: ignore[union-attr]
     for epoch in epochs:
         assert sorted(itertools.chain(*epoch)) == [f"{index:04d}.png" for index in range(12)]
     assert epochs[0] != epochs[1]
@@ -606,7 +606,9 @@ def test_streamed_training_shards_are_disjoint_and_shuffled_again(folder: Path, 
 
     def epoch(number: int, consumed: int = 0) -> list[list[str]]:
         images = (streamed(paths, shuffle_buffer=4) for _ in range(2))
-        return [share_of_epoch(image, rank, 2, 2, Place(1, number, consumed)) for rank, image in enumerate(images)]
+        return [
+            share_of_epoch(image, rank, 2, 2, DataPosition(1, number, consumed)) for rank, image in enumerate(images)
+        ]
 
     first, second = epoch(0), epoch(1)
     for shares in (first, second):
@@ -619,7 +621,7 @@ def test_streamed_training_shards_are_disjoint_and_shuffled_again(folder: Path, 
 def test_too_few_shards_for_all_workers_are_refused(folder: Path, tmp_path: Path) -> None:
     paths = write_shards(folder, tmp_path / "shards", shards=2)
     with pytest.raises(InputError, match=r"2 shards do not go round 3 device\(s\)"):
-        share_of_epoch(streamed(paths), 2, 3, 1, Place())
+        share_of_epoch(streamed(paths), 2, 3, 1, DataPosition())
 
 
 def test_a_broken_shard_is_named_or_passed_over(folder: Path, tmp_path: Path) -> None:
@@ -640,7 +642,7 @@ def test_devices_that_stream_broken_images_still_have_equal_batches(folder: Path
     named = set()
     for rank in range(2):
         images = streamed(paths, on_error="skip", train_images=12)
-        batches = list(images.train_loader(Place(seed=1), 4, Loading(rank, 2, 2)))
+        batches = list(images.train_loader(DataPosition(seed=1), 4, Loading(rank, 2, 2)))
         assert [len(batch.image) for batch in batches] == [2, 2, 2]
         named |= {image.path for batch in batches for image in batch.unreadable}
     assert len(named) == 2

@@ -11,7 +11,7 @@ from torch.utils.data import DataLoader
 from gsq_lightning import InputError
 from gsq_lightning.data import TokenDataModule, TokenDataset
 from gsq_lightning.data.loader import Loading
-from gsq_lightning.data.sampler import Place
+from gsq_lightning.data.sampler import DataPosition
 from gsq_lightning.tokens import TokenBatch, smallest_type
 from gsq_lightning.tokens.shards import shard_name
 from tests.data.test_data import Idle, quiet_trainer
@@ -67,7 +67,7 @@ def test_copies_are_items_of_their_own_or_drawn(tmp_path: Path) -> None:
 
 
 def copies_of_epoch(folder: Path, epoch: int) -> list[int]:
-    loader = TokenDataset(folder, "random").train_loader(Place(1, epoch), 2, Loading(batch_size=2))
+    loader = TokenDataset(folder, "random").train_loader(DataPosition(1, epoch), 2, Loading(batch_size=2))
     return [int(copy) for batch in loader for copy in batch.copy]
 
 
@@ -122,8 +122,8 @@ def seen(batches: list[TokenBatch]) -> list[list[str]]:
 def test_two_ranks_see_the_global_batches_of_one(tmp_path: Path) -> None:
     write_tokens(tmp_path / "train", images=22, copies=("plain", "mirrored"))
     dataset = module(tmp_path).make_train_dataset()
-    alone = seen(list(dataset.train_loader(Place(5, 1), 8, Loading(batch_size=8))))
-    ranks = [list(dataset.train_loader(Place(5, 1), 8, Loading(rank, 2, 4))) for rank in range(2)]
+    alone = seen(list(dataset.train_loader(DataPosition(5, 1), 8, Loading(batch_size=8))))
+    ranks = [list(dataset.train_loader(DataPosition(5, 1), 8, Loading(rank, 2, 4))) for rank in range(2)]
     together = [sorted(a + b) for a, b in zip(*map(seen, ranks), strict=True)]
     assert len(alone) == 2
     assert together == alone

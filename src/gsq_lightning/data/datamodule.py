@@ -15,7 +15,7 @@ from torch.utils.data import DataLoader
 from gsq_lightning.data.batch import per_device_batch_size
 from gsq_lightning.data.dataset import ImageDataset
 from gsq_lightning.data.loader import Loading, default_workers, usable_cores
-from gsq_lightning.data.sampler import Place
+from gsq_lightning.data.sampler import DataPosition
 from gsq_lightning.errors import require, whole_number
 
 logger = logging.getLogger(__name__)
@@ -49,7 +49,7 @@ class ResumableDataModule(LightningDataModule):
         self.seed = None if seed is None else whole_number("seed", seed, 0)
         self._train: ImageDataset | None = None
         self._val: ImageDataset | None = None
-        self._place: Place | None = None
+        self._position: DataPosition | None = None
         self._train_batch_size = 0  # of this device
         self._pass_images = 0  # that training uses of an epoch, over all devices
         self._is_resumed = False  # from a checkpoint, and training has not begun
@@ -106,9 +106,9 @@ class ResumableDataModule(LightningDataModule):
 
     def train_dataloader(self) -> DataLoader:
         assert self._train is not None
-        if self._place is None:
-            self._place = Place(self._choose_seed(None))
-        self._place.begin_pass()
+        if self._position is None:
+            self._position = DataPosition(self._choose_seed(None))
+        self._position.begin_pass()
         share = self._train_batch_size * self._world_size
         epoch_batches = self._train.count() // self.global_batch_size * (self.global_batch_size // share)
         pass_batches = self._limited(epoch_batches)
@@ -117,7 +117,7 @@ class ResumableDataModule(LightningDataModule):
             self._count_batches_behind(epoch_batches, pass_batches)
             warnings.filterwarnings("ignore", message=".*your dataloader is not resumable")  # this data module is
             self._is_resumed = False
-        return self._train.train_loader(self._place, self.global_batch_size, self._loading(self._train_batch_size))
+        return self._train.train_loader(self._position, self.global_batch_size, self._loading(self._train_batch_size))
 
     def val_dataloader(self) -> DataLoader | list[DataLoader]:
         return [] if self._val is None else self._val.val_loader(self._loading(self.val_batch_size))
@@ -126,20 +126,20 @@ class ResumableDataModule(LightningDataModule):
 
     def on_after_batch_transfer(self, batch: Any, dataloader_idx: int) -> Any:
         """Counts what training uses."""
-        if self.trainer is not None and self.trainer.training and self._place is not None:
-            self._place.advance(self._train_batch_size * self._world_size, self._pass_images)
+        if self.trainer is not None and self.trainer.training and self._position is not None:
+            self._position.advance(self._train_batch_size * self._world_size, self._pass_images)
         return batch
 
-    # ------------------------------------------------------------------------------------------- the place in the data
+    # ---------------------------------------------------------------------------------------- the position in the data
 
     def state_dict(self) -> dict[str, Any]:
         """The position in the data, in images over all devices, so that it is valid for any number of devices."""
-        place = self._place or Place()
+        position = self._position or DataPosition()
         return {
-            "seed": place.seed if self._place is not None else None,
-            "epoch": place.epoch,
-            "images_consumed_in_epoch": place.consumed,
-            "images_consumed": place.total,
+            "seed": position.seed if self._position is not None else None,
+            "epoch": position.epoch,
+            "images_consumed_in_epoch": position.consumed,
+            "images_consumed": position.total,
             "training_images": None if self._train is None else self._train.count(),
         }
 
@@ -148,7 +148,7 @@ class ResumableDataModule(LightningDataModule):
         if self._train is None:  # validation has no use for it
             return
         before, found = state_dict["training_images"], self._train.count()
-        self._place = Place(self._choose_seed(state_dict["seed"]), total=state_dict["images_consumed"])
+        self._position = DataPosition(self._choose_seed(state_dict["seed"]), total=state_dict["images_consumed"])
         self._is_resumed = True
         if before != found:
             logger.warning(
@@ -160,7 +160,7 @@ class ResumableDataModule(LightningDataModule):
             return
         epoch, consumed = state_dict["epoch"], state_dict["images_consumed_in_epoch"]
         is_over = found - consumed < self.global_batch_size  # by batches that are larger than before
-        self._place.epoch, self._place.consumed = (epoch + 1, 0) if is_over else (epoch, consumed)
+        self._position.epoch, self._position.consumed = (epoch + 1, 0) if is_over else (epoch, consumed)
 
     def _choose_seed(self, resumed: int | None) -> int:
         """Seed of the order of images: flags, else the checkpoint, else torch's initial seed."""
@@ -187,12 +187,12 @@ class ResumableDataModule(LightningDataModule):
             pass_batches: as many of these as training uses.
         """
         assert self._train is not None
-        assert self._place is not None
+        assert self._position is not None
         if self.trainer is None:
             return
         current: Any = self.trainer.fit_loop.epoch_loop.batch_progress.current
-        is_between_epochs = self._place.consumed == 0 and self._place.epoch > 0 and current.processed > 0
-        steps_left = (self._train.count() - self._place.consumed) // self.global_batch_size
+        is_between_epochs = self._position.consumed == 0 and self._position.epoch > 0 and current.processed > 0
+        steps_left = (self._train.count() - self._position.consumed) // self.global_batch_size
         left = steps_left * (self.global_batch_size // (self._train_batch_size * self._world_size))
         change = (pass_batches if is_between_epochs else epoch_batches - left) - current.processed
         current.ready += change

@@ -16,7 +16,7 @@ from gsq_lightning.data.batch import ImageBatch, Sample, UnreadableImage, batch_
 from gsq_lightning.data.decoding import UNREADABLE, decode_image
 from gsq_lightning.data.image_shards import Cut, ImageShards, IndexedShards
 from gsq_lightning.data.loader import Loading, make_loader
-from gsq_lightning.data.sampler import EpochSampler, Place, SampleKey
+from gsq_lightning.data.sampler import DataPosition, EpochSampler, SampleKey
 from gsq_lightning.data.sources.interface import ImageSource
 from gsq_lightning.errors import InputError
 
@@ -27,7 +27,7 @@ MOST_SUBSTITUTES = 1000  # unreadable images in a row that end a run: then it is
 
 
 class ImageDataset(Dataset[Any]):
-    """The images of a split, and how they are loaded.
+    """The images of a split, as pixels or as tokens, and how they are loaded.
 
     Attributes:
         has_random_access: images can be drawn in any order, which `overfit_batches` needs.
@@ -46,11 +46,11 @@ class ImageDataset(Dataset[Any]):
         return f"{self.count()} images"
 
     @abstractmethod
-    def train_loader(self, place: Place, step_images: int, loading: Loading) -> DataLoader:
-        """Batches of this device, shuffled by the seed and epoch of `place`, from where it is.
+    def train_loader(self, position: DataPosition, step_images: int, loading: Loading) -> DataLoader:
+        """Batches of this device, shuffled by the seed and epoch of `position`, from there on.
 
         Args:
-            place: read whenever a pass begins.
+            position: read whenever a pass begins.
             step_images: of an optimizer step, over all devices; a pass is cut to a multiple of it.
             loading: the share of this device.
         """
@@ -73,8 +73,8 @@ class IndexedImages(ImageDataset):
     def count(self) -> int:
         return len(self)
 
-    def train_loader(self, place: Place, step_images: int, loading: Loading) -> DataLoader:
-        sampler = EpochSampler(len(self), loading.rank, loading.world_size, place, step_images)
+    def train_loader(self, position: DataPosition, step_images: int, loading: Loading) -> DataLoader:
+        sampler = EpochSampler(len(self), loading.rank, loading.world_size, position, step_images)
         return make_loader(self, loading, sampler)
 
     def val_loader(self, loading: Loading) -> DataLoader:

@@ -28,7 +28,7 @@ def generator_of(seed: int, *path: int) -> torch.Generator:
 
 
 @dataclass
-class Place:
+class DataPosition:
     """The position of training in the data, in images over all devices.
 
     Attributes:
@@ -69,24 +69,24 @@ class EpochSampler(DistributedSampler[SampleKey]):
     Args:
         size: images to draw from.
         rank, world_size: which device this is, and of how many.
-        place: where training is: each pass has an order drawn from its seed and epoch, and begins after what it has
+        position: of training: each pass has an order drawn from its seed and epoch, and begins after what it has
             consumed. None: in order, as evaluation does.
         multiple_of: what is left of a pass is cut to a multiple of this many images, over all devices.
     """
 
     def __init__(
-        self, size: int, rank: int = 0, world_size: int = 1, place: Place | None = None, multiple_of: int = 1
+        self, size: int, rank: int = 0, world_size: int = 1, position: DataPosition | None = None, multiple_of: int = 1
     ) -> None:
-        super().__init__(range(size), num_replicas=world_size, rank=rank, shuffle=place is not None)  # type: ignore[arg-type]
+        super().__init__(range(size), num_replicas=world_size, rank=rank, shuffle=position is not None)  # type: ignore[arg-type]
         self.size = size
-        self.place = place
+        self.position = position
         self.multiple_of = multiple_of
 
     def __iter__(self) -> Iterator[SampleKey]:
-        if self.place is None:
+        if self.position is None:
             return (SampleKey(0, item) for item in range(self.rank, self.size, self.num_replicas))
-        self.place.begin_pass()
-        seed, epoch, consumed = self.place.seed, self.place.epoch, self.place.consumed
+        self.position.begin_pass()
+        seed, epoch, consumed = self.position.seed, self.position.epoch, self.position.consumed
         order = torch.randperm(self.size, generator=generator_of(seed, epoch))[consumed:]
         share = order[: len(order) // self.multiple_of * self.multiple_of][self.rank :: self.num_replicas]
         return (SampleKey(epoch, item, seed) for item in share.tolist())

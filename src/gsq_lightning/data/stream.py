@@ -16,7 +16,7 @@ from gsq_lightning.data.dataset import ImageDataset, OnError, Transform, unreada
 from gsq_lightning.data.decoding import UNREADABLE, decode_image
 from gsq_lightning.data.image_shards import Cut, ImageShards, StreamShards
 from gsq_lightning.data.loader import Loading, make_loader
-from gsq_lightning.data.sampler import Place, SampleKey
+from gsq_lightning.data.sampler import DataPosition, SampleKey
 from gsq_lightning.data.sources.archive import ArchiveSource
 from gsq_lightning.data.sources.locate import is_remote
 from gsq_lightning.data.sources.shards import BrokenShard, ShardImage, read_shard
@@ -63,7 +63,7 @@ class StreamedShards(ImageDataset, IterableDataset[Sample | UnreadableImage]):
         self.train_images = train_images
         self.class_names = class_names
         self._loading = Loading()
-        self._place: Place | None = None  # in training
+        self._position: DataPosition | None = None  # in training
         self._batches = 0  # of a whole epoch of training, on this device
 
     def count(self) -> int:
@@ -81,16 +81,16 @@ class StreamedShards(ImageDataset, IterableDataset[Sample | UnreadableImage]):
 
     def __len__(self) -> int:
         """Images of a full training epoch on this device."""
-        if self._place is None:
+        if self._position is None:
             raise TypeError("how many images the shards hold is not known before they are read")
         return self._batches * self._loading.batch_size
 
-    def train_loader(self, place: Place, step_images: int, loading: Loading) -> DataLoader:
-        self._place, self._loading = place, loading
+    def train_loader(self, position: DataPosition, step_images: int, loading: Loading) -> DataLoader:
+        self._position, self._loading = position, loading
         self._batches = self.count() // step_images * step_images // (loading.batch_size * loading.world_size)
         # Lightning and torch warn of workers that all yield everything; these take a share each
         warnings.filterwarnings("ignore", message="Your `IterableDataset` has `__len__` defined")
-        # workers start with each pass, as they take the place along
+        # workers start with each pass, as they take the position along
         return make_loader(self, loading, persistent=False)
 
     def val_loader(self, loading: Loading) -> DataLoader:
@@ -121,11 +121,11 @@ class StreamedShards(ImageDataset, IterableDataset[Sample | UnreadableImage]):
     def __iter__(self) -> Iterator[Sample | UnreadableImage]:
         worker = get_worker_info()
         number, workers = (worker.id, worker.num_workers) if worker is not None else (0, 1)
-        if self._place is None:
+        if self._position is None:
             yield from self._samples(self._share(self.urls, number, workers), SampleKey(0, 0))
             return
-        self._place.begin_pass()
-        seed, epoch, consumed = self._place.seed, self._place.epoch, self._place.consumed
+        self._position.begin_pass()
+        seed, epoch, consumed = self._position.seed, self._position.epoch, self._position.consumed
         batches = self._batches - consumed // (self._loading.batch_size * self._loading.world_size)
         wanted = self._loading.batch_size * (batches // workers + (number < batches % workers))
         yielded, cycle = 0, 0

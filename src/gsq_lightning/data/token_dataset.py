@@ -13,7 +13,7 @@ from torch.utils.data import DataLoader
 from gsq_lightning.data.batch import NO_LABEL
 from gsq_lightning.data.dataset import ImageDataset, key_of
 from gsq_lightning.data.loader import Loading, make_loader
-from gsq_lightning.data.sampler import EpochSampler, Place, SampleKey
+from gsq_lightning.data.sampler import DataPosition, EpochSampler, SampleKey
 from gsq_lightning.data.sources.classes import renumbering
 from gsq_lightning.data.sources.interface import SHOWN
 from gsq_lightning.errors import InputError, first_few, look_up, require
@@ -153,8 +153,8 @@ class TokenDataset(WithTokenFacts, ImageDataset):
         empty = torch.empty(0, dtype=torch.int64)
         return TokenBatch(torch.empty(0, *self.grid, self.num_groups, dtype=torch.int64), empty, empty, [])
 
-    def train_loader(self, place: Place, step_images: int, loading: Loading) -> DataLoader:
-        sampler = EpochSampler(len(self), loading.rank, loading.world_size, place, step_images)
+    def train_loader(self, position: DataPosition, step_images: int, loading: Loading) -> DataLoader:
+        sampler = EpochSampler(len(self), loading.rank, loading.world_size, position, step_images)
         return make_loader(self, loading, sampler, collate_fn=TokenBatch.stack)
 
     def val_loader(self, loading: Loading) -> DataLoader:
