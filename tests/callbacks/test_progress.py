@@ -19,18 +19,18 @@ from lightning.pytorch.callbacks import ModelSummary, TQDMProgressBar
 from gsq_lightning import GSQTokenizer, TokenizerModule
 from gsq_lightning.callbacks import StepProgressBar, progress
 from gsq_lightning.callbacks.lightning_output import ParameterCount, replace_defaults
-from gsq_lightning.callbacks.progress import Speed, duration, fitting
+from gsq_lightning.callbacks.progress import Field, Speed, duration, fitting
 from gsq_lightning.data import ImageNetDataModule
 from gsq_lightning.metrics import ReconstructionMetrics
 
 Build = Callable[..., GSQTokenizer]
 FIELDS = [
-    *(("epoch 3", "epoch 3"), ("step 12345/50000", "step 12345/50000"), ("1234 images/s", "1234 img/s")),
-    *(
-        ("11:23:45 left", "11:23:45 left"),
-        ("reconstruction 0.0123", "rec 0.0123"),
-        ("perceptual 0.4567", "perc 0.4567"),
-    ),
+    Field("epoch 3", "epoch 3"),
+    Field("step 12345/50000", "step 12345/50000"),
+    Field("1234 images/s", "1234 img/s"),
+    Field("11:23:45 left", "11:23:45 left"),
+    Field("reconstruction 0.0123", "rec 0.0123"),
+    Field("perceptual 0.4567", "perc 0.4567"),
 ]
 
 

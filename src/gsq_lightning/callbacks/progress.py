@@ -6,7 +6,7 @@ import os
 import sys
 import time
 from collections.abc import Callable, Mapping
-from typing import Any, TextIO
+from typing import Any, NamedTuple, TextIO
 
 from lightning.pytorch import LightningModule, Trainer
 from lightning.pytorch.callbacks import ProgressBar
@@ -27,6 +27,13 @@ SHOWN_LOSSES = {
     "discriminator": "disc",
     "quantizer": "quant",
 }
+
+
+class Field(NamedTuple):
+    """A text of the line, for wide and for narrow terminals."""
+
+    long: str
+    short: str
 
 
 class Speed:
@@ -95,7 +102,7 @@ class StepProgressBar(ProgressBar):
         self._count(trainer, batch)
         step, steps = trainer.global_step, steps_in_all(trainer, getattr(pl_module, "accumulate_batches", 1))
 
-        def fields() -> list[tuple[str, str]]:
+        def fields() -> list[Field]:
             per_step = self._images / max(step - self._first_step, 1)
             left = None if steps is None else (steps - step) * per_step
             return [
@@ -167,13 +174,13 @@ class StepProgressBar(ProgressBar):
         self._count(trainer, batch)
         done, known = batch_idx + 1, batches < math.inf
 
-        def fields() -> list[tuple[str, str]]:
+        def fields() -> list[Field]:
             place = f"{name} {done}/{int(batches)} batches" if known else f"{name} {done} batches"
             return [same(place), *self._pace((batches - done) * self._images / done if known else None)]
 
         self._show(fields, done / batches if known else None, done)
 
-    def _pace(self, images_left: float | None) -> list[tuple[str, str]]:
+    def _pace(self, images_left: float | None) -> list[Field]:
         """Images per second and the time left, where they are known."""
         newest = self._speed.per_second()
         weight = SMOOTHING if self._images_per_second else 1.0
@@ -181,17 +188,17 @@ class StepProgressBar(ProgressBar):
         if self._images_per_second <= 0:
             return []
         speed = f"{self._images_per_second:.{0 if self._images_per_second >= 10 else 1}f}"
-        pace = [(f"{speed} images/s", f"{speed} img/s")]
+        pace = [Field(f"{speed} images/s", f"{speed} img/s")]
         if images_left is not None:
             pace.append(same(f"{duration(images_left / self._images_per_second)} left"))
         return pace
 
-    def _show(self, fields: Callable[[], list[tuple[str, str]]], share: float | None, batches: int) -> None:
+    def _show(self, fields: Callable[[], list[Field]], share: float | None, batches: int) -> None:
         if not self._enabled:
             return
         if self._line is None and not sys.stderr.isatty():
             if batches % LOGGED_EVERY == 0:
-                print("  ".join(long for long, _ in fields()), file=sys.stderr, flush=True)
+                print("  ".join(field.long for field in fields()), file=sys.stderr, flush=True)
             return
         now = time.monotonic()
         if now - self._drawn < REFRESH:
@@ -226,23 +233,23 @@ def steps_in_all(trainer: Trainer, accumulate_batches: int) -> int | None:
     return min(ends, default=None)
 
 
-def loss_fields(metrics: Mapping[str, Any]) -> list[tuple[str, str]]:
+def loss_fields(metrics: Mapping[str, Any]) -> list[Field]:
     """The first two losses that were logged."""
     there = [(name, short) for name, short in SHOWN_LOSSES.items() if f"train/loss_{name}" in metrics][:2]
     values = [f"{float(metrics[f'train/loss_{name}']):.4f}"[:6] for name, _ in there]
-    return [(f"{name} {value}", f"{short} {value}") for (name, short), value in zip(there, values, strict=True)]
+    return [Field(f"{name} {value}", f"{short} {value}") for (name, short), value in zip(there, values, strict=True)]
 
 
-def same(text: str) -> tuple[str, str]:
+def same(text: str) -> Field:
     """A field that is the same in wide and in narrow terminals."""
-    return text, text
+    return Field(text, text)
 
 
-def fitting(fields: list[tuple[str, str]], share: float | None, width: int) -> str:
+def fitting(fields: list[Field], share: float | None, width: int) -> str:
     """The fields in one line, with a bar where there is room for it; the last ones are left out where there is none.
 
     Args:
-        fields: each in its long and its short form.
+        fields: from the first on.
         share: of the work that is done, in [0, 1], where that is known.
         width: columns.
     """

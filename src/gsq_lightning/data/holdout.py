@@ -2,6 +2,7 @@
 
 import hashlib
 from functools import cached_property
+from typing import NamedTuple
 
 import numpy as np
 
@@ -47,7 +48,14 @@ class SourcePart(ImageSource):
         return hashlib.sha256(self.source.fingerprint().encode() + self.items.tobytes()).hexdigest()
 
 
-def hold_out(source: ImageSource, share: float) -> tuple[SourcePart, SourcePart]:
+class HoldOut(NamedTuple):
+    """The two parts of a source that has no splits."""
+
+    train: SourcePart
+    val: SourcePart
+
+
+def hold_out(source: ImageSource, share: float) -> HoldOut:
     """The training and the validation part of a source. An image's name decides: every machine comes to the same parts.
 
     Args:
@@ -65,7 +73,7 @@ def hold_out(source: ImageSource, share: float) -> tuple[SourcePart, SourcePart]
         f"{len(val)} for validation; choose another share, or name validation images with data.val",
     )
     words = f"val_share {share:g} by name"
-    return SourcePart(source, train, f"all but {words}"), SourcePart(source, val, words)
+    return HoldOut(SourcePart(source, train, f"all but {words}"), SourcePart(source, val, words))
 
 
 def hash_of(name: str) -> float:

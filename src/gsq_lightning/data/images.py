@@ -207,7 +207,7 @@ class ImageNetDataModule(ImageDataModule):
         found = self._all_training_images()
         if self.val_share is None or self._has_val_split():
             return found
-        return hold_out(self._in_any_order(found, "data.val_share needs"), self.val_share)[0]
+        return hold_out(self._in_any_order(found, "data.val_share needs"), self.val_share).train
 
     def _find_val(self) -> ImageSource | Shards | None:
         """None where there are training images alone, of which none are held out."""
@@ -216,7 +216,7 @@ class ImageNetDataModule(ImageDataModule):
         if self.root is not None and "val" in self._splits:
             return find_split(self.root, "val", self.source, self._columns)
         if self.val_share is not None:
-            return hold_out(self._in_any_order(self._all_training_images(), "data.val_share needs"), self.val_share)[1]
+            return hold_out(self._in_any_order(self._all_training_images(), "data.val_share needs"), self.val_share).val
         if self._train is not None or self.train is not None:
             return None
         if self.root is None:

@@ -1,4 +1,7 @@
-"""The layout of a run's folder: no other file knows these names, but for those of reports, which `reports` has.
+"""The layout of a run's folder, and the names in it that several files share.
+
+What one file alone writes has its name there: init_from.json in cli/fit.py, pictures in callbacks/pictures.py, reports
+in `reports`.
 
 RUNS/                   trainer.logger.save_dir/name, such as runs/f8: all runs of a recipe
   version_0/            one run, also when it is resumed; logs and pictures lie here

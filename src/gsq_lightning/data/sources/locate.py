@@ -4,7 +4,7 @@ import re
 from collections.abc import Sequence
 from itertools import groupby
 from pathlib import Path
-from typing import Literal
+from typing import Literal, NamedTuple
 
 from gsq_lightning.data.sources.archive import ArchiveSource
 from gsq_lightning.data.sources.folder import FolderSource
@@ -20,6 +20,20 @@ from gsq_lightning.errors import InputError
 SourceKind = Literal["auto", "folder", "list", "archive", "parquet", "webdataset"]
 
 HUB_NAME = re.compile(r"[\w.-]+/[\w.-]+")
+
+
+class PlacedPart(NamedTuple):
+    """A folder or file that is read.
+
+    Attributes:
+        kind: what it is.
+        path: where it is.
+        holds_splits: whether it may still hold several splits.
+    """
+
+    kind: PartKind
+    path: Path
+    holds_splits: bool
 
 
 class Shards(list[str]):
@@ -137,13 +151,13 @@ def open_place(
         raise InputError(
             f"there is no file or folder {missing}; set data.root to what holds the images, or {name_it(split)}"
         )
-    found: list[tuple[PartKind, Path, bool]] = []  # what it is, where, and whether it may still hold splits
+    found: list[PlacedPart] = []
     for path in paths:
         found += parts_at(path, kind, split, is_root)
     sources: list[ImageSource] = []
     shards: Shards = Shards()
-    for (part_kind, holds_splits), group in groupby(found, key=lambda part: (part[0], part[2])):
-        places = [path for _, path, _ in group]
+    for (part_kind, holds_splits), group in groupby(found, key=lambda part: (part.kind, part.holds_splits)):
+        places = [part.path for part in group]
         if kind not in ("auto", part_kind) and not (kind == "webdataset" and part_kind in ("archive", "folder")):
             raise InputError(f"data.source is {kind}, but {places[0]} is a source of the kind {part_kind}")
         if kind == "webdataset" and part_kind == "archive":
@@ -161,22 +175,24 @@ def open_place(
     return sources[0] if len(sources) == 1 else SeveralSources(sources)
 
 
-def parts_at(path: Path, kind: SourceKind, split: Split, is_root: bool) -> list[tuple[PartKind, Path, bool]]:
-    """The parts of a folder or file that are read: kind, path, and whether the part is still the root of a data set."""
+def parts_at(path: Path, kind: SourceKind, split: Split, is_root: bool) -> list[PlacedPart]:
+    """The parts of a folder or file that are read."""
     if not path.is_dir():
         alone = kind_of(path)
         if is_root and alone in ("list", "parquet"):
             refuse_undivided(split, str(path))
-        return [(alone, path, is_root)]
+        return [PlacedPart(alone, path, is_root)]
     first: PartKind = "folder" if kind in ("auto", "webdataset") else kind  # type: ignore[assignment]
     parts = choose_parts(FolderTree(path), split, str(path), is_root, first)
     undivided = parts == [Part("", "folder")]
-    found: list[tuple[PartKind, Path, bool]] = []
+    found: list[PlacedPart] = []
     for part in parts:
         place = path / part.path
         shards = shards_within(place) if part.kind == "folder" and kind != "folder" else []
-        found += [(kind_of(shard), shard, undivided and is_root) for shard in shards] or [(part.kind, place, False)]
-    if is_root and undivided and found[0][0] != "archive":
+        found += [PlacedPart(kind_of(shard), shard, undivided and is_root) for shard in shards] or [
+            PlacedPart(part.kind, place, False)
+        ]
+    if is_root and undivided and found[0].kind != "archive":
         refuse_undivided(split, str(path))
     return found
 
