@@ -21,9 +21,9 @@ from gsq_lightning.data import ImageNetDataModule
 from gsq_lightning.discriminators import PatchDiscriminator
 from gsq_lightning.errors import TrainingDiverged
 from gsq_lightning.losses import LossWeights
+from gsq_lightning.run_folders import RunFolder
 from gsq_lightning.runs import RunCheckpoint
 from gsq_lightning.runs.divergence import Divergence
-from gsq_lightning.runs.layout import RunFolder
 from tests.conftest import WITHOUT_WEIGHTS, write_images
 from tests.test_two_ranks import free_port
 

@@ -15,9 +15,9 @@ from gsq_lightning.__main__ import main
 from gsq_lightning.data import ImageNetDataModule
 from gsq_lightning.errors import TrainingDiverged
 from gsq_lightning.pixels import image_of
+from gsq_lightning.run_folders import RunFolder
 from gsq_lightning.runs import RunCheckpoint
 from gsq_lightning.runs.divergence import Divergence
-from gsq_lightning.runs.layout import RunFolder
 from tests.cli.test_fit import TINY
 from tests.cli.test_fit import images as image_options
 from tests.conftest import write_images

@@ -20,9 +20,9 @@ from gsq_lightning.cli import fit as cli
 from gsq_lightning.data import ImageNetDataModule
 from gsq_lightning.files import hold_lock, is_locked
 from gsq_lightning.reports import read_report, report
+from gsq_lightning.run_folders import LOCK
 from gsq_lightning.runs import checkpoint_io
 from gsq_lightning.runs.checkpoint_io import WholeCheckpointIO
-from gsq_lightning.runs.layout import LOCK
 from gsq_lightning.training import TokenizerModule
 from tests.cli.test_fit import TINY, error_of, images
 from tests.conftest import write_images

@@ -18,8 +18,8 @@ from gsq_lightning.reports import (
     sha256_of,
     write_report,
 )
+from gsq_lightning.run_folders import expanded, run_of
 from gsq_lightning.runs import RunCheckpoint
-from gsq_lightning.runs.layout import expanded, run_of
 
 
 class Evaluated(NamedTuple):

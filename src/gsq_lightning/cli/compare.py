@@ -5,7 +5,7 @@ from pathlib import Path
 from gsq_lightning.cli.messages import OneLineParser, one_line_errors
 from gsq_lightning.errors import InputError, require
 from gsq_lightning.reports import Row, comparison_lines, find_report, published_rows, report_row
-from gsq_lightning.runs.layout import expanded
+from gsq_lightning.run_folders import expanded
 
 
 def compare(arguments: list[str]) -> None:

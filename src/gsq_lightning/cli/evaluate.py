@@ -31,7 +31,7 @@ from gsq_lightning.metrics import (
 )
 from gsq_lightning.pixels import pixels_to_image
 from gsq_lightning.reports import EvaluationReport, find_report, metrics_table, report_row, write_report
-from gsq_lightning.runs.layout import expanded
+from gsq_lightning.run_folders import expanded
 
 DEFAULT_METRICS: tuple[MetricName, ...] = ("psnr", "psnr_set", "ssim", "rfid")
 

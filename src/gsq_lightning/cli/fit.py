@@ -40,9 +40,7 @@ from gsq_lightning.files import disk_error, left_out_on_disk_errors
 from gsq_lightning.pretrained.export import DEMOS
 from gsq_lightning.pretrained.saved import check_weights
 from gsq_lightning.reports import report_folder, sha256_of
-from gsq_lightning.runs import RunCheckpoint
-from gsq_lightning.runs.divergence import Divergence, OnDivergence
-from gsq_lightning.runs.layout import (
+from gsq_lightning.run_folders import (
     RunFolder,
     csv_folder,
     expanded,
@@ -51,6 +49,8 @@ from gsq_lightning.runs.layout import (
     run_folders,
     run_of,
 )
+from gsq_lightning.runs import RunCheckpoint
+from gsq_lightning.runs.divergence import Divergence, OnDivergence
 from gsq_lightning.runs.resume import check_resumable, decide, mark_finished, newest_resumable
 from gsq_lightning.runs.start import RunStart
 from gsq_lightning.training import TokenizerModule

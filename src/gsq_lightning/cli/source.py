@@ -20,8 +20,8 @@ from gsq_lightning.pretrained.export import CONFIG_FILE, Weights, bundled, read_
 from gsq_lightning.pretrained.released import RELEASED_FILE
 from gsq_lightning.quantizers import Quantizer
 from gsq_lightning.reports import sha256_of
+from gsq_lightning.run_folders import expanded, newest_checkpoint
 from gsq_lightning.runs.checkpoint_io import load_checkpoint_file
-from gsq_lightning.runs.layout import expanded, newest_checkpoint
 
 # options that say nothing of other images
 OF_THOSE_IMAGES = ("val_share", "source", "image_column", "label_column", "class_names")

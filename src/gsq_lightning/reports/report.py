@@ -18,7 +18,7 @@ import yaml
 from gsq_lightning.errors import InputError
 from gsq_lightning.files import WEIGHTS_FILE, locked, write_whole
 from gsq_lightning.reports.table import METRICS, formatted, markdown_table
-from gsq_lightning.runs.layout import RunFolder, checkpoint_files, run_folders
+from gsq_lightning.run_folders import RunFolder, checkpoint_files, run_folders
 
 JSON_NAME = "metrics.json"
 MARKDOWN_NAME = "metrics.md"

@@ -10,9 +10,9 @@ from lightning.pytorch.callbacks import Checkpoint
 
 from gsq_lightning.errors import CheckpointNotWritten, InputError, RunStopped, TrainingDiverged, require_at_least
 from gsq_lightning.files import hold_lock
+from gsq_lightning.run_folders import LAST_CHECKPOINT, LOCK, RunFolder, expanded
 from gsq_lightning.runs.agreement import Agreement
 from gsq_lightning.runs.checkpoint_io import WholeCheckpointIO, remove_parts
-from gsq_lightning.runs.layout import LAST_CHECKPOINT, LOCK, RunFolder, expanded
 from gsq_lightning.runs.lightning_internals import (
     cluster_environment,
     count_epoch_once,

@@ -16,8 +16,8 @@ from gsq_lightning.distributed import gathered
 from gsq_lightning.errors import TrainingDiverged, first_few, look_up, require
 from gsq_lightning.files import left_out_on_disk_errors, write_whole
 from gsq_lightning.pixels import image_of
+from gsq_lightning.run_folders import RunFolder
 from gsq_lightning.runs.checkpoint import RunCheckpoint
-from gsq_lightning.runs.layout import RunFolder
 from gsq_lightning.runs.lightning_internals import go_back_to
 
 logger = logging.getLogger(__name__)

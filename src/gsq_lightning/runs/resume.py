@@ -10,7 +10,7 @@ import yaml
 from gsq_lightning.errors import InputError, require
 from gsq_lightning.files import is_locked
 from gsq_lightning.pretrained.saved import read_plain
-from gsq_lightning.runs.layout import RunFolder, run_folders
+from gsq_lightning.run_folders import RunFolder, run_folders
 
 logger = logging.getLogger(__name__)
 

@@ -8,7 +8,7 @@ from lightning.pytorch import Callback, LightningModule, Trainer
 from lightning.pytorch.loggers import TensorBoardLogger
 from lightning.pytorch.utilities.rank_zero import rank_zero_info
 
-from gsq_lightning.runs.layout import RunFolder
+from gsq_lightning.run_folders import RunFolder
 
 
 class RunStart(Callback):

@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 
 from gsq_lightning import InputError
-from gsq_lightning.runs.layout import RunFolder, expanded, newest_checkpoint, next_run, run_folders, run_of
+from gsq_lightning.run_folders import RunFolder, expanded, newest_checkpoint, next_run, run_folders, run_of
 
 
 def test_runs_are_counted_and_the_newest_comes_first(tmp_path: Path) -> None:
