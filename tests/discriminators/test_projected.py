@@ -75,6 +75,23 @@ def test_every_position_at_every_scale_has_a_logit(
     assert loaded(torch.rand(2, 3, *size)).shape == (2, logits)
 
 
+@pytest.mark.parametrize(
+    ("size", "enlarged"), [((32, 48), (64, 96)), ((45, 32), (90, 64)), ((64, 64), (64, 64)), ((80, 72), (80, 72))]
+)
+def test_small_images_are_enlarged(
+    loaded: ProjectedDiscriminator, size: tuple[int, int], enlarged: tuple[int, int]
+) -> None:
+    """What the trunk sees has the short side `min_size`; larger images are left as they are."""
+    discriminator = ProjectedDiscriminator("random", head_channels=8, min_size=64)
+    discriminator.load_state_dict(loaded.state_dict())
+    discriminator.trunk = loaded.trunk
+    image, reconstruction = torch.rand(2, 2, 3, *size) * 2 - 1
+    pair = discriminator.eval().forward_pair(image, reconstruction)
+    for got, given in zip(pair, (image, reconstruction), strict=True):
+        expected = copy.deepcopy(loaded).eval()(F.interpolate(given, enlarged, mode="bilinear"))
+        torch.testing.assert_close(got, expected, rtol=1e-3, atol=1e-4)
+
+
 def test_a_pair_is_two_calls(discriminator: ProjectedDiscriminator) -> None:
     discriminator.eval()  # spectral norm iterates in training
     image, reconstruction = torch.rand(2, 3, 3, 32, 32) * 2 - 1
@@ -189,5 +206,7 @@ def test_it_learns_to_tell_sharp_from_blurred() -> None:
 def test_sizes_that_make_no_sense_are_refused(loaded: ProjectedDiscriminator) -> None:
     with pytest.raises(InputError, match="head_channels is 0"):
         ProjectedDiscriminator(head_channels=0)
+    with pytest.raises(InputError, match="min_size is 16; it must be at least 32, or null"):
+        ProjectedDiscriminator(min_size=16)
     with pytest.raises(InputError, match="at least 32 pixels each way, these have 64×31"):
         loaded(torch.zeros(1, 3, 64, 31))

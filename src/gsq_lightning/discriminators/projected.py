@@ -26,17 +26,19 @@ PROJECTION_SEED = 0
 class ProjectedDiscriminator(TrunkDiscriminator):
     """A frozen EfficientNet-Lite0, a fixed random projection of its maps at four scales, and a head for each.
 
-    Each head judges every position of its map, which for reconstructions says more than the paper's 5×5 logits. Images
-    are seen at the size that they have.
+    Each head judges every position of its map, which for reconstructions says more than the paper's 5×5 logits.
 
-    With an `EfficientNetLoss` of the same weights, and without augmentation, training looks through the trunk once for
-    both: on a GPU in the loss's float32, whatever `trunk_dtype` is.
+    With an `EfficientNetLoss` of the same weights, and without augmentation or `min_size`, training looks through the
+    trunk once for both: on a GPU in the loss's float32, whatever `trunk_dtype` is.
 
     Args:
         weights: those of the trunk: "pretrained", a path (see `load_efficientnet_lite0`), or "random" (tests).
         head_channels: width of each head.
         augmentation: what is done to all images before, in training.
         trunk_dtype: see `TrunkDiscriminator`.
+        min_size: images whose short side has fewer pixels are enlarged to it, bilinearly. The authors' code does so
+            below 224, the size that the trunk was trained at; for 64² images it costs twelve times the work. None:
+            every image is seen at its own size.
 
     Raises:
         InputError: for options that make no sense; from `load`, where the weights cannot be had; from `forward`, for
@@ -49,8 +51,13 @@ class ProjectedDiscriminator(TrunkDiscriminator):
         head_channels: int = 64,
         augmentation: DifferentiableAugmentation | None = None,
         trunk_dtype: TrunkDtype = "bfloat16",
+        min_size: int | None = None,
     ) -> None:
         require_at_least(1, head_channels=head_channels)
+        require(
+            min_size is None or min_size >= SMALLEST_SIDE,
+            f"min_size is {min_size}; it must be at least {SMALLEST_SIDE}, or null",
+        )
         heads = {
             f"stride_{scale.stride}": MapHead(channels, head_channels)
             for scale, channels in zip(SCALES, HEAD_CHANNELS, strict=True)
@@ -58,6 +65,7 @@ class ProjectedDiscriminator(TrunkDiscriminator):
         super().__init__(heads, augmentation, trunk_dtype)
         self.weights = weights
         self.head_channels = head_channels
+        self.min_size = min_size
 
     def make_trunk(self) -> nn.Module:
         return project(EfficientNetFeatures(load_efficientnet_lite0(self.weights)))
@@ -68,7 +76,7 @@ class ProjectedDiscriminator(TrunkDiscriminator):
             self.trunk = FrozenNetwork(project(features))
 
     def forward(self, image: Tensor) -> Tensor:
-        """(B, 3, H, W) in [-1, 1] → logits (B, N) of all positions at all scales; N = 340 at 64²."""
+        """(B, 3, H, W) in [-1, 1] → logits (B, N) of all positions at all scales; N = 340 where the trunk sees 64²."""
         height, width = image.shape[-2:]
         require(
             min(height, width) >= SMALLEST_SIDE,
@@ -76,6 +84,14 @@ class ProjectedDiscriminator(TrunkDiscriminator):
             f"{height}×{width}",
         )
         return super().forward(image)
+
+    def _augmented(self, image: Tensor) -> Tensor:
+        image = super()._augmented(image)
+        height, width = image.shape[-2:]
+        if self.min_size is None or min(height, width) >= self.min_size:
+            return image
+        size = [round(side * self.min_size / min(height, width)) for side in (height, width)]
+        return F.interpolate(image, size, mode="bilinear")
 
 
 def project(features: EfficientNetFeatures) -> nn.Sequential:
