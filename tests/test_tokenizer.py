@@ -1,4 +1,5 @@
 import json
+import math
 from collections.abc import Callable
 from pathlib import Path
 
@@ -79,6 +80,32 @@ def test_wrong_images_and_indices_are_refused(small_tokenizer: Build) -> None:
             tokenizer.decode_indices(indices)  # type: ignore[arg-type]
     with pytest.raises(InputError, match="decode_image takes what encode_image gives, not Tensor"):
         tokenizer.decode_image(torch.zeros(1, 2, 2, 2, dtype=torch.int64))  # type: ignore[arg-type]
+
+
+def test_a_model_card_that_lies_there_stays(small_tokenizer: Build, tmp_path: Path) -> None:
+    tokenizer = small_tokenizer()
+    tokenizer.save_pretrained(tmp_path)
+    (tmp_path / "README.md").write_text("of these weights")
+    with pytest.warns(UserWarning, match=r"README.md may tell of other weights"):
+        tokenizer.save_pretrained(tmp_path)
+    assert (tmp_path / "README.md").read_text() == "of these weights"
+
+
+@pytest.mark.parametrize("value", [math.nan, math.inf, -math.inf])
+def test_what_is_not_finite_has_no_tokens(small_tokenizer: Build, value: float) -> None:
+    """Neither an image with such a pixel nor a network with such a weight: index 0 would look like any other."""
+    tokenizer = small_tokenizer().eval()
+    image = torch.zeros(1, 3, 16, 16)
+    broken = image.clone()
+    broken[0, 1, 3, 5] = value
+    for method in (tokenizer.encode_indices, tokenizer.encode_image, tokenizer):
+        with pytest.raises(InputError, match="the image has values that are NaN or infinite"):
+            method(broken)  # type: ignore[operator]
+    with torch.no_grad():
+        tokenizer.encoder.conv_in.weight[0, 0, 0, 0] = value
+    for method in (tokenizer.encode_indices, tokenizer.encode_image):
+        with pytest.raises(InputError, match="latent has values that are NaN or infinite"):
+            method(image + 0.5)
 
 
 @pytest.mark.parametrize("kind", [torch.uint8, torch.int16, torch.int32, torch.uint16])

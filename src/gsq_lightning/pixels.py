@@ -52,15 +52,17 @@ def check_float(image: Tensor) -> None:
 
 
 def check_range(image: Tensor, may_overshoot: bool = False) -> None:
-    """Raises InputError for an image that is clearly in [0, 255], and warns of one that seems not to be in [-1, 1].
+    """Raises InputError for an image that is not finite or clearly in [0, 255]; warns of one that seems not in [-1, 1].
 
     Args:
         image: float, of any shape.
-        may_overshoot: it comes out of a network, and may go beyond.
+        may_overshoot: it comes out of a network, and may go beyond, also to NaN and infinity.
     """
     if image.numel() == 0:
         return
     lowest, highest = (float(end) for end in image.detach().aminmax())
+    if not may_overshoot and not (math.isfinite(lowest) and math.isfinite(highest)):
+        raise InputError("the image has values that are NaN or infinite; they must be in [-1, 1]")
     if 16.0 < highest < math.inf:
         raise InputError(f"the image has values up to {highest:g}; it must be in [-1, 1]: x / 127.5 - 1 for [0, 255]")
     if 0.0 <= lowest < highest <= 1.0:

@@ -3,6 +3,7 @@ pictures; not Lightning.
 """
 
 import math
+import warnings
 from collections.abc import Sequence
 from dataclasses import asdict
 from fractions import Fraction
@@ -152,35 +153,34 @@ class GSQTokenizer(nn.Module):
         return self.decoder(quantized.to(self.decoder.conv_in.weight.dtype))
 
     def encode_indices(self, image: Tensor) -> Tensor:
-        """(B, 3, H, W) in [-1, 1] → (B, h, w, G) int64 in [0, V)."""
-        return self.quantizer.latent_to_indices(self.latent(image))
+        """(B, 3, H, W) in [-1, 1] → (B, h, w, G) int64 in [0, V).
+
+        Raises:
+            InputError: for what is no such image, and in evaluation where the latent is not finite, whose codes would
+                mean nothing.
+        """
+        return self._indices(self.latent(image))
 
     def decode_indices(self, indices: Tensor) -> Tensor:
         """(B, h, w, G), any integer type → image (B, 3, f·h, f·w), unclamped. Raises InputError outside [0, V)."""
         return self.decode(self.quantizer.indices_to_quantized(self._checked(indices)))
 
+    def _indices(self, latent: Tensor) -> Tensor:
+        if not self.training and not torch.compiler.is_compiling():
+            require(
+                bool(latent.isfinite().all()),
+                "the encoder's latent has values that are NaN or infinite; so have the tokenizer's weights, or the "
+                "image is too far from [-1, 1]",
+            )
+        return self.quantizer.latent_to_indices(latent)
+
     def _checked(self, indices: Tensor) -> Tensor:
         """Indices as int64. Raises InputError for those that cannot be decoded."""
-        quantizer = self.quantizer
-        if not isinstance(indices, Tensor):
-            kind = type(indices).__name__
-            raise InputError(
-                f"indices are of the type {kind}; they must be a tensor: torch.as_tensor converts an array"
-            )
-        if indices.ndim != 4 or indices.shape[-1] != quantizer.num_groups:
-            raise InputError(
-                f"indices have shape {tuple(indices.shape)}; they must be (B, h, w, G) with G = {quantizer.num_groups}"
-            )
-        if indices.is_floating_point() or indices.is_complex() or indices.dtype == torch.bool:
-            raise InputError(f"indices are {indices.dtype}; they must be of an integer type")
-        indices = indices.long()
-        if indices.numel() and not torch.compiler.is_compiling():
-            lowest, highest = (int(end) for end in indices.aminmax())
-            if lowest < 0 or highest >= quantizer.codebook_size:
-                raise InputError(
-                    f"indices range from {lowest} to {highest}; the codebook has {quantizer.codebook_size} codes, so 0 "
-                    f"to {quantizer.codebook_size - 1} are allowed"
-                )
+        indices = self.quantizer.checked(indices, waits=True)
+        require(
+            indices.ndim == 4,
+            f"indices have shape {tuple(indices.shape)}; they must be (B, h, w, G) with G = {indices.shape[-1]}",
+        )
         return indices
 
     def forward(self, image: Tensor) -> Tensor:
@@ -188,7 +188,8 @@ class GSQTokenizer(nn.Module):
         if torch.is_grad_enabled():
             return self.decode(self.encode(image).quantized)
         # bit-exact the same, without the quantizer's losses, which may cost many times the forward pass
-        return self.decode(self.quantizer.indices_to_quantized(self.encode_indices(image)))
+        indices = self.quantizer.latent_to_indices(self.latent(image))
+        return self.decode(self.quantizer.indices_to_quantized(indices))
 
     @torch.no_grad()
     def encode_image(self, picture: Any, tile: int | None = None) -> EncodedImage:
@@ -214,7 +215,7 @@ class GSQTokenizer(nn.Module):
         else:
             size, overlap = self._tile(tile)
             latent = blend_tiles(self._encoded, padded, size * factor, overlap * factor, Fraction(1, factor))
-        return EncodedImage(self.quantizer.latent_to_indices(latent), height, width)
+        return EncodedImage(self._indices(latent), height, width)
 
     @torch.no_grad()
     def decode_image(self, encoded: EncodedImage, tile: int | None = None) -> "Image":
@@ -280,6 +281,8 @@ class GSQTokenizer(nn.Module):
     def save_pretrained(self, folder: str | Path, half: bool = False) -> None:
         """Writes `config.json` and `model.safetensors` into `folder`, which is made where it is missing.
 
+        A model card that lies there stays: a warning.
+
         Args:
             folder: where to.
             half: store the networks' weights in float16, half the bytes; they are float32 again when loaded. Codes stay
@@ -288,7 +291,10 @@ class GSQTokenizer(nn.Module):
         Raises:
             InputError: where `folder` is a file.
         """
-        write_folder(Path(folder).expanduser(), SavedTokenizer(self.config, self.state_dict()), half)
+        folder = Path(folder).expanduser()
+        write_folder(folder, SavedTokenizer(self.config, self.state_dict()), half)
+        if (folder / CARD_FILE).exists():
+            warnings.warn(f"{folder / CARD_FILE} may tell of other weights than those written now", stacklevel=2)
 
     def model_card(self, name: str, report: str | Path | None = None, license: str | None = None) -> str:
         """Markdown for the Hub.

@@ -1,6 +1,7 @@
 """The tokens of a folder, by number."""
 
 import dataclasses
+import operator
 from collections.abc import Sequence
 from functools import cached_property
 from pathlib import Path
@@ -36,10 +37,11 @@ class TokenDataset(WithTokenFacts, ImageDataset):
         copies: of augmented images: "all" are items of their own, those of an image next to each other; "plain" has
             each image's first one, without augmentation; "random" draws one by seed, epoch and image, where a
             `SampleKey` asks (the data module's sampler), else the plain one.
-        images: (N,) int64, numbers of images; by default all.
+        images: numbers of images, (N,) integers, from the end where negative, or a mask of all; by default all.
 
     Raises:
-        InputError: where there are no tokens, shards are missing, or they are Parquet files.
+        InputError: where there are no tokens, shards are missing, they are Parquet files, or for images that there are
+            not.
     """
 
     def __init__(self, folder: str | Path, copies: Copies = "all", images: np.ndarray | None = None) -> None:
@@ -58,7 +60,9 @@ class TokenDataset(WithTokenFacts, ImageDataset):
                 f"{shard_name(missing[0])}; the command that wrote the others writes them"
             )
         self._ends = np.cumsum([rows_of(self._path(number)) for number in range(facts.shards)])
-        self._images = images
+        self._images = None
+        if images is not None:
+            self._images = whole_numbers("images", images, self.num_images)
         self._numbers: torch.Tensor | None = None  # of the classes, -1 last, where they are not those of the files
         self._mapped: dict[int, TokenShard] = {}
 
@@ -87,8 +91,8 @@ class TokenDataset(WithTokenFacts, ImageDataset):
         return every if self._images is None else every[self._images]
 
     def name(self, image: int) -> str:
-        """The name of an image, by its number in [0, num_images)."""
-        shard, row = self._find(self._row(image, 0))
+        """The name of an image, by its number in [0, num_images). Raises InputError for any other."""
+        shard, row = self._find(self._row(int(whole_numbers("images", [image], self.num_images)[0]), 0))
         return shard.name(row)
 
     def number_by(self, class_names: Sequence[str]) -> None:
@@ -105,10 +109,14 @@ class TokenDataset(WithTokenFacts, ImageDataset):
         """Some of the images.
 
         Args:
-            images: (N,) int64, their numbers in [0, num_images).
+            images: their numbers, (N,) integers, from the end where negative, or a mask (num_images,).
             copies: by default as here.
+
+        Raises:
+            InputError: for images that there are not.
         """
-        chosen = images if self._images is None else self._images[images]
+        chosen = whole_numbers("images", images, self.num_images)
+        chosen = chosen if self._images is None else self._images[chosen]
         part = TokenDataset(self.folder, copies or self.copies, chosen)
         if self._numbers is not None:
             part.number_by(self.class_names or [])
@@ -127,11 +135,10 @@ class TokenDataset(WithTokenFacts, ImageDataset):
     def __getitem__(self, key: SampleKey | int | slice | Sequence[int]) -> TokenBatch:
         if isinstance(key, slice):
             key = range(*key.indices(len(self)))
-        if isinstance(key, SampleKey) or not isinstance(key, Sequence | np.ndarray | torch.Tensor):
-            return self._item(key)
-        if not len(key):
-            return self._none()
-        return TokenBatch.stack([self._item(int(item)) for item in key])
+        if isinstance(key, SampleKey) or np.ndim(key) == 0:
+            return self._item(key if isinstance(key, SampleKey) else operator.index(key))  # type: ignore[arg-type]
+        items = whole_numbers("items", key, len(self))
+        return TokenBatch.stack([self._item(int(item)) for item in items]) if len(items) else self._none()
 
     def _item(self, key: SampleKey | int) -> TokenBatch:
         item, number = key_of(key).item, len(self)
@@ -180,3 +187,20 @@ class TokenDataset(WithTokenFacts, ImageDataset):
 
     def _path(self, number: int) -> Path:
         return self.folder / shard_name(number)
+
+
+def whole_numbers(name: str, chosen: Any, count: int) -> np.ndarray:
+    """Numbers in [0, count), or a mask of that length → (N,) int64. Raises InputError for any other."""
+    numbers = np.asarray(chosen)
+    if numbers.dtype == bool:
+        require(numbers.shape == (count,), f"{name} is a mask of shape {numbers.shape}; it must be ({count},)")
+        return np.flatnonzero(numbers)
+    if numbers.size == 0:
+        return np.empty(0, dtype=np.int64)
+    require(
+        numbers.ndim == 1 and np.issubdtype(numbers.dtype, np.integer),
+        f"{name} is {numbers.dtype} of shape {numbers.shape}; it must be integers (N,), or a mask",
+    )
+    lowest, highest = int(numbers.min()), int(numbers.max())
+    require(-count <= lowest and highest < count, f"{name} range from {lowest} to {highest}, of {count}")
+    return numbers.astype(np.int64) % count

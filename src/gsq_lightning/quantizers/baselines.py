@@ -59,7 +59,7 @@ class LibraryQuantizer(Quantizer):
 
     def indices_to_quantized(self, indices: Tensor) -> Tensor:
         with full_precision(indices.device):
-            return self._decode(indices.long())
+            return self._decode(self.checked(indices))
 
     @abstractmethod
     def _search(self, latent: Tensor) -> Tensor:

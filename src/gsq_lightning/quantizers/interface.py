@@ -5,9 +5,10 @@ import math
 from abc import ABC, abstractmethod
 from typing import Any, NamedTuple
 
+import torch
 from torch import Tensor, nn
 
-from gsq_lightning.errors import require_at_least
+from gsq_lightning.errors import InputError, require_at_least
 
 
 class QuantizerOutput(NamedTuple):
@@ -74,7 +75,39 @@ class Quantizer(nn.Module, ABC):
 
     @abstractmethod
     def indices_to_quantized(self, indices: Tensor) -> Tensor:
-        """(B, h, w, G) int64 in [0, V) → (B, D, h, w)."""
+        """(B, h, w, G) integers in [0, V) → (B, D, h, w). A subclass may call `checked` first."""
+
+    def checked(self, indices: Tensor, waits: bool = False) -> Tensor:
+        """(…, G) of any integer type → int64.
+
+        Args:
+            indices: for `indices_to_quantized`.
+            waits: look at their values in training and on a GPU too, for which the processor waits.
+
+        Raises:
+            InputError: for what is no such tensor, and for indices outside [0, V) where their values are looked at.
+        """
+        if not isinstance(indices, Tensor):
+            kind = type(indices).__name__
+            raise InputError(
+                f"indices are of the type {kind}; they must be a tensor: torch.as_tensor converts an array"
+            )
+        if indices.ndim == 0 or indices.shape[-1] != self.num_groups:
+            raise InputError(
+                f"indices have shape {tuple(indices.shape)}; they must be (…, G) with G = {self.num_groups}"
+            )
+        if indices.is_floating_point() or indices.is_complex() or indices.dtype == torch.bool:
+            raise InputError(f"indices are {indices.dtype}; they must be of an integer type")
+        indices = indices.long()
+        looks = waits or (indices.device.type == "cpu" and not self.training)
+        if looks and indices.numel() and not torch.compiler.is_compiling():
+            lowest, highest = (int(end) for end in indices.aminmax())
+            if lowest < 0 or highest >= self.codebook_size:
+                raise InputError(
+                    f"indices range from {lowest} to {highest}; the codebook has {self.codebook_size} codes, so 0 "
+                    f"to {self.codebook_size - 1} are allowed"
+                )
+        return indices
 
     @property
     def num_codebooks(self) -> int:

@@ -200,7 +200,7 @@ class GroupedSphericalQuantizer(Quantizer):
         return self._nearest(self._split(latent))
 
     def indices_to_quantized(self, indices: Tensor) -> Tensor:
-        return self._merge(self._codes_of(indices.long()))
+        return self._merge(self._codes_of(self.checked(indices)))
 
     def _split(self, latent: Tensor) -> Tensor:
         """(B, D, …) → (B, …, G, d), float32 or better."""

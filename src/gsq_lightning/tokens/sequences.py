@@ -50,8 +50,11 @@ def add_group_offsets(indices: Tensor, codebook_size: int) -> Tensor:
     """(…, G) in [0, V) → (…, G) int64 in [0, G·V): group g's indices have codes g·V to (g+1)·V - 1 to themselves.
 
     For one table of embeddings where each group has codes of its own.
+
+    Raises:
+        InputError: for what is no integer, and, on a CPU, outside [0, V).
     """
-    return indices.long() + codebook_size * torch.arange(indices.shape[-1], device=indices.device)
+    return _checked(indices, codebook_size) + codebook_size * torch.arange(indices.shape[-1], device=indices.device)
 
 
 def remove_group_offsets(tokens: Tensor, codebook_size: int) -> Tensor:
@@ -63,11 +66,11 @@ def combine_groups(indices: Tensor, codebook_size: int) -> Tensor:
     """(…, G) in [0, V) → (…) int64 in [0, V^G): Σ_g i_g · V^(G-1-g), so that the first group counts most.
 
     Raises:
-        InputError: where V^G does not fit int64.
+        InputError: where V^G does not fit int64, for what is no integer, and, on a CPU, outside [0, V).
     """
     _check_combined(codebook_size, indices.shape[-1])
     combined = torch.zeros(indices.shape[:-1], dtype=torch.int64, device=indices.device)
-    for index in indices.long().unbind(-1):
+    for index in _checked(indices, codebook_size).unbind(-1):
         combined = combined * codebook_size + index
     return combined
 
@@ -134,6 +137,21 @@ class SpecialTokens(NamedTuple):
     def label_of(self, token: Tensor) -> Tensor:
         """(B,) → (B,) labels, -1 for `start`: the inverse of `of_class`."""
         return torch.where(token == self.start, -1, token - self.num_codes - 2)
+
+
+def _checked(indices: Tensor, codebook_size: int) -> Tensor:
+    require(
+        not indices.is_floating_point() and indices.dtype != torch.bool,
+        f"indices are {indices.dtype}; they must be of an integer type",
+    )
+    if indices.numel() and indices.device.type == "cpu" and not torch.compiler.is_compiling():
+        lowest, highest = (int(end) for end in indices.aminmax())
+        require(
+            lowest >= 0 and highest < codebook_size,
+            f"indices range from {lowest} to {highest}; with a codebook of {codebook_size} they must be from 0 to "
+            f"{codebook_size - 1}",
+        )
+    return indices.long()
 
 
 def _check_combined(codebook_size: int, num_groups: int) -> None:
