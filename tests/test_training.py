@@ -2,17 +2,19 @@
 
 import copy
 import csv
+import os
 import pickle
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
+from unittest import mock
 
 import pytest
 import torch
 from lightning.pytorch import Callback, LightningModule, Trainer
 from lightning.pytorch.callbacks import ModelCheckpoint
 from lightning.pytorch.loggers import CSVLogger
-from lightning.pytorch.strategies import FSDPStrategy
+from lightning.pytorch.strategies import DDPStrategy, FSDPStrategy
 from safetensors.torch import load
 from torch import Tensor, nn
 from torch.nn import functional as F
@@ -570,6 +572,31 @@ def test_compiled_channels_last_training_gives_the_same_weights(tmp_path: Path) 
     assert fast_names == plain_names
     for name, value in plain.items():
         torch.testing.assert_close(fast[name], value, rtol=1e-3, atol=1e-5)
+
+
+def test_compiled_networks_are_a_graph_each_under_ddp(
+    small_tokenizer: Build, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Dynamo cuts at the ends of DDP's gradient buckets, here of 10 kB."""
+    graphs: list[Any] = []
+
+    def note(graph: Any, inputs: Any) -> Any:
+        graphs.append(graph)
+        return graph.forward
+
+    def compiled(network: nn.Module) -> None:
+        network._compiled_call_impl = torch.compile(network._call_impl, backend=note)
+
+    monkeypatch.setattr(nn.Module, "compile", compiled)
+    monkeypatch.setattr(torch._dynamo.config, "optimize_ddp", True)
+    monkeypatch.setattr(torch._functorch.config, "donated_buffer", True)
+    module = TokenizerModule(small_tokenizer(), compile_networks=True)
+    strategy = DDPStrategy(process_group_backend="gloo", bucket_cap_mb=0.01)
+    with mock.patch.dict(os.environ):  # Lightning leaves rank and address there
+        fit(module, tmp_path, max_steps=1, strategy=strategy, devices=1)
+    torch.distributed.destroy_process_group()
+    torch._dynamo.reset()
+    assert len(graphs) == 2
 
 
 def test_a_run_that_diverges_leaves_a_checkpoint_with_finite_weights(small_tokenizer: Build, tmp_path: Path) -> None:

@@ -310,6 +310,8 @@ class TokenizerModule(LightningModule):
         if self.compile_networks:  # not before: the sanity check's batches may have another size
             if self.objective.adaptive_weight:  # goes through the decoder's graph three times
                 torch._functorch.config.donated_buffer = False
+            # DDP's exchange, for which graphs would be cut at the ends of its buckets, is off: `Stepper` has its own
+            torch._dynamo.config.optimize_ddp = False
             self.tokenizer.encoder.compile()
             self.tokenizer.decoder.compile()
         self._speed.start()
