@@ -7,32 +7,45 @@
 
 "usual" is how the paper's reference works: a second batch and a second pass of the autoencoder, with its graph, for the
 discriminator; its input at 518²; channels first; nothing compiled; optimizers that loop over the weights.
-The others switch to this library's way one thing at a time, each row keeping those above it. All networks have random
-weights. Rows take turns, so that a change of the machine's speed meets all of them.
+The others switch to this library's way one thing at a time, each row keeping those above it. They are networks,
+losses, clipping and optimizers alone. The last row is the product: the recipe with fast.yaml, `TokenizerModule` in a
+Trainer, so with the average of the weights, logs, the check of gradients and Lightning's own work, from the start of a
+batch to its end; without data loading. All networks have random weights. Rows take turns, so that a change of the
+machine's speed meets all of them.
 
-FLOPs are those of a row's own step, counted by torch's FlopCounterMode before anything is compiled, without the lookup.
+cuDNN tries out its convolutions in all rows, as `trainer.benchmark: true` of the recipes has it, or in none
+(`--no-cudnn_benchmark`): a process chooses once for each shape, so that it cannot be a row.
+
+FLOPs are those of a row's own step, counted by torch's FlopCounterMode before anything is compiled, without the lookup;
+of the last row those of the row with the same losses, "+ compiled".
 MFU is their share of the bf16 peak, by its datasheet, of the GPU that `--peak` names. Memory is what a step needs
-above all that is loaded. `--profile` shows where the time of the last way's step goes, kernel by kernel, and how long
-the device is idle.
+above all that is loaded. `--profile` shows where the time of the last but one row's step goes, kernel by kernel, and
+how long the device is idle.
 """
 
 import argparse
 import statistics
+import tempfile
 import time
 from collections import defaultdict
+from collections.abc import Sequence
 from contextlib import nullcontext
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
+from lightning.pytorch import Callback, Trainer
 from torch import Tensor
 from torch.autograd import DeviceType
 from torch.profiler import ProfilerActivity, profile
+from torch.utils.data import DataLoader
 from torch.utils.flop_counter import FlopCounterMode
 
-from gsq_lightning import GroupedSphericalQuantizer, GSQTokenizer
+from gsq_lightning import GroupedSphericalQuantizer, GSQTokenizer, TokenizerModule
 from gsq_lightning.cli.costs import DEVICES
+from gsq_lightning.cli.weights import Objects
 from gsq_lightning.discriminators import DifferentiableAugmentation, DINODiscriminator
 from gsq_lightning.losses import LPIPS, discriminator_loss, generator_loss
+from gsq_lightning.runs.divergence import Divergence
 
 ADVERSARIAL_WEIGHT = 0.1
 CLIP_NORM = 2.0
@@ -56,9 +69,11 @@ WAYS = [
     Way("+ fused optimizers", True, True, False, False, False),
     Way("+ channels last (model.channels_last)", True, True, True, False, False),
     Way("+ discriminator at its smaller input", True, True, True, True, False),
-    Way("+ compiled (a recipe with fast.yaml)", True, True, True, True, False, True),
+    COMPILED := Way("+ compiled (a recipe with fast.yaml)", True, True, True, True, False, True),
     Way("+ reconstruction judged once (same_draw)", True, True, True, True, True, True),
 ]
+PRODUCT = "as gsq fit runs it (a recipe with fast.yaml)"
+WARM_UP = 3  # steps of the product
 RECIPES = {"f8": (1, 2, 2, 4), "f16": (1, 1, 2, 2, 4), "f32": (1, 1, 2, 2, 4, 4)}
 
 
@@ -69,14 +84,13 @@ class Trainee:
         torch.manual_seed(0)
         self.way = way
         self.device = torch.device(arguments.device)
-        groups = 32 if arguments.base_channels % 32 == 0 else 8
         self.tokenizer = GSQTokenizer(
             GroupedSphericalQuantizer(8, 8192),
             channel_multipliers=RECIPES[arguments.recipe],
             base_channels=arguments.base_channels,
             encoder_blocks=arguments.blocks,
             decoder_blocks=arguments.blocks,
-            norm_groups=groups,
+            norm_groups=arguments.norm_groups,
         )
         sizes = arguments.discriminator_sizes
         self.discriminator = DINODiscriminator(
@@ -142,13 +156,58 @@ class Trainee:
 
 
 def seconds_of_step(trainee: Trainee, image: Tensor) -> float:
-    if trainee.device.type == "cuda":
-        torch.cuda.synchronize()
-    start = time.perf_counter()
+    start = time_when_idle()
     trainee.step(image, image.flip(0))
-    if trainee.device.type == "cuda":
+    return time_when_idle() - start
+
+
+def time_when_idle() -> float:
+    if torch.cuda.is_available():
         torch.cuda.synchronize()
-    return time.perf_counter() - start
+    return time.perf_counter()
+
+
+class Turns(Callback):
+    """Times a Trainer's steps, and before each of them one of every other way.
+
+    Attributes:
+        times: seconds of steps, of each way and at last of the Trainer.
+        memory: bytes, at most, that a step of the Trainer needs.
+    """
+
+    def __init__(self, trainees: Sequence[Trainee], image: Tensor) -> None:
+        self.trainees = trainees
+        self.image = image
+        self.times: list[list[float]] = [[] for _ in range(len(trainees) + 1)]
+        self.memory = 0
+
+    def on_train_batch_start(self, trainer: Trainer, pl_module: Any, batch: Any, batch_idx: int) -> None:
+        if batch_idx >= WARM_UP:
+            for trainee, times in zip(self.trainees, self.times, strict=False):
+                times.append(seconds_of_step(trainee, self.image))
+        if self.image.is_cuda:
+            torch.cuda.reset_peak_memory_stats()
+            self._before = torch.cuda.memory_allocated()
+        self._start = time_when_idle()
+
+    def on_train_batch_end(self, trainer: Trainer, pl_module: Any, outputs: Any, batch: Any, batch_idx: int) -> None:
+        if batch_idx >= WARM_UP:
+            self.times[-1].append(time_when_idle() - self._start)
+        if self.image.is_cuda:
+            self.memory = torch.cuda.max_memory_allocated() - self._before
+
+
+def product(arguments: argparse.Namespace) -> TokenizerModule:
+    """The module of the recipe with fast.yaml, in the sizes of the other rows."""
+    options = [
+        *("--config", f"{arguments.recipe}.yaml", "--config", "fast.yaml", "--model.metrics=null"),
+        f"--model.tokenizer.base_channels={arguments.base_channels}",
+        f"--model.tokenizer.norm_groups={arguments.norm_groups}",
+        *(f"--model.tokenizer.{network}_blocks={arguments.blocks}" for network in ("encoder", "decoder")),
+        f"--model.discriminator.input_size={arguments.discriminator_sizes[1]}",
+        *("--model.discriminator.weights=random", "--model.perceptual_loss.weights=random"),
+    ]
+    return Objects("plan", options).model
 
 
 def profile_lines(trainee: Trainee, image: Tensor, rows: int) -> list[str]:
@@ -188,6 +247,12 @@ def main() -> None:
         nargs=2,
         help="usual and smaller input; default: 518 224 on CUDA, 126 56 else",
     )
+    parser.add_argument(
+        "--cudnn_benchmark",
+        action=argparse.BooleanOptionalAction,
+        default=True,
+        help="let cuDNN try out its convolutions, as the recipes do",
+    )
     parser.add_argument("--rounds", type=int, default=5, help="timed steps of each way")
     parser.add_argument("--profile", type=int, metavar="ROWS", help="kernels to list, of the last way")
     arguments = parser.parse_args()
@@ -201,7 +266,9 @@ def main() -> None:
     ):
         if getattr(arguments, name) is None:
             setattr(arguments, name, on_cuda if cuda else elsewhere)
+    arguments.norm_groups = 32 if arguments.base_channels % 32 == 0 else 8
 
+    torch.backends.cudnn.benchmark = arguments.cudnn_benchmark
     shape = (arguments.batch, 3, arguments.image_size, arguments.image_size)
     image = torch.rand(shape, device=arguments.device) * 2 - 1
     trainees = [Trainee(way, arguments) for way in WAYS]
@@ -217,23 +284,36 @@ def main() -> None:
             before = torch.cuda.memory_allocated()
             trainee.step(image, image.flip(0))
             trainee.memory = torch.cuda.max_memory_allocated() - before
-    times: list[list[float]] = [[] for _ in trainees]
-    for _ in range(arguments.rounds):
-        for trainee, measured in zip(trainees, times, strict=True):
-            measured.append(seconds_of_step(trainee, image))
+    turns = Turns(trainees, image)
+    trainer = Trainer(
+        accelerator="gpu" if cuda else "cpu",
+        devices=1,
+        precision="bf16-mixed" if cuda else "32-true",
+        benchmark=arguments.cudnn_benchmark,
+        max_epochs=1,
+        callbacks=[Divergence(), turns],  # of `gsq fit` the one that comes to each step
+        default_root_dir=tempfile.gettempdir(),
+        logger=False,
+        enable_checkpointing=False,
+        enable_progress_bar=False,
+        enable_model_summary=False,
+    )
+    batches = [image] * (WARM_UP + arguments.rounds)
+    trainer.fit(product(arguments), DataLoader(batches, batch_size=None))  # type: ignore[arg-type]
 
     where = torch.cuda.get_device_name() if cuda else f"CPU, {torch.get_num_threads()} threads"
     print(f"\n{where}, torch {torch.__version__}; batch {arguments.batch} at {arguments.image_size}²,")
     print(f"base_channels {arguments.base_channels}, discriminator at {arguments.discriminator_sizes}\n")
     print("| way | images per second | × usual | GFLOP per image | MFU | GiB of a step |")
     print("|---|---|---|---|---|---|")
-    medians = [statistics.median(measured) for measured in times]
-    for trainee, median in zip(trainees, medians, strict=True):
-        rate, flops = arguments.batch / median, trainee.flops / arguments.batch
+    medians = [statistics.median(measured) for measured in turns.times]
+    rows = [(trainee.way.name, trainee.flops, trainee.memory) for trainee in trainees]
+    rows.append((PRODUCT, trainees[WAYS.index(COMPILED)].flops, turns.memory))
+    for (name, flops_of_step, bytes_of_step), median in zip(rows, medians, strict=True):
+        rate, flops = arguments.batch / median, flops_of_step / arguments.batch
         mfu = f"{rate * flops / DEVICES[arguments.peak].bfloat16:.1%}" if arguments.peak else "–"
-        memory = f"{trainee.memory / 2**30:.1f}" if cuda else "–"
-        times_usual = medians[0] / median
-        print(f"| {trainee.way.name} | {rate:.2f} | {times_usual:.2f} | {flops / 1e9:.1f} | {mfu} | {memory} |")
+        memory = f"{bytes_of_step / 2**30:.1f}" if cuda else "–"
+        print(f"| {name} | {rate:.2f} | {medians[0] / median:.2f} | {flops / 1e9:.1f} | {mfu} | {memory} |")
     if arguments.profile:
         print("", f"{trainees[-1].way.name}:", "", *profile_lines(trainees[-1], image, arguments.profile), sep="\n")
 
