@@ -9,17 +9,24 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 aten = torch.ops.aten
 OPERATORS = {
-    *(aten._local_scalar_dense, aten.is_nonzero, aten.nonzero, aten.equal, aten.masked_select, aten.unique_dim),
-    *(aten._unique2, aten.bincount, aten.repeat_interleave.Tensor.overloadpacket),
+    *(aten._local_scalar_dense, aten.is_nonzero, aten.nonzero, aten.equal, aten.allclose, aten.masked_select),
+    *(aten._unique2, aten.unique_dim, aten.unique_consecutive, aten.unique_dim_consecutive, aten.bincount),
+    aten.repeat_interleave.Tensor.overloadpacket,
+    aten.lift_fresh,  # of tensors made from Python's numbers: torch.tensor, torch.as_tensor, lists as indices
+    *(aten._linalg_check_errors, aten._linalg_eigh, aten._linalg_svd),
 }
-METHODS = ("item", "tolist", "numpy", "cpu", "cuda", "new_tensor", "__bool__", "__float__", "__int__", "__index__")
+METHODS = (
+    *("item", "tolist", "numpy", "cpu", "cuda", "new_tensor", "__array__"),
+    *("__bool__", "__float__", "__int__", "__index__", "__complex__"),
+)
 
 
 class Waits:
     """What was called inside that would wait for a device.
 
     Reading a value of a tensor (`.item()`, `bool()`, `float()`, `.tolist()`), shapes that depend on values (`nonzero`,
-    masks), copies to another device, tensors of Python's numbers (`new_tensor`).
+    masks), checks of a factorization, tensors of Python's numbers (`torch.tensor`, lists as indices). Not seen is what
+    does nothing where all tensors are on a CPU: `.to(device)`, `copy_`.
     """
 
     def __init__(self) -> None:
@@ -44,7 +51,7 @@ class Waits:
 
             def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
                 name = getattr(func, "__name__", "")
-                if name in METHODS and args and isinstance(args[0], Tensor):
+                if name in METHODS:
                     found.append(name)
                 return func(*args, **(kwargs or {}))
 

@@ -171,3 +171,14 @@ def test_a_group_can_be_given_up() -> None:
 def test_values_that_make_no_sense_are_refused(options: dict[str, Any], message: str) -> None:
     with pytest.raises(InputError, match=message):
         Bench(**options)
+
+
+def test_counters_lie_on_the_device_of_their_network() -> None:
+    """So that no step copies them there, after a resume or going back neither."""
+    network = nn.Linear(2, 2)
+    stepper = Stepper({"tokenizer": network}, {}, 1, 1)
+    network.to("meta")
+    stepper.reset()
+    assert stepper._skipped["tokenizer"].is_meta
+    stepper.load_state_dict({"tokenizer": {"in_a_row": 1, "in_all": 2}})
+    assert stepper._skipped["tokenizer"].is_meta

@@ -81,9 +81,10 @@ class Stepper:
         self.reset()
 
     def reset(self) -> None:
-        """Forgets the gradients of a group that was not completed."""
-        for network in self.networks.values():
+        """Forgets the gradients of a group that was not completed. Call it where the networks have come to a device."""
+        for name, network in self.networks.items():
             network.zero_grad()
+            self._skipped[name] = self._skipped[name].to(_device_of(network))
         self._clear()
 
     def start_batch(self, images: int, is_last: bool) -> None:
@@ -140,7 +141,7 @@ class Stepper:
                 with _skipped_where(steps[name].optimizer, skips):
                     steps[name].take()
             self.networks[name].zero_grad()
-            in_a_row, in_all = self._skipped[name].to(norm.device)
+            in_a_row, in_all = self._skipped[name]
             self._skipped[name] = torch.stack([(in_a_row + 1) * skips, in_all + skips])
             means[f"gradient_norm_{name}"] = norm
         self._clear()
@@ -173,7 +174,8 @@ class Stepper:
 
     def load_state_dict(self, state: Mapping[str, Mapping[str, int]]) -> None:
         self._skipped = {
-            name: torch.tensor(SkippedSteps(**state.get(name, {})), dtype=torch.int64) for name in self.networks
+            name: torch.tensor(SkippedSteps(**state.get(name, {})), dtype=torch.int64, device=_device_of(network))
+            for name, network in self.networks.items()
         }
 
     def _mean_log(self) -> tuple[Tensor, dict[str, Tensor]]:
@@ -219,6 +221,10 @@ class GradientSum:
         torch._foreach_copy_(
             self.gradients, [part.view_as(gradient) for part, gradient in zip(parts, self.gradients, strict=True)]
         )
+
+
+def _device_of(network: nn.Module) -> torch.device:
+    return next(network.parameters()).device
 
 
 def _decides_on_device(optimizer: Optimizer) -> bool:
