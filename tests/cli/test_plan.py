@@ -115,7 +115,7 @@ def test_bytes_of_states_and_checkpoint(small_tokenizer: Build) -> None:
     assert parameters.checkpoint(averages=True) == weights + moments
     assert parameters.memory(averages=True, ranks=1, autocast=False) == weights + gradients + moments
     exchanged = parameters.memory(averages=True, ranks=2, autocast=False)
-    assert exchanged == weights + 2 * gradients + moments
+    assert exchanged == weights + 3 * gradients + moments  # and DDP's buckets
 
 
 def test_frozen_networks_are_counted_once() -> None:
@@ -183,6 +183,7 @@ def test_the_command_prints_a_table_of_80_columns(capsys: pytest.CaptureFixture[
     rate = float(table["images"][0].replace(",", ""))
     assert step_flops == pytest.approx(128 / rate * 1e3, rel=0.02)
     assert table["an epoch"][0] == str(100000 // 128)
+    assert table["images kept"][:2] == ["128", "MiB"]  # runs/divergence.py
     assert table["the run"][0] == "1,000"
     hours = float(table["a step"][0]) / 1e3 * 1000 * 2 / 3600
     assert float(next(line for line in lines if "GPU-hours" in line).split()[0]) == pytest.approx(hours, abs=0.06)

@@ -101,9 +101,10 @@ class Parameters(NamedTuple):
     frozen: int
 
     def memory(self, averages: bool, ranks: int, autocast: bool) -> float:
-        """Bytes on each GPU: weights, gradients, two moments of each (Adam), the average, the copy that ranks exchange
-        gradients in, and that in bfloat16 which autocast computes with; all else in float32."""
-        per_trained = 4 * (1 + 2) + (4 if ranks > 1 else 0) + (2 if autocast else 0)
+        """Bytes on each GPU: weights, gradients, two moments of each (Adam), the average; with several ranks the copy
+        that gradients are exchanged in, and the buckets that DistributedDataParallel has for an exchange of its own,
+        even where that is off; the copy in bfloat16 which autocast computes with. All else is in float32."""
+        per_trained = 4 * (1 + 2) + (4 + 4 if ranks > 1 else 0) + (2 if autocast else 0)
         weights = self.tokenizer * (2 if averages else 1) + self.discriminator
         return 4 * weights + per_trained * self.trained + self.frozen
 

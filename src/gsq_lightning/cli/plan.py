@@ -5,6 +5,7 @@ import logging
 import math
 from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -24,6 +25,7 @@ from gsq_lightning.cli.help import unknown_option
 from gsq_lightning.cli.messages import OneLineParser, fail, one_line_errors
 from gsq_lightning.cli.weights import Objects
 from gsq_lightning.errors import require
+from gsq_lightning.runs.divergence import KEPT_BYTES
 from gsq_lightning.training import TokenizerModule
 
 IMAGES_OF_A_WORKER = 900  # per second at 256², JPEG of ImageNet's sizes: measured, benchmarks/RESULTS.md
@@ -70,6 +72,66 @@ def plan(arguments: list[str]) -> None:
         print("\n".join(lines_of(objects, given)))
 
 
+@dataclass(frozen=True)
+class Plan:
+    """A training, and what it is planned for.
+
+    Attributes:
+        module: with the networks of training.
+        parameters, costs: counted.
+        size: of the square images.
+        batch: images of a step, over all GPUs and accumulated batches.
+        max_steps: of the run; -1 for no end.
+        autocast: whether it computes in bfloat16.
+        given: options of the plan.
+    """
+
+    module: TokenizerModule
+    parameters: Parameters
+    costs: StepCosts
+    size: int
+    batch: int
+    max_steps: int
+    autocast: bool
+    given: argparse.Namespace
+
+    @property
+    def device(self) -> Device:
+        return DEVICES[self.given.device]
+
+    @property
+    def gpus(self) -> int:
+        """Over all nodes."""
+        return int(self.given.gpus)
+
+    @property
+    def mfu(self) -> float:
+        """Share of the peak."""
+        return self.given.mfu or MEASURED_MFU[self.module.compile_networks]
+
+    @property
+    def peak(self) -> float:
+        """FLOP per second of a GPU, by its datasheet."""
+        return self.device.bfloat16 if self.autocast else self.device.tf32
+
+    @property
+    def lookup(self) -> float:
+        """Seconds of a step."""
+        tokenizer = self.module.tokenizer
+        vectors = self.batch / self.gpus * tokenizer.tokens_per_image(self.size, self.size)
+        return lookup_seconds(tokenizer.quantizer, vectors, self.device)
+
+    @property
+    def step(self) -> float:
+        """Seconds."""
+        return self.batch * self.costs.flops / (self.mfu * self.peak * self.gpus) + self.lookup
+
+    @property
+    def rate(self) -> float:
+        """Images per second."""
+        return self.batch / self.step
+
+
 def lines_of(objects: Any, given: argparse.Namespace) -> list[str]:
     """The table, at most 80 columns wide.
 
@@ -78,30 +140,28 @@ def lines_of(objects: Any, given: argparse.Namespace) -> list[str]:
         given: of the plan.
     """
     module, data, trainer = objects.model, objects.datamodule, objects.config_init.trainer
-    device, gpus = DEVICES[given.device], given.gpus
-    mfu = given.mfu or MEASURED_MFU[module.compile_networks]
     require(hasattr(data, "image_size"), f"{type(data).__name__} has no image_size to plan with")
-    size: int = data.image_size
-    steps_of = module.stepper.accumulate_batches
+    size, batch, autocast = data.image_size, data.global_batch_size, trainer.precision == "bf16-mixed"
     require(
-        data.global_batch_size % (gpus * steps_of) == 0,
-        f"data.global_batch_size {data.global_batch_size} does not divide by {gpus} GPUs × {steps_of} batches",
+        batch % (given.gpus * module.accumulate_batches) == 0,
+        f"data.global_batch_size {batch} does not divide by {given.gpus} GPUs × {module.accumulate_batches} batches",
     )
-    images = data.global_batch_size // (gpus * steps_of)
-    autocast = trainer.precision == "bf16-mixed"
     with quiet():
         load_without_weights(module)
     parameters = count_parameters(module)
     with without_values(module):
         costs = count_step(module, size, autocast)
+    planned = Plan(module, parameters, costs, size, batch, trainer.max_steps, autocast, given)
+    origin = "as f8.yaml on an H200" if given.mfu is None else "--mfu"
     return [
-        f"{objects.recipe} on {gpus} × {given.device}",
-        *("", "model", *_model(module, parameters, size)),
-        *("", "work", *_work(costs, data.global_batch_size)),
-        *("", "memory of a GPU", *_memory(module, costs, parameters, device, images, gpus, autocast)),
-        *_time(module, costs, device, given, mfu, data.global_batch_size, trainer.max_steps, size, autocast),
+        f"{objects.recipe} on {given.gpus} × {given.device}",
+        *("", "model", *_model(planned)),
+        *("", "work", *_work(planned)),
+        *("", "memory of a GPU", *_memory(planned)),
+        *("", f"time, at {planned.mfu:.1%} of {planned.peak / 1e12:,.0f} TFLOP/s ({origin})", *_time(planned)),
+        *("", "data", *_data(planned)),
         *("", "disk", _row("checkpoint", _bytes(parameters.checkpoint(module.ema is not None)), "last.ckpt")),
-        *("", f"peaks: {device.source}"),
+        *("", f"peaks: {planned.device.source}"),
     ]
 
 
@@ -124,85 +184,66 @@ def quiet() -> Iterator[None]:
         logging.disable(logging.NOTSET)
 
 
-def _model(module: TokenizerModule, parameters: Parameters, size: int) -> Iterator[str]:
-    tokenizer, quantizer = module.tokenizer, module.tokenizer.quantizer
+def _model(planned: Plan) -> Iterator[str]:
+    tokenizer, parameters, size = planned.module.tokenizer, planned.parameters, planned.size
     side = size // tokenizer.downsample_factor
     bits = tokenizer.bits_per_image(size, size)
     yield _row("tokenizer", f"{parameters.tokenizer / 1e6:.2f} M parameters", "with the codebook")
     if parameters.discriminator:
         yield _row("discriminator", f"{parameters.discriminator / 1e6:.2f} M parameters", "without its frozen trunk")
     tokens = tokenizer.tokens_per_image(size, size)
-    yield _row("tokens", f"{tokens:,} per image", f"{side} × {side} × {quantizer.num_groups}")
+    yield _row("tokens", f"{tokens:,} per image", f"{side} × {side} × {tokenizer.quantizer.num_groups}")
     yield _row("bits", f"{bits:,.0f} per image", f"{bits / size**2:.4f} per pixel")
 
 
-def _work(costs: StepCosts, batch: int) -> Iterator[str]:
+def _work(planned: Plan) -> Iterator[str]:
+    costs = planned.costs
     forward = f"{costs.encoder / 1e9:,.1f} + {costs.decoder / 1e9:,.1f} GFLOP"
     yield _row("encoder + decoder", forward, "forward, one image")
     yield _row("tokenizer's step", f"{costs.tokenizer / 1e9:,.0f} GFLOP", "forward and backward, with losses")
     if costs.discriminator:
         yield _row("discriminator's", f"{costs.discriminator / 1e9:,.0f} GFLOP", "forward and backward")
-    yield _row("a step", f"{costs.flops * batch / 1e12:,.0f} TFLOP", f"of {batch} images")
+    yield _row("a step", f"{costs.flops * planned.batch / 1e12:,.0f} TFLOP", f"of {planned.batch} images")
 
 
-def _memory(
-    module: TokenizerModule,
-    costs: StepCosts,
-    parameters: Parameters,
-    device: Device,
-    images: int,
-    gpus: int,
-    autocast: bool,
-) -> Iterator[str]:
-    fixed = parameters.memory(module.ema is not None, gpus, autocast)
-    usable = USABLE_MEMORY * device.memory
-    of_an_image = costs.memory * (COMPILED_ACTIVATIONS if module.compile_networks else 1)
-    largest = max(0, int((usable - fixed) / of_an_image))
+def _memory(planned: Plan) -> Iterator[str]:
+    module, memory = planned.module, planned.device.memory
+    images = planned.batch // (planned.gpus * module.accumulate_batches)
+    fixed = planned.parameters.memory(module.ema is not None, planned.gpus, planned.autocast)
+    of_an_image = planned.costs.memory * (COMPILED_ACTIVATIONS if module.compile_networks else 1)
+    largest = max(0, int((USABLE_MEMORY * memory - fixed - KEPT_BYTES) / of_an_image))
     yield _row("weights and states", _bytes(fixed), "two moments, EMA, frozen networks too")
+    yield _row("images kept", _bytes(KEPT_BYTES), "at most; they explain skipped steps")
     yield _row("activations", _bytes(images * of_an_image), f"{images} images of {_bytes(of_an_image)} each")
-    yield _row("largest batch", f"{largest} images", f"in {USABLE_MEMORY:.0%} of {_bytes(device.memory)}")
+    yield _row("largest batch", f"{largest} images", f"in {USABLE_MEMORY:.0%} of {_bytes(memory)}")
     if images > largest:
         divisors = (times for times in range(2, images + 1) if images % times == 0)
         times = next((times for times in divisors if images // times <= largest), images)
-        yield _row("", "does not fit", f"--model.accumulate_batches {module.stepper.accumulate_batches * times}")
+        yield _row("", "does not fit", f"--model.accumulate_batches {module.accumulate_batches * times}")
 
 
-def _time(
-    module: TokenizerModule,
-    costs: StepCosts,
-    device: Device,
-    given: argparse.Namespace,
-    mfu: float,
-    batch: int,
-    max_steps: int,
-    size: int,
-    autocast: bool,
-) -> Iterator[str]:
-    peak = device.bfloat16 if autocast else device.tf32
-    rate = mfu * peak * given.gpus / costs.flops
-    quantizer = module.tokenizer.quantizer
-    lookup = lookup_seconds(quantizer, batch / given.gpus * module.tokenizer.tokens_per_image(size, size), device)
-    step = batch / rate + lookup
-    rate = batch / step
-    origin = "as f8.yaml on an H200" if given.mfu is None else "--mfu"
-    yield from ("", f"time, at {mfu:.1%} of {peak / 1e12:,.0f} TFLOP/s ({origin})")
-    yield _row("images", f"{rate:,.0f} per second", f"{rate / given.gpus:,.1f} on each GPU")
-    yield _row("a step", f"{step * 1e3:,.1f} ms", f"of {batch} images")
-    yield _row("its lookup", f"{lookup * 1e3:,.2f} ms", f"{lookup / step:.1%}, at the limit of the GPU")
-    steps = given.train_images // batch
-    yield _row("an epoch", f"{steps:,} steps", f"{given.train_images:,} images: {_duration(steps * step)}")
-    if max_steps > 0:
-        yield _row(
-            "the run", f"{max_steps:,} steps", f"{max_steps / max(1, steps):,.1f} epochs: {_duration(max_steps * step)}"
-        )
-        yield _row("", f"{max_steps * step * given.gpus / 3600:,.0f} GPU-hours", "")
-    flops = costs.encoder + costs.decoder + _metric_flops(getattr(module.metrics, "names", []), size)
-    seconds = given.val_images * flops / (mfu * peak * given.gpus)
-    yield _row("a validation", _duration(seconds), f"of {given.val_images:,} images, forward alone")
-    yield from ("", "data")
-    traffic = f"{rate * BYTES_OF_AN_IMAGE / 1e6:,.0f} MB/s"
+def _time(planned: Plan) -> Iterator[str]:
+    gpus, step = planned.gpus, planned.step
+    yield _row("images", f"{planned.rate:,.0f} per second", f"{planned.rate / gpus:,.1f} on each GPU")
+    yield _row("a step", f"{step * 1e3:,.1f} ms", f"of {planned.batch} images")
+    yield _row("its lookup", f"{planned.lookup * 1e3:,.2f} ms", f"{planned.lookup / step:.1%}, at the limit of the GPU")
+    images = planned.given.train_images
+    epoch = images // planned.batch
+    yield _row("an epoch", f"{epoch:,} steps", f"{images:,} images: {_duration(epoch * step)}")
+    run = planned.max_steps
+    if run > 0:
+        yield _row("the run", f"{run:,} steps", f"{run / max(1, epoch):,.1f} epochs: {_duration(run * step)}")
+        yield _row("", f"{run * step * gpus / 3600:,.0f} GPU-hours", "")
+    names = getattr(planned.module.metrics, "names", [])
+    flops = planned.costs.encoder + planned.costs.decoder + _metric_flops(names, planned.size)
+    seconds = planned.given.val_images * flops / (planned.mfu * planned.peak * gpus)
+    yield _row("a validation", _duration(seconds), f"of {planned.given.val_images:,} images, forward alone")
+
+
+def _data(planned: Plan) -> Iterator[str]:
+    traffic = f"{planned.rate * BYTES_OF_AN_IMAGE / 1e6:,.0f} MB/s"
     yield _row("to be read", traffic, f"{BYTES_OF_AN_IMAGE / 1e3:,.0f} kB an image, ImageNet's mean")
-    workers = math.ceil(rate / given.gpus / IMAGES_OF_A_WORKER)
+    workers = math.ceil(planned.rate / planned.gpus / IMAGES_OF_A_WORKER)
     yield _row("workers", f"{workers} for each GPU", f"of {IMAGES_OF_A_WORKER} images/s, a core each")
 
 
