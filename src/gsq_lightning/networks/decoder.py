@@ -9,7 +9,6 @@ from gsq_lightning.networks.layers import (
     DepthToSpaceUpsample,
     NearestUpsample,
     convolution,
-    group_norm,
     middle_blocks,
     residual_level,
 )
@@ -48,7 +47,7 @@ class Decoder(nn.Module):
                 layers.append(upsample(channels))
         self.blocks = nn.ModuleList(layers)
         self.final = nn.Sequential(
-            group_norm(channels, shape.norm_groups),
+            nn.GroupNorm(shape.norm_groups, channels),
             nn.SiLU(),
             convolution(channels, 3, shape.output_kernel_size, gain=SILU_GAIN),
         )

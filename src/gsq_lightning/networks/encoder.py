@@ -6,7 +6,6 @@ from gsq_lightning.networks.layers import (
     SILU_GAIN,
     Downsample,
     convolution,
-    group_norm,
     middle_blocks,
     residual_level,
 )
@@ -30,7 +29,7 @@ class Encoder(nn.Module):
         layers += middle_blocks(channels, blocks[-1], shape)
         self.blocks = nn.ModuleList(layers)
         self.final = nn.Sequential(
-            group_norm(channels, shape.norm_groups),
+            nn.GroupNorm(shape.norm_groups, channels),
             nn.SiLU(),
             convolution(channels, shape.latent_channels, 1, gain=SILU_GAIN),
         )

@@ -10,8 +10,7 @@ from torch.nn import functional as F
 
 from gsq_lightning.networks.shape import NetworkShape
 
-RESIDUAL_NORM_EPS = 1e-5  # of residual blocks and before the last convolutions; a checkpoint feels the difference
-ADAPTIVE_NORM_EPS = 1e-6  # of attention and adaptive group norm
+ADAPTIVE_NORM_EPS = 1e-6  # of attention and adaptive group norm; the others have 1e-5, as PyTorch's
 SILU_GAIN = 1.6761  # keeps unit variance through a SiLU
 RESIDUAL_GAIN = 0.70711  # 1/√2: the sum of the two branches keeps unit variance
 
@@ -31,10 +30,6 @@ def convolution(
     return layer
 
 
-def group_norm(channels: int, groups: int, *, eps: float = RESIDUAL_NORM_EPS, affine: bool = True) -> nn.GroupNorm:
-    return nn.GroupNorm(groups, channels, eps=eps, affine=affine)
-
-
 class ResidualBlock(nn.Module):
     """GroupNorm → SiLU → conv → GroupNorm → SiLU → dropout → conv, plus the input.
 
@@ -52,10 +47,10 @@ class ResidualBlock(nn.Module):
     ) -> None:
         super().__init__()
         self.net = nn.Sequential(
-            group_norm(in_channels, norm_groups),
+            nn.GroupNorm(norm_groups, in_channels),
             nn.SiLU(),
             convolution(in_channels, out_channels, kernel_size, gain=SILU_GAIN),
-            group_norm(out_channels, norm_groups),
+            nn.GroupNorm(norm_groups, out_channels),
             nn.SiLU(),
             nn.Dropout2d(dropout),
             convolution(out_channels, out_channels, kernel_size, gain=SILU_GAIN * RESIDUAL_GAIN),
@@ -79,7 +74,7 @@ class SelfAttention(nn.Module):
 
     def __init__(self, channels: int, norm_groups: int = 32) -> None:
         super().__init__()
-        self.norm = group_norm(channels, norm_groups, eps=ADAPTIVE_NORM_EPS)
+        self.norm = nn.GroupNorm(norm_groups, channels, eps=ADAPTIVE_NORM_EPS)
         self.query_key_value = convolution(channels, 3 * channels, 1)
         self.projection = convolution(channels, channels, 1)
 
@@ -91,16 +86,15 @@ class SelfAttention(nn.Module):
 
 
 class Downsample(nn.Module):
-    """Halves height and width with a strided convolution (padding 1 for the 3×3 kernel).
+    """Halves height and width with a strided 3×3 convolution, padding 1.
 
     Args:
         channels: width C.
-        kernel_size: odd.
     """
 
-    def __init__(self, channels: int, kernel_size: int = 3) -> None:
+    def __init__(self, channels: int) -> None:
         super().__init__()
-        self.conv = convolution(channels, channels, kernel_size, stride=2)
+        self.conv = convolution(channels, channels, 3, stride=2)
 
     def forward(self, x: Tensor) -> Tensor:
         """(B, C, H, W) → (B, C, H/2, W/2), H and W even."""
@@ -108,46 +102,44 @@ class Downsample(nn.Module):
 
 
 class NearestUpsample(nn.Module):
-    """Doubles height and width by repeating each position, then a convolution.
+    """Doubles height and width by repeating each position, then a 3×3 convolution.
 
-    Both at once are a transposed convolution of stride 2, whose kernel is one wider and sums the weights that meet
-    copies of one position: for a 3×3 kernel 16 multiplications for each position and pair of channels in place of 36,
-    and the backward pass needs no map of the doubled size.
+    Both at once are a transposed convolution of stride 2, whose 4×4 kernel sums the weights that meet copies of one
+    position: 16 multiplications for each position and pair of channels in place of 36, and the backward pass needs no
+    map of the doubled size.
 
     Args:
         channels: width C.
-        kernel_size: odd.
     """
 
-    def __init__(self, channels: int, kernel_size: int = 3) -> None:
+    def __init__(self, channels: int) -> None:
         super().__init__()
-        self.conv = convolution(channels, channels, kernel_size)
+        self.conv = convolution(channels, channels, 3)
 
     def forward(self, x: Tensor) -> Tensor:
         """(B, C, H, W) → (B, C, 2H, 2W)."""
         kernel = self.conv.weight
-        kernel = F.pad(kernel, (0, 1)) + F.pad(kernel, (1, 0))  # (C, C, k, k + 1)
-        kernel = F.pad(kernel, (0, 0, 0, 1)) + F.pad(kernel, (0, 0, 1, 0))  # (C, C, k + 1, k + 1)
+        kernel = F.pad(kernel, (0, 1)) + F.pad(kernel, (1, 0))  # (C, C, 3, 4)
+        kernel = F.pad(kernel, (0, 0, 0, 1)) + F.pad(kernel, (0, 0, 1, 0))  # (C, C, 4, 4)
         # a transposed convolution has its kernel upside down, and channels the other way round
         kernel = kernel.flip(2, 3).transpose(0, 1)
-        return F.conv_transpose2d(x, kernel, self.conv.bias, stride=2, padding=self.conv.padding)  # type: ignore[arg-type]
+        return F.conv_transpose2d(x, kernel, self.conv.bias, stride=2, padding=1)
 
 
 class DepthToSpaceUpsample(nn.Module):
     """Doubles height and width by moving channels to positions, in depth-column-row order.
 
-    A convolution makes 4·C channels, read as (row, column, channel): the first C channels become the upper left
+    A 3×3 convolution makes 4·C channels, read as (row, column, channel): the first C channels become the upper left
     pixel of each 2×2 block. (`torch.nn.PixelShuffle` reads them as (channel, row, column).) It starts as PyTorch's
     convolutions do, with 1/√3 of the other ones' spread.
 
     Args:
         channels: width C.
-        kernel_size: odd.
     """
 
-    def __init__(self, channels: int, kernel_size: int = 3) -> None:
+    def __init__(self, channels: int) -> None:
         super().__init__()
-        self.conv = nn.Conv2d(channels, 4 * channels, kernel_size, padding=kernel_size // 2)
+        self.conv = nn.Conv2d(channels, 4 * channels, 3, padding=1)
 
     def forward(self, x: Tensor) -> Tensor:
         """(B, C, H, W) → (B, C, 2H, 2W)."""
@@ -168,7 +160,7 @@ class AdaptiveGroupNorm(nn.Module):
 
     def __init__(self, channels: int, latent_channels: int, norm_groups: int = 32) -> None:
         super().__init__()
-        self.norm = group_norm(channels, norm_groups, eps=ADAPTIVE_NORM_EPS, affine=False)
+        self.norm = nn.GroupNorm(norm_groups, channels, eps=ADAPTIVE_NORM_EPS, affine=False)
         self.scale = nn.Linear(latent_channels, channels)
         self.bias = nn.Linear(latent_channels, channels)
 
