@@ -34,7 +34,7 @@ def from_rank_0(value: Value) -> Value:
 class Tally:
     """A count over all ranks, to which each adds without waiting for the others.
 
-    It lies in the key-value store through which the ranks found each other; every rank must make it.
+    It lies in the key-value store through which the ranks found each other. Nothing of it is a collective call.
 
     Args:
         name: of the count, another for each.

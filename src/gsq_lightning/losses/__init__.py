@@ -1,4 +1,4 @@
-"""Losses: functions of images and logits. They know nothing of the networks that made them."""
+"""Losses: functions of images and logits, and what joins them for a step. They know nothing of encoder and decoder."""
 
 from gsq_lightning.losses.adversarial import AdversarialLoss, discriminator_loss, generator_loss
 from gsq_lightning.losses.efficientnet import EfficientNetLoss

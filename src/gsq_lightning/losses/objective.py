@@ -33,7 +33,10 @@ from gsq_lightning.quantizers import Quantizer, QuantizerOutput
 
 @dataclass(frozen=True)
 class LossWeights:
-    """Factors of the loss terms; 0 leaves a term out and skips its work. Defaults are the paper's (section 4).
+    """Factors of the loss terms. Defaults are the paper's (section 4).
+
+    At 0 the perceptual, adversarial, LeCam and gradient penalty terms are not computed. Reconstruction and quantizer
+    always are, for the log.
 
     Args:
         reconstruction: λrec, of the mean squared error over pixels in [-1, 1].
@@ -128,48 +131,6 @@ class Objective:
         adaptive_weight_maximum: float = ADAPTIVE_WEIGHT_MAXIMUM,
         gradient_penalty: GradientPenalty = "r1",
     ) -> None:
-        words = dict.fromkeys(get_args(AdversarialLoss))
-        look_up("adversarial_loss", adversarial_loss, words)
-        look_up("discriminator_loss", discriminator_loss, words)
-        look_up("gradient_penalty", gradient_penalty, dict.fromkeys(get_args(GradientPenalty)))
-        require(
-            adaptive_weight_maximum > 0, f"adaptive_weight_maximum is {adaptive_weight_maximum}; it must be above 0"
-        )
-        require(
-            adaptive_weight or adaptive_weight_maximum == ADAPTIVE_WEIGHT_MAXIMUM,
-            f"adaptive_weight_maximum {adaptive_weight_maximum} has no effect without adaptive_weight; leave it out",
-        )
-        require(
-            weights.gradient_penalty > 0 or gradient_penalty == "r1",
-            f"gradient_penalty {gradient_penalty} has no effect where loss_weights.gradient_penalty is 0; leave it out",
-        )
-        steps = {
-            "discriminator_start_step": discriminator_start_step,
-            "adversarial_start_step": adversarial_start_step,
-            "adversarial_ramp_steps": adversarial_ramp_steps,
-        }
-        for name, number in steps.items():
-            require(number >= 0, f"{name} is {number}; it must be at least 0")
-        penalties = {"loss_weights.lecam": weights.lecam, "loss_weights.gradient_penalty": weights.gradient_penalty}
-        if discriminator is None:
-            for name, value in {**steps, "adaptive_weight": adaptive_weight, **penalties}.items():
-                require(not value, f"{name} {value} has no effect without a discriminator; set it to {type(value)(0)}")
-        else:
-            _check_discriminator(discriminator, weights)
-            for name in ("adversarial_start_step", "adversarial_ramp_steps"):
-                require(
-                    weights.adversarial > 0 or steps[name] == 0,
-                    f"{name} {steps[name]} has no effect where loss_weights.adversarial is 0; set it to 0",
-                )
-            require(
-                weights.adversarial > 0 or not adaptive_weight,
-                "adaptive_weight has no effect where loss_weights.adversarial is 0; set it to false",
-            )
-            require(
-                adversarial_start_step == 0 or adversarial_start_step >= discriminator_start_step,
-                f"adversarial_start_step {adversarial_start_step} is before discriminator_start_step "
-                f"{discriminator_start_step}, from which on there is an adversarial loss; set it to 0",
-            )
         self.weights = weights
         self.perceptual_loss = perceptual_loss
         self.discriminator = discriminator
@@ -183,6 +144,53 @@ class Objective:
         self.gradient_penalty: GradientPenalty = gradient_penalty
         self.lecam = LeCamRegularizer() if weights.lecam > 0 else None
         self._shared: EfficientNetFeatures | None = None  # by perceptual loss and discriminator
+        self._check_options()
+
+    def _check_options(self) -> None:
+        """Raises InputError for values that make no sense, and options without effect."""
+        weights = self.weights
+        words = dict.fromkeys(get_args(AdversarialLoss))
+        look_up("adversarial_loss", self.adversarial_loss, words)
+        look_up("discriminator_loss", self.discriminator_loss, words)
+        look_up("gradient_penalty", self.gradient_penalty, dict.fromkeys(get_args(GradientPenalty)))
+        maximum = self.adaptive_weight_maximum
+        require(maximum > 0, f"adaptive_weight_maximum is {maximum}; it must be above 0")
+        require(
+            self.adaptive_weight or maximum == ADAPTIVE_WEIGHT_MAXIMUM,
+            f"adaptive_weight_maximum {maximum} has no effect without adaptive_weight; leave it out",
+        )
+        require(
+            weights.gradient_penalty > 0 or self.gradient_penalty == "r1",
+            f"gradient_penalty {self.gradient_penalty} has no effect where loss_weights.gradient_penalty is 0; "
+            "leave it out",
+        )
+        steps = {
+            "discriminator_start_step": self.discriminator_start_step,
+            "adversarial_start_step": self.adversarial_start_step,
+            "adversarial_ramp_steps": self.adversarial_ramp_steps,
+        }
+        for name, number in steps.items():
+            require(number >= 0, f"{name} is {number}; it must be at least 0")
+        if self.discriminator is None:
+            penalties = {"loss_weights.lecam": weights.lecam, "loss_weights.gradient_penalty": weights.gradient_penalty}
+            for name, value in {**steps, "adaptive_weight": self.adaptive_weight, **penalties}.items():
+                require(not value, f"{name} {value} has no effect without a discriminator; set it to {type(value)(0)}")
+            return
+        _check_discriminator(self.discriminator, weights)
+        for name in ("adversarial_start_step", "adversarial_ramp_steps"):
+            require(
+                weights.adversarial > 0 or steps[name] == 0,
+                f"{name} {steps[name]} has no effect where loss_weights.adversarial is 0; set it to 0",
+            )
+        require(
+            weights.adversarial > 0 or not self.adaptive_weight,
+            "adaptive_weight has no effect where loss_weights.adversarial is 0; set it to false",
+        )
+        require(
+            self.adversarial_start_step == 0 or self.adversarial_start_step >= self.discriminator_start_step,
+            f"adversarial_start_step {self.adversarial_start_step} is before discriminator_start_step "
+            f"{self.discriminator_start_step}, from which on there is an adversarial loss; set it to 0",
+        )
 
     def load(self) -> None:
         """Gets the networks ready that only training looks through. Raises WeightsMissing."""
