@@ -574,6 +574,20 @@ def test_compiled_channels_last_training_gives_the_same_weights(tmp_path: Path) 
         torch.testing.assert_close(fast[name], value, rtol=1e-3, atol=1e-5)
 
 
+@pytest.mark.parametrize(("device", "notes"), [("cuda", 1), ("cpu", 0)])
+def test_channels_last_alone_gets_a_note_on_a_gpu(
+    device: str,
+    notes: int,
+    small_tokenizer: Build,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    monkeypatch.setattr(TokenizerModule, "device", torch.device(device))
+    fit(TokenizerModule(small_tokenizer(), channels_last=True), tmp_path, max_steps=1)
+    assert caplog.text.count("channels_last without compile_networks makes a GPU slower") == notes
+
+
 def test_compiled_networks_are_a_graph_each_under_ddp(
     small_tokenizer: Build, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -326,6 +326,13 @@ class TokenizerModule(LightningModule):
             logger.warning(
                 "these terms are not means over images and change with accumulation or several ranks: %s", names
             )
+        if (
+            self.channels_last
+            and not self.compile_networks
+            and self.device.type == "cuda"
+            and self.trainer.is_global_zero
+        ):
+            logger.warning("channels_last without compile_networks makes a GPU slower; set both, or neither")
 
     def on_train_end(self) -> None:
         self.stepper.stop_if_diverged(self.global_step)
