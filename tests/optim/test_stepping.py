@@ -175,9 +175,9 @@ def test_values_that_make_no_sense_are_refused(options: dict[str, Any], message:
 
 def test_counters_lie_on_the_device_of_their_network() -> None:
     """So that no step copies them there, after a resume or going back neither."""
-    network = nn.Linear(2, 2)
+    network = nn.Sequential()
     stepper = Stepper({"tokenizer": network}, {}, 1, 1)
-    network.to("meta")
+    network.append(nn.Linear(2, 2, device="meta"))
     stepper.reset()
     assert stepper._skipped["tokenizer"].is_meta
     stepper.load_state_dict({"tokenizer": {"in_a_row": 1, "in_all": 2}})

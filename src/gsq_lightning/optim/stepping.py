@@ -224,7 +224,7 @@ class GradientSum:
 
 
 def _device_of(network: nn.Module) -> torch.device:
-    return next(network.parameters()).device
+    return next(network.parameters(), torch.empty(0)).device  # a network may have none before it is loaded
 
 
 def _decides_on_device(optimizer: Optimizer) -> bool:
