@@ -3,7 +3,7 @@
 import operator
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any, TypeVar, get_args
 
 Value = TypeVar("Value")
 
@@ -28,7 +28,7 @@ def require_at_least(minimum: float, **values: float) -> None:
         require(value >= minimum, f"{name} is {value}; it must be at least {minimum}")
 
 
-def look_up(name: str, word: str, table: Mapping[Any, Value]) -> Value:
+def look_up(name: str, word: Any, table: Mapping[Any, Value]) -> Value:
     """The value of one of several words. Raises InputError, which lists them, for any other.
 
     Args:
@@ -39,6 +39,18 @@ def look_up(name: str, word: str, table: Mapping[Any, Value]) -> Value:
     if not isinstance(word, str) or word not in table:
         raise InputError(f"{name} is {word!r}; it must be one of: {', '.join(table)}")
     return table[word]
+
+
+def one_of(name: str, word: Value, kinds: Any) -> Value:
+    """A word that a `Literal` type allows. Raises InputError, which lists them, for any other.
+
+    Args:
+        name: of the argument, for the message.
+        word: what was given.
+        kinds: the type.
+    """
+    look_up(name, word, dict.fromkeys(get_args(kinds)))
+    return word
 
 
 class WeightsMissing(InputError):
