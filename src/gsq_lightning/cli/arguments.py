@@ -3,11 +3,9 @@
 import argparse
 import os
 from itertools import zip_longest
-from pathlib import Path
 from typing import Any, NamedTuple
 
 from gsq_lightning.cli.messages import fail
-from gsq_lightning.cli.recipes import read_config
 
 EVALUATIONS = ("validate", "test", "predict")
 PLACES = ("root", "train", "val")  # options of data modules that say where images lie
@@ -96,16 +94,15 @@ def names_places(configs: list[dict[str, Any]], flags: list[str], known: dict[st
     return any(os.path.abspath(os.path.expanduser(str(value))) != known.get(place) for place, value in named.items())
 
 
-def given_options(arguments: list[str]) -> list[str]:
-    """Names of all options that flags and config files give, in order.
+def given_options(contents: list[dict[str, Any]], flags: list[str]) -> list[str]:
+    """Names of all options that config files and flags give, in order.
 
     Args:
-        arguments: of the parser: `--config=PATH`, then flags.
+        contents: of the config files.
+        flags: what follows them on the command line.
     """
-    names: list[str] = []
-    for argument in arguments:
-        name, _, value = argument.removeprefix("--").partition("=")
-        names += names_within(read_config(Path(value))) if name == "config" else [name] if argument[:2] == "--" else []
+    names = [name for content in contents for name in names_within(content)]
+    names += [flag.removeprefix("--").partition("=")[0] for flag in flags if flag.startswith("--")]
     return [name.replace(".init_args", "") for name in names]
 
 

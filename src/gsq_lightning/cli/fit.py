@@ -162,7 +162,7 @@ class GSQCommand(LightningCLI):
         if self.checkpoint is None and not self.takes_last and contents and not given.asks_for_help:
             check_completeness(given.configs, configs, contents)
         options = [*(f"--config={config}" for config in configs), *given.flags]
-        OneLineErrors.given = given_options(options)
+        OneLineErrors.given = given_options(contents, given.flags)
         self.names_places = names_places(contents, given.flags, self.source.data if self.source else {})
         super().__init__(
             TokenizerModule,

@@ -1,8 +1,6 @@
 """Config files of the command: recipes by name, and checks of files that are given as configs."""
 
-import itertools
 import re
-from collections.abc import Iterator
 from difflib import get_close_matches
 from pathlib import Path
 from typing import Any
@@ -12,8 +10,6 @@ import yaml
 from gsq_lightning.errors import InputError
 
 MAX_CONFIG_BYTES = 2**20
-MAX_CONFIG_VALUES = 100_000
-MAX_CONFIG_DEPTH = 50
 
 
 def find_recipe(name: str) -> Path:
@@ -53,9 +49,6 @@ def read_config(path: Path) -> dict[str, Any]:
         raise InputError(f"{path} is nested too deeply for a config") from error
     if content is not None and not isinstance(content, dict):
         raise InputError(f"{path} holds no config: it must be a mapping with keys such as model, data and trainer")
-    # aliases may stand for far more than the file has
-    if len(list(itertools.islice(values_within(content, MAX_CONFIG_DEPTH), MAX_CONFIG_VALUES + 1))) > MAX_CONFIG_VALUES:
-        raise InputError(f"{path} stands for more than {MAX_CONFIG_VALUES} values, too many for a config")
     return content or {}
 
 
@@ -73,16 +66,6 @@ def check_completeness(names: list[str], paths: list[Path], contents: list[dict[
     if found:
         overlays = " ".join(f"--config {name}" for name in names)
         raise InputError(f"{names[0]} changes a recipe, which goes before it: --config {found[1]} {overlays}")
-
-
-def values_within(content: Any, depth: int) -> Iterator[Any]:
-    """All values of a nested config, each as often as it is referred to. Raises InputError below a depth."""
-    if depth == 0:
-        raise InputError(f"a config is nested more than {MAX_CONFIG_DEPTH} levels deep")
-    inner = content.values() if isinstance(content, dict) else content if isinstance(content, list) else ()
-    for value in inner:
-        yield value
-        yield from values_within(value, depth - 1)
 
 
 def recipe_folders() -> list[Path]:
