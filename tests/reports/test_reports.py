@@ -337,10 +337,6 @@ def test_wrong_input_of_compare_ends_in_one_line(
 @pytest.mark.parametrize(
     "content",
     [
-        '{"name": null, "metrics": {}}',
-        '{"name": "a", "metrics": {}, "protocols": "x"}',
-        '{"name": "a", "metrics": {}, "protocols": {"rfid": {"a": 1}}}',
-        '{"name": "a", "metrics": {}, "notes": [1]}',
         '{"name": "a", "metrics": {"psnr": ' + "9" * 400 + "}}",
         "[" * 200_000,
     ],

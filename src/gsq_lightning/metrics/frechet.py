@@ -84,14 +84,12 @@ class FrechetDistance(SetDistance):
 
 
 def frechet_distance(first: FeatureStatistics, second: FeatureStatistics) -> Tensor:
-    """‖μ₁ − μ₂‖² + tr Σ₁ + tr Σ₂ − 2 tr (Σ₁Σ₂)^½, scalar, float64; NaN where a set has fewer than 2 images.
+    """‖μ₁ − μ₂‖² + tr Σ₁ + tr Σ₂ − 2 tr (Σ₁Σ₂)^½, scalar, float64, of at least 2 images each.
 
     With Σ₁ = AAᵀ and Σ₂ = BBᵀ the last trace is the sum of the singular values of AᵀB. Roots of the eigenvalues of
     Σ₁Σ₂, which torchmetrics, pytorch-fid and torch-fidelity take, turn its rounding errors of 1e-16 into 1e-8 where
     there are fewer images than features, and identical sets come out below 0.
     """
-    if first.images < 2 or second.images < 2:
-        return torch.full((), torch.nan, dtype=torch.float64, device=first.total.device)
     covariances = first.covariance, second.covariance
     factors = [_factor(covariance) for covariance in covariances]
     root_trace = torch.linalg.svdvals(factors[0].T @ factors[1]).sum()

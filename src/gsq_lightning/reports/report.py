@@ -10,8 +10,7 @@ from datetime import UTC, datetime
 from importlib.metadata import version
 from itertools import takewhile
 from pathlib import Path
-from types import UnionType
-from typing import Any, get_args, get_origin, get_type_hints
+from typing import Any
 
 import yaml
 
@@ -129,7 +128,6 @@ def read_report(path: Path) -> EvaluationReport:
         known = {item.name for item in fields(EvaluationReport)}
         content = {name: value for name, value in content.items() if name in known}  # later versions may add some
         content["metrics"] = {str(name): float(value) for name, value in content["metrics"].items()}
-        _check_types(content)
         return EvaluationReport(**content)
     except (ArithmeticError, AttributeError, KeyError, OSError, RecursionError, TypeError, ValueError) as error:
         raise InputError(
@@ -255,19 +253,3 @@ def _with_settings(path: Path) -> EvaluationReport:
 
 def library_versions() -> dict[str, str]:
     return {"python": platform.python_version(), **{name: version(name) for name in LIBRARIES}}
-
-
-def _check_types(content: dict[str, Any]) -> None:
-    """Raises TypeError for a field of a report that is of another type than it is declared."""
-    for name, hint in get_type_hints(EvaluationReport).items():
-        kinds = get_args(hint) if isinstance(hint, UnionType) else (hint,)
-        if name in content and not any(_is_of(content[name], kind) for kind in kinds):
-            raise TypeError(f"{name} is {content[name]!r}")
-
-
-def _is_of(value: Any, kind: Any) -> bool:
-    """Whether a value from JSON is of a type, that of its elements included."""
-    if not isinstance(value, get_origin(kind) or kind):
-        return False
-    elements = value.values() if isinstance(value, dict) else value if isinstance(value, list) else ()
-    return all(isinstance(element, get_args(kind)[-1]) for element in elements)
