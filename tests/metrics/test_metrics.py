@@ -1,6 +1,6 @@
 """Metrics against independent computations."""
 
-from typing import cast
+from typing import Any, cast
 
 import numpy as np
 import pytest
@@ -10,7 +10,7 @@ from skimage.metrics import peak_signal_noise_ratio, structural_similarity
 
 from gsq_lightning import InputError
 from gsq_lightning.metrics import CodebookUsage, MetricOptions, ReconstructionMetrics, SampleMetrics, ssim
-from gsq_lightning.metrics.catalog import MetricName
+from gsq_lightning.metrics.catalog import CONCERNED, MetricName
 from gsq_lightning.metrics.features import RandomFeatures, random_features
 from gsq_lightning.metrics.inception import load_inception
 from gsq_lightning.metrics.psnr import PeakSignalToNoise, SetPeakSignalToNoise
@@ -275,3 +275,37 @@ def test_two_protocols_of_one_metric_are_kept_apart_in_reports_and_comparisons()
     assert any("without antialiasing: rfid" in note for note in metrics.notes)
     assert any("truncated to uint8, not rounded: rfid" in note for note in metrics.notes)
     assert any(line.startswith("not comparable in protocol of rfid") for line in comparison_lines(rows))
+
+
+@pytest.mark.parametrize(
+    "name",
+    [
+        *("psnr", "lpips_alex", "lpips_vgg", "rfid", "rfid_pytorch_fid", "rfid_clean_fid", "rfd_dinov2"),
+        "rkd_efficientnet",
+    ],
+)
+def test_weights_that_a_metric_does_not_read_are_without_effect(name: MetricName) -> None:
+    """It loads all the same where they are missing, and misses the others."""
+    weights: dict[str, Any] = {option: f"{option}.pth" for option in CONCERNED if option.endswith("_weights")}
+    unused = list(weights)
+    try:
+        metrics = ReconstructionMetrics(name, **weights)
+        metrics.load()
+    except InputError as error:
+        (read,) = [option for option in unused if f"{option}.pth" in str(error)]
+        unused.remove(read)
+        metrics = ReconstructionMetrics(name, **{**weights, read: "random"})
+        metrics.load()
+    assert metrics.options_without_effect == unused
+    assert (len(unused) == 5) == (name == "psnr")
+
+
+def test_options_of_a_preparation_are_without_effect_on_others() -> None:
+    metrics = ReconstructionMetrics(["psnr"], antialias=False, truncate=True, ssim_rim=True)
+    metrics.load()
+    assert metrics.options_without_effect == ["antialias", "truncate", "ssim_rim"]
+    metrics = ReconstructionMetrics(
+        ["ssim", "inception_score"], "random", antialias=False, truncate=True, ssim_rim=True
+    )
+    metrics.load()
+    assert metrics.options_without_effect == []

@@ -1,7 +1,7 @@
 """The metrics by name, and their feature networks."""
 
-from collections.abc import Callable
-from dataclasses import dataclass
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, fields
 from typing import Literal
 
 from gsq_lightning.errors import InputError
@@ -61,6 +61,19 @@ SampleMetricName = Literal[
 REPORTED: tuple[MetricName, ...] = ("psnr", "psnr_set", "ssim", "lpips_vgg", "codebook", "rfid", "inception_score")
 
 
+# what each option concerns: metrics by their name, or by the network whose features they are over
+CONCERNED = {
+    "inception_weights": ("inception", "inception_pytorch_fid", "inception_clean_fid"),
+    "alexnet_weights": ("lpips_alex",),
+    "vgg16_weights": ("lpips_vgg",),
+    "dinov2_weights": ("dinov2",),
+    "efficientnet_weights": ("efficientnet",),
+    "antialias": ("inception",),
+    "truncate": ("inception",),
+    "ssim_rim": ("ssim",),
+}
+
+
 @dataclass(frozen=True)
 class MetricOptions:
     """How metrics are computed. Weights are "pretrained", a path, or "random" (tests).
@@ -85,6 +98,15 @@ class MetricOptions:
     def settings(self) -> dict[str, bool]:
         """Those that change values and name no file, for another validation of the same kind."""
         return {name: value for name, value in vars(self).items() if isinstance(value, bool)}
+
+    def without_effect(self, metrics: Sequence[ImageMetric]) -> list[str]:
+        """Names of those that differ from their defaults and concern none of the metrics."""
+        words = {word for metric in metrics for word in (metric.name, metric.wants)}
+        return [
+            option.name
+            for option in fields(self)
+            if getattr(self, option.name) != option.default and words.isdisjoint(CONCERNED[option.name])
+        ]
 
     def notes(self, metrics: list[ImageMetric]) -> list[str]:
         """Notes on options that differ from the defaults, for the metrics that they concern."""

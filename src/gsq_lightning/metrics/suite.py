@@ -38,6 +38,7 @@ class MetricSuite(nn.Module):
     Attributes:
         notes: what the last `compute` has to say about its values.
         seen: the images that it was over.
+        logs_notes: whether notes go to the log too, once each.
     """
 
     catalog: ClassVar[Mapping[Any, Maker]]
@@ -63,6 +64,7 @@ class MetricSuite(nn.Module):
         self.extractors = nn.ModuleDict()
         self.counts = ImageCounts()
         self.seen: Counts | None = None
+        self.logs_notes = True
         self._own = list(own)
         self._unchecked = {"original", "other"}
         self._codebook: CodebookShape | None = None
@@ -158,6 +160,11 @@ class MetricSuite(nn.Module):
         return {name: protocol for name, protocol in protocols.items() if protocol}
 
     @property
+    def options_without_effect(self) -> list[str]:
+        """Names of options that were given and concern none of these metrics. Needs `load`."""
+        return self.options.without_effect(list(self._all()))
+
+    @property
     def reused(self) -> list[str]:
         """Metrics whose originals came from the cache."""
         return [name for name, metric in self._set_distances() if metric.kept is not None]
@@ -179,7 +186,7 @@ class MetricSuite(nn.Module):
     def _note(self, text: str) -> None:
         """Adds a note; the log has it once, not at each validation of a training."""
         self.notes.append(text)
-        if text not in self._logged and is_rank_0():
+        if self.logs_notes and text not in self._logged and is_rank_0():
             logger.warning(text)
         self._logged.add(text)
 
