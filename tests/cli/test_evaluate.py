@@ -19,6 +19,7 @@ from torchvision.transforms.v2.functional import center_crop, pil_to_tensor, res
 from gsq_lightning import GroupedSphericalQuantizer, GSQTokenizer, TokenizerModule
 from gsq_lightning.__main__ import main
 from gsq_lightning.data import ImageNetDataModule
+from gsq_lightning.data.pairs import ImagePairs
 from gsq_lightning.metrics import ReconstructionMetrics
 from gsq_lightning.metrics.features import FeatureExtractor, efficientnet_features
 from gsq_lightning.reports import read_report
@@ -180,7 +181,17 @@ def test_a_report_that_cannot_be_written_costs_no_number(
         (["--metrics", "[psnr,fid]"], "metrics fid cannot be computed of images and their reconstructions"),
         (["--metrics", "psnr", "fid"], "unrecognized arguments: fid; a list is written [a,b]"),
         (["--metric", "psnr"], "unrecognized arguments: --metric psnr; did you mean --metrics?"),
-        (["--metrics", "codebook"], "metrics codebook cannot be computed of images"),
+        (
+            ["--metrics", "codebook"],
+            "known are: psnr, psnr_set, ssim, lpips_alex, lpips_vgg, inception_score, rfid,",
+        ),
+        (["--metrics", "psnr,ssim"], "; a list is written [psnr,ssim]"),
+        (["--metrics", "ssmi"], "; did you mean ssim?"),
+        (["--metrics", "[]"], "metrics is empty; name one or more"),
+        (["--unpaired", "maybe"], "unpaired is maybe; it must be true or false"),
+        (["--alexnet_weights", "nowhere.pth"], "alexnet_weights: without effect on psnr; leave it out"),
+        (["--antialias", "false", "--ssim_rim", "true"], "antialias, ssim_rim: without effect on psnr"),
+        (["--plot", "plot.png"], "--plot draws over bits per pixel; give --bits_per_image"),
         (["--crop_ratio", "0", "--image_size", "16"], "crop_ratio 0.0"),
         (["--crop_ratio", "0.875"], "crop_ratio 0.875 has no effect without image_size; leave it out"),
         (["--device", "tpu9"], "device 'tpu9' cannot be used here"),
@@ -203,6 +214,64 @@ def test_wrong_input_ends_in_one_line(
 ) -> None:
     real, fake = folders
     assert message in error_of(capsys, "--real", real, "--fake", fake, "--metrics", "psnr", *arguments)
+
+
+def test_folders_without_options_are_told_apart(folders: tuple[Path, Path], capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit):
+        main(["evaluate", *map(str, folders)])
+    assert "folders are named by --real FOLDER --fake FOLDER" in capsys.readouterr().err
+
+
+def test_originals_that_viewers_turn_are_counted_and_named(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], caplog: pytest.LogCaptureFixture
+) -> None:
+    """Reconstructions of the turned images give a low PSNR where they are square, and another size where not."""
+    exif = Image.Exif()
+    exif[0x0112] = 6
+    for folder in ("real", "fake"):
+        (tmp_path / folder).mkdir()
+    for number, path in enumerate(write_images(tmp_path / "drawn", 4, size=(24, 24))):
+        with Image.open(path) as image:
+            turned = [{}, {"exif": exif}][number % 2]
+            image.save(tmp_path / "real" / f"{number}.{('png', 'jpg')[number // 2]}", **turned)
+            image.save(tmp_path / "fake" / f"{number}.png")
+    arguments = ("--real", tmp_path / "real", "--fake", tmp_path / "fake", "--metrics", "[psnr_set,rfd_random]")
+    evaluate(*arguments, "--batch_size", 3)
+    (note,) = [note for note in read_report(tmp_path / "fake-report" / "metrics.json").notes if "EXIF" in note]
+    assert note.startswith("2 originals have an EXIF orientation, which is ignored here and obeyed by encode_image")
+    assert capsys.readouterr().out.count(note) == 1
+    assert not [message for message in caplog.messages if "rfd_random" in message]  # its note is below the table
+
+    with Image.open(tmp_path / "drawn" / "image_000.png") as image:
+        image.resize((24, 30)).save(tmp_path / "real" / "1.png", exif=exif)
+        image.resize((30, 24)).save(tmp_path / "fake" / "1.png")
+    assert "its original 30×24, and an EXIF orientation, which is ignored; image_size N" in error_of(capsys, *arguments)
+
+
+def test_metrics_of_an_earlier_report_are_not_lost_without_a_word(
+    folders: tuple[Path, Path], capsys: pytest.CaptureFixture[str]
+) -> None:
+    for metrics in ("[psnr,ssim]", "psnr", "rfd_random"):
+        evaluate("--real", folders[0], "--fake", folders[1], "--metrics", metrics)
+    evaluate("--real", folders[0], "--fake", folders[1], "--metrics", "rfd_random", "--unpaired")
+    lines = [line for line in capsys.readouterr().out.splitlines() if line.startswith("  in place of")]
+    assert lines == [f"  in place of one with {name}, which metrics.md has still" for name in ("ssim", "psnr")]
+    table = (Path(f"{folders[1]}-report") / "metrics.md").read_text()
+    assert table.count("| fake |") == 3
+    assert "SSIM" in table
+
+
+def test_by_default_there_are_no_more_workers_than_cores(
+    folders: tuple[Path, Path], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    asked = []
+    loader = ImagePairs.loader
+    monkeypatch.setattr(
+        ImagePairs, "loader", lambda self, size, workers: asked.append(workers) or loader(self, size, 0)
+    )
+    monkeypatch.setattr("gsq_lightning.cli.evaluate.usable_cores", lambda: 2)
+    main(["evaluate", "--real", str(folders[0]), "--fake", str(folders[1]), "--metrics=psnr", "--device=cpu"])
+    assert asked == [2]
 
 
 def test_originals_are_looked_at_once_by_validate_and_evaluate(
@@ -244,9 +313,9 @@ def test_generated_images_are_compared_with_real_ones_as_sets(
     real = write_images(tmp_path / "real", 8, seed=1)
     fake = write_images(tmp_path / "fake", 6, (24, 20), seed=2)
     metrics = "[rfd_random,rkd_efficientnet,precision_recall_efficientnet]"
-    options = ("--unpaired", "true", "--metrics", metrics, "--efficientnet_weights", "random", "--batch_size", 3)
+    options = ("--unpaired", "--metrics", metrics, "--efficientnet_weights", "random", "--batch_size", 3)
     evaluate("--real", tmp_path / "real", "--fake", tmp_path / "fake", *options)
-    first = read_report(tmp_path / "fake-report" / "metrics.json")
+    first = read_report(tmp_path / "fake-report-unpaired" / "metrics.json")
     assert (first.metrics["images"], first.metrics["real_images"]) == (6, 8)
     assert "3 nearest neighbors" in first.protocols["precision_recall_efficientnet"]
 
@@ -275,7 +344,9 @@ def test_generated_images_are_compared_with_real_ones_as_sets(
     monkeypatch.setattr(FeatureExtractor, "forward", counting)
     evaluate("--real", tmp_path / "real", "--fake", tmp_path / "fake", *options)
     assert looked == 2 * 6  # generated ones, by two networks
-    assert read_report(tmp_path / "fake-report" / "metrics.json").metrics == pytest.approx(first.metrics, rel=1e-6)
+    assert read_report(tmp_path / "fake-report-unpaired" / "metrics.json").metrics == pytest.approx(
+        first.metrics, rel=1e-6
+    )
     assert "real images" in capsys.readouterr().out
     message = error_of(
         capsys, "--real", real[0].parent, "--fake", fake[0].parent, "--unpaired", "true", "--metrics", "psnr"

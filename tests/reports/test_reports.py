@@ -11,6 +11,7 @@ from pathlib import Path
 
 import pytest
 import yaml
+from matplotlib.figure import Figure
 from matplotlib.text import Text
 from PIL import Image
 
@@ -28,6 +29,7 @@ from gsq_lightning.reports import (
     sha256_of,
     write_report,
 )
+from gsq_lightning.reports.plot import plot_rows
 from gsq_lightning.reports.table import METRICS
 
 
@@ -249,19 +251,35 @@ def test_the_table_of_all_metrics_fits_a_terminal() -> None:
     assert max(map(len, lines)) <= 80
 
 
-def test_ticks_of_the_plot_are_plain_numbers_and_names_stand_beside_points(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """No powers such as 2⁻³, no numbers that a key explains; no name covers another."""
-    from matplotlib.figure import Figure
-
-    from gsq_lightning.reports.plot import plot_rows
-
-    figures: list[Figure] = []
+@pytest.fixture
+def figures(monkeypatch: pytest.MonkeyPatch) -> list[Figure]:
+    """Those that are drawn."""
+    drawn: list[Figure] = []
     savefig = Figure.savefig
     monkeypatch.setattr(
-        Figure, "savefig", lambda self, *args, **options: figures.append(self) or savefig(self, *args, **options)
+        Figure, "savefig", lambda self, *args, **options: drawn.append(self) or savefig(self, *args, **options)
     )
+    return drawn
+
+
+@pytest.mark.parametrize("others", [[], [1.02]], ids=["one point", "two near points"])
+def test_axes_around_near_points_have_ticks_on_either_side(
+    tmp_path: Path, figures: list[Figure], others: list[float]
+) -> None:
+    rows = [report_row(report(f"times {factor}", 31.0 * factor)) for factor in (1.0, *others)]
+    assert plot_rows(rows, tmp_path / "rd.png") == []
+    for axes in figures[0].axes:
+        ticks = [float(label.get_text()) for label in axes.get_xticklabels()]
+        low, high = axes.get_xlim()
+        shown = [tick for tick in ticks if low <= tick <= high]
+        assert shown[0] < 31.0 / 64 < shown[-1]
+    assert figures[0].get_size_inches()[1] / len(figures[0].axes) < 4
+
+
+def test_ticks_of_the_plot_are_plain_numbers_and_names_stand_beside_points(
+    tmp_path: Path, figures: list[Figure]
+) -> None:
+    """No powers such as 2⁻³, no numbers that a key explains; no name covers another."""
     plot_rows([report_row(report("ours", 0.5 * 64)), *published_rows()[:12]], tmp_path / "rd.png")
     axes = figures[0].axes[0]
     figures[0].canvas.draw()
@@ -289,10 +307,12 @@ def test_compare_prints_one_table_and_draws(tmp_path: Path, capsys: pytest.Captu
     for name, bits in (("a", 30_000.0), ("b", 10_000.0)):
         write_report(report(name, bits), tmp_path / name)
     write_report(report("ours $^_$ no formula", 10.0), tmp_path / "c")
+    write_report(EvaluationReport("no bits", {"images": 50.0, "rfid": 2.0}), tmp_path / "d")
     plot = tmp_path / "plots" / "rd.png"
-    sources = [str(tmp_path / "a"), str(tmp_path / "b" / "metrics.json"), str(tmp_path / "c")]
+    sources = [str(tmp_path / "a"), str(tmp_path / "b" / "metrics.json"), str(tmp_path / "c"), str(tmp_path / "d")]
     main(["compare", *sources, "--paper", "--plot", str(plot)])
     lines = capsys.readouterr().out.splitlines()
+    assert lines[-1] == "  not in the plot, without bits per pixel: no bits"
     names = [line.split("|")[1].strip() for line in lines if line.startswith("| ")]
     assert names.index("b") < names.index("GSQ D8, f8, V = 8,192") < names.index("a")
     picture = Image.open(plot).convert("RGB")

@@ -5,6 +5,7 @@ from pathlib import Path
 from gsq_lightning.cli.messages import OneLineParser, one_line_errors
 from gsq_lightning.errors import InputError, require
 from gsq_lightning.reports import Row, comparison_lines, find_report, published_rows, report_row
+from gsq_lightning.reports.plot import check_plot, plot_rows
 from gsq_lightning.run_folders import expanded
 
 
@@ -23,20 +24,13 @@ def compare(arguments: list[str]) -> None:
     parser.add_argument("--plot", metavar="PNG", help="draw metrics over bits per pixel")
     given = parser.parse_args(arguments)
     with one_line_errors("compare"):
-        check_plot(given.plot)
+        if given.plot:
+            check_plot(Path(given.plot))
         require(
             bool(given.sources) or given.paper,
             "gsq compare needs reports, such as metrics.json or a checkpoint that was validated",
         )
         show([report_row(find_report(expanded(source))) for source in given.sources], given.paper, given.plot)
-
-
-def check_plot(plot: str | None) -> None:
-    """Raises InputError, before anything is computed, where no plot can be drawn."""
-    if plot:
-        from gsq_lightning.reports.plot import check_plot
-
-        check_plot(Path(plot))
 
 
 def show(rows: list[Row], paper: bool, plot: str | None) -> None:
@@ -56,10 +50,10 @@ def show(rows: list[Row], paper: bool, plot: str | None) -> None:
     if paper:
         print("\nTables: of arXiv 2412.02632, at 256×256 on ImageNet; crops and programs differ")
     if plot:
-        from gsq_lightning.reports.plot import plot_rows
-
         try:
-            plot_rows(rows, Path(plot).expanduser())
+            left_out = plot_rows(rows, Path(plot).expanduser())
         except OSError as error:
             raise InputError(f"the plot cannot be written to {plot}: {error.strerror or error}") from error
         print(f"\n  plot  {plot}")
+        if left_out:
+            print(f"  not in the plot, without bits per pixel: {', '.join(left_out)}")

@@ -1,6 +1,7 @@
 """Images of one place, and reconstructions with their originals at two, file by file."""
 
 import hashlib
+import io
 import os
 import unicodedata
 from itertools import groupby
@@ -8,11 +9,12 @@ from pathlib import Path
 from typing import NamedTuple
 
 import torch
+from PIL import ExifTags, Image
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
 from gsq_lightning.data.dataset import unread_line
-from gsq_lightning.data.decoding import UNREADABLE, decode_image
+from gsq_lightning.data.decoding import UNREADABLE, decode_image, picture_formats
 from gsq_lightning.data.sources import ImageSource
 from gsq_lightning.data.sources.locate import open_images
 from gsq_lightning.data.transforms import ResizeAndCrop
@@ -21,11 +23,29 @@ from gsq_lightning.errors import InputError, first_few
 SHOWN = 3  # names in a message
 
 
+class DecodedImage(NamedTuple):
+    """An image as it is compared.
+
+    Attributes:
+        pixels: (3, H, W) uint8.
+        is_turned: whether its file has an EXIF orientation, which is ignored here.
+    """
+
+    pixels: Tensor
+    is_turned: bool
+
+
 class Pair(NamedTuple):
-    """An original and its reconstruction, (3, H, W) uint8 each."""
+    """An original and its reconstruction.
+
+    Attributes:
+        original, reconstruction: (3, H, W) uint8 each.
+        turned: how many of the originals have an EXIF orientation.
+    """
 
     original: Tensor
     reconstruction: Tensor
+    turned: int
 
 
 class EvaluatedImages(Dataset[Tensor]):
@@ -48,17 +68,23 @@ class EvaluatedImages(Dataset[Tensor]):
         return len(self.source.names)
 
     def __getitem__(self, item: int) -> Tensor:
+        return self.decoded(item).pixels
+
+    def decoded(self, item: int) -> DecodedImage:
+        """An image, and whether it would be shown otherwise."""
         name = self.source.name(item)
         try:
-            pixels = decode_image(self.source.read(item))
+            content = self.source.read(item)
+            pixels = decode_image(content)
         except OSError as error:
             raise InputError(unread_line(name, error)) from error
         except UNREADABLE as error:
             raise InputError(f"{name} cannot be read as an image: {error}") from error
         try:
-            return pixels if self.transform is None else self.transform(pixels, torch.Generator)
+            pixels = pixels if self.transform is None else self.transform(pixels, torch.Generator)
         except ValueError as error:
             raise InputError(f"{name} cannot be used: {error}") from error
+        return DecodedImage(pixels, has_orientation(content))
 
     @property
     def fingerprint(self) -> str:
@@ -108,11 +134,14 @@ class ImagePairs(Dataset[Pair]):
 
     def __getitem__(self, item: int) -> Pair:
         original, reconstruction = self.items[item]
-        pair = Pair(self.real[original], self.fake[reconstruction])
+        pixels, is_turned = self.real.decoded(original)
+        pair = Pair(pixels, self.fake[reconstruction], int(is_turned))
         if pair.original.shape != pair.reconstruction.shape:
             raise InputError(
                 f"{self.fake.source.name(reconstruction)} has {_size(pair.reconstruction)} pixels, its original "
-                f"{_size(pair.original)}; image_size N resizes and crops originals to N×N as validation does"
+                f"{_size(pair.original)}"
+                + (", and an EXIF orientation, which is ignored" if is_turned else "")
+                + "; image_size N resizes and crops originals to N×N as validation does"
             )
         return pair
 
@@ -124,6 +153,16 @@ class ImagePairs(Dataset[Pair]):
     def loader(self, batch_size: int, num_workers: int) -> DataLoader:
         """Lists of batches: neighbors of equal size in one `Pair` of (B, 3, H, W) each."""
         return DataLoader(self, batch_size, num_workers=num_workers, collate_fn=_stacked)
+
+
+def has_orientation(content: bytes) -> bool:
+    """Whether an image file asks viewers to turn it."""
+    try:
+        with Image.open(io.BytesIO(content), formats=picture_formats()) as image:
+            exif = Image.Image.getexif(image)  # that of PNG files decodes the picture
+            return exif.get(ExifTags.Base.Orientation, 1) in range(2, 9)
+    except Exception:  # Pillow's readers of damaged EXIF; the pixels were read
+        return False
 
 
 def _source_at(place: Path) -> ImageSource:
@@ -154,7 +193,11 @@ def _without_outer_folders(items: dict[str, int]) -> dict[str, int]:
 def _stacked(batch: list[Pair]) -> list[Pair]:
     """Neighbors of equal size in one: each tensor takes a file descriptor on its way from a worker."""
     groups = groupby(batch, key=lambda pair: pair.original.shape)
-    return [Pair(*(torch.stack(part) for part in zip(*members, strict=True))) for _, members in groups]
+    stacked = []
+    for _, members in groups:
+        originals, reconstructions, turned = zip(*members, strict=True)
+        stacked.append(Pair(torch.stack(originals), torch.stack(reconstructions), sum(turned)))
+    return stacked
 
 
 def _stacked_images(batch: list[Tensor]) -> list[Tensor]:

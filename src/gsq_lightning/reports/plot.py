@@ -17,18 +17,20 @@ DISTORTIONS = (
     *("rfid", "rfd_efficientnet", "rkd_efficientnet", "lpips_vgg", "lpips_alex", "psnr", "psnr_set", "ssim"),
     *("rkid", "rfd_dinov2", "rkd_dinov2", "rfd_random"),
 )
-SIZE = (9.0, 6.0)  # inches of each metric's plot
+WIDTH, HEIGHT = 9.0, 6.0  # inches of each metric's plot, which is lower where there are few points
 FONT = 7  # points
 # where a name may stand: to the right of its point, else to the left, then above and below, then farther away
 SIDES = (("left", 5, -2), ("right", -5, -2), ("left", 4, 5), ("left", 4, -10), ("right", -4, 5), ("right", -4, -10))
 DISTANCES = (1.0, 2.2, 3.6, 5.2, 7.0, 9.0)
 
 
-def plot_rows(rows: list[Row], path: Path) -> None:
+def plot_rows(rows: list[Row], path: Path) -> list[str]:
     """Draws each metric that was measured, and published rFIDs, over bits per pixel, with names beside the points.
 
+    Returns the names of measured rows that have no bits per pixel, and are left out.
+
     Args:
-        rows: those without bits are left out.
+        rows: measured and published ones.
         path: of the picture; its suffix names the format.
 
     Raises:
@@ -42,7 +44,8 @@ def plot_rows(rows: list[Row], path: Path) -> None:
     names = [name for name in DISTORTIONS if _is_worth_drawing(name, placed)]
     if not names:
         raise InputError("there is nothing to plot: no row has both bits per pixel and a metric of distortion")
-    figure = Figure(figsize=(SIZE[0], SIZE[1] * len(names)), layout="constrained")
+    height = min(HEIGHT, 3.0 + 0.25 * len(placed))
+    figure = Figure(figsize=(WIDTH, height * len(names)), layout="constrained")
     FigureCanvasAgg(figure)  # measures text, whatever the format of the picture
     drawn = [
         _draw(axes, placed, name)
@@ -53,6 +56,7 @@ def plot_rows(rows: list[Row], path: Path) -> None:
         _name(axes, points)
     path.parent.mkdir(parents=True, exist_ok=True)
     figure.savefig(path, dpi=150)
+    return [row.name for row in rows if row.source == MEASURED and not _has(row, "bits_per_pixel")]
 
 
 def check_plot(path: Path) -> None:
@@ -96,14 +100,19 @@ def _draw(axes: Any, rows: list[Row], name: str) -> tuple[Any, list[tuple[Row, f
 
 
 def _plain_ticks(axis: Any, values: list[float]) -> None:
-    """Ticks 0.1, 0.2, 0.5, 1, … on a logarithmic axis, some of which lie on either side of few values."""
+    """Ticks 0.1, 0.2, 0.5, 1, … on a logarithmic axis, which reaches to those on either side of near values."""
     from matplotlib.ticker import FixedLocator, FuncFormatter, NullLocator
 
     low, high = math.floor(math.log10(min(values))) - 1, math.ceil(math.log10(max(values))) + 1
     steps = (1, 2, 5) if high - low < 6 else (1,)
-    axis.set_major_locator(FixedLocator([step * 10.0**power for power in range(low, high + 1) for step in steps]))
+    ticks = [step * 10.0**power for power in range(low, high + 1) for step in steps]
+    axis.set_major_locator(FixedLocator(ticks))
     axis.set_minor_locator(NullLocator())
     axis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))
+    first, last = axis.get_view_interval()
+    if sum(first <= tick <= last for tick in ticks) < 2:
+        below, above = (tick for tick in ticks if tick < min(values)), (tick for tick in ticks if tick > max(values))
+        axis.set_view_interval(max(below), min(above))
 
 
 def _name(axes: Any, points: list[tuple[Row, float, float]]) -> None:
