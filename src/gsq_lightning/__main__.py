@@ -36,11 +36,11 @@ def main(args: list[str] | None = None) -> None:
         return
     if command not in SUBCOMMANDS:
         fail(unknown_word(command, list(SUBCOMMANDS)))
-    if command in ("fit", "validate", "test", "predict", "weights"):
+    if command in ("fit", "validate", "test", "predict", "weights", "evaluate"):
         if rest in (["--help"], ["-h"]):
             print(first_page(command), end="")
             raise SystemExit(0)
-        if unknown := unknown_option(rest):
+        if command != "evaluate" and (unknown := unknown_option(rest)):
             fail(unknown)
         if "--help" in rest[:-1] and rest[rest.index("--help") + 1] == "all":
             del rest[rest.index("--help") + 1]

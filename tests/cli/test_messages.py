@@ -3,12 +3,14 @@
 import re
 import subprocess
 import sys
+from typing import get_args
 
 import pytest
 
 from gsq_lightning.__main__ import main
-from gsq_lightning.cli.help import EVALUATION, METRICS, TOKENS, TRAINING
+from gsq_lightning.cli.help import EVALUATION, FOLDERS, METRICS, TOKENS, TRAINING
 from gsq_lightning.cli.weights import Objects
+from gsq_lightning.metrics import MetricName, SampleMetricName
 from tests.cli.test_fit import error_of
 
 FIT = ["fit", "--config", "quickstart.yaml"]
@@ -34,6 +36,8 @@ FIT = ["fit", "--config", "quickstart.yaml"]
         ([*FIT, "--model.discriminator=PatchDiscriminatr"], "no such class; did you mean PatchDiscriminator?"),
         ([*FIT, "--model.adversarial_loss=Hinge"], "one of: vanilla, hinge, non_saturating; did you mean hinge?"),
         ([*FIT, "--model.metrics.names=[fid]"], "; did you mean rfid?"),
+        ([*FIT, "--model.metrics.names=[psnr,ssmi]"], "; did you mean ssim?"),
+        ([*FIT, "--model.metrics.names=psnr,ssim"], "; a list is written [psnr,ssim]"),
     ],
 )
 def test_a_slip_is_named_in_full_and_what_was_meant_is_suggested(
@@ -55,8 +59,33 @@ def test_the_first_page_of_help_names_options_that_there_are() -> None:
     assert len(named) > 15
 
 
+def test_the_help_of_evaluate_names_its_options_and_metrics(capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit):
+        main(["evaluate", "--help", "all"])
+    options = set(re.findall(r"\n  --(\w+)", capsys.readouterr().out))
+    named = set(re.findall(r"\n  --(\w+)", FOLDERS))
+    assert named < options
+    left_out = {name for name in options - named if not name.endswith("_weights")}
+    assert left_out == {"antialias", "ssim_rim"}
+    of_pairs, of_sets = (
+        set(re.findall(r"\w+", text)) for text in (FOLDERS.partition("--unpaired")[0], FOLDERS.partition("Metrics:")[2])
+    )
+    assert set(get_args(MetricName)) - of_pairs == {"codebook", "rfd_random"}
+    assert set(get_args(SampleMetricName)) - of_sets == {"rfd_random"}
+
+
+def test_in_a_terminal_an_error_takes_the_place_of_a_progress_bar(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    for in_terminal, start in ((True, "\r\x1b[Kgsq: error: there is no fti"), (False, "gsq: error: there is no fti")):
+        monkeypatch.setattr(sys.stderr, "isatty", lambda in_terminal=in_terminal: in_terminal)
+        with pytest.raises(SystemExit):
+            main(["fti"])
+        assert capsys.readouterr().err.startswith(start)
+
+
 def test_help_and_slips_need_no_torch() -> None:
-    for arguments in (["fit", "--help"], ["predict", "-h"], ["fit", "--confg"], ["fti"]):
+    for arguments in (["fit", "--help"], ["evaluate", "--help"], ["predict", "-h"], ["fit", "--confg"], ["fti"]):
         program = (
             "import sys\nfrom gsq_lightning.__main__ import main\n"
             f"try: main({arguments})\nexcept SystemExit: print('torch' in sys.modules)"

@@ -57,6 +57,7 @@ def evaluate(arguments: list[str]) -> None:
     """
     parser = _Parser(
         prog="gsq evaluate",
+        usage="gsq evaluate --real PATH --fake PATH [options]",
         description="Metrics of a folder of reconstructions against a folder of originals. Files belong together that "
         "have the same path below their folders, whatever their suffix. With --unpaired, of a folder of generated "
         "images against real ones.",
@@ -166,11 +167,11 @@ def evaluate_folders(
         num_workers: worker processes that load images; by default one per core, at most 8.
         device: "auto" takes a GPU where there is one.
         antialias: resize to Inception's 299² with antialiasing, as torchmetrics does; else as TensorFlow 1.
-        inception_weights: path of the weights, if they are not in the cache.
-        alexnet_weights: likewise.
-        vgg16_weights: likewise.
-        dinov2_weights: likewise.
-        efficientnet_weights: likewise.
+        inception_weights: path of the weights for metrics over Inception v3, if they are not in the cache.
+        alexnet_weights: the same for lpips_alex.
+        vgg16_weights: the same for lpips_vgg.
+        dinov2_weights: the same for metrics over DINOv2.
+        efficientnet_weights: the same for metrics over EfficientNet-Lite0.
         ssim_rim: include the rim of images in SSIM, where the window sees reflected pixels.
         unpaired: compare the two folders as sets: the images of `fake` are generated and have no originals.
         show_progress: draw a bar in the terminal.

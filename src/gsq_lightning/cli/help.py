@@ -66,6 +66,35 @@ TOKENS = """\
   --tokens.part I/N              one of N independent jobs, from 0/N on
 """
 
+FOLDERS = """\
+gsq evaluate --real PATH --fake PATH [options]: computes the metrics of images that another program made.
+
+  --real PATH                    originals: a folder, or a .zip, .tar, list or .parquet file; of one with splits the
+                                 validation images
+  --fake PATH                    their reconstructions, under the same names but for the suffix, in a format that loses
+                                 nothing, such as PNG
+  --metrics [a,b]                psnr, psnr_set, ssim, rfid by default; lpips_alex, lpips_vgg, inception_score,
+                                 rfid_pytorch_fid, rfid_clean_fid, rfd_dinov2, rfd_efficientnet, rkid, rkd_dinov2,
+                                 rkd_efficientnet
+  --unpaired                     compare as sets: the images of --fake are generated. Metrics: fid, inception_score,
+                                 precision_recall by default; kid, rfd_dinov2, rfd_efficientnet, rkd_dinov2,
+                                 rkd_efficientnet, precision_recall_efficientnet
+  --image_size N                 resize and center-crop originals to N×N first, as in validation
+  --crop_ratio X                 1.0 resizes to the image size; 0.875 as the paper's reference
+  --bits_per_image N             bits of the tokens of an image, for comparisons
+  --name NAME                    what the tokenizer is called; the folder's name by default
+  --batch_size N                 images at a time
+  --num_workers N                worker processes
+  --device WORD                  cpu, cuda or mps; a GPU by default, where there is one
+  --output FOLDER                of the report; FAKE-report by default, FAKE-report-unpaired of sets
+  --compare REPORT …             reports, checkpoints or folders to print beside the result
+  --paper                        add the published figures of the GSQ paper's tables
+  --plot PNG                     draw metrics over bits per pixel
+
+More:
+  gsq evaluate --help all        every option
+"""
+
 MORE = """
 More:
   gsq {command} --help all                          every option
@@ -95,7 +124,9 @@ SECTIONS = {
 
 
 def first_page(command: str) -> str:
-    """The help of `fit`, `weights`, `validate`, `test` or `predict`."""
+    """The help of `fit`, `weights`, `validate`, `test`, `predict` or `evaluate`."""
+    if command == "evaluate":
+        return FOLDERS
     if command == "weights":
         return (
             "gsq weights --config RECIPE: fetches all pretrained weights that the recipe needs, and prints where they "

@@ -23,6 +23,7 @@ from gsq_lightning.files import disk_error
 EXIT_BAD_INPUT = 2
 EXIT_FAILED = 1
 EXIT_SIGNAL = 128  # and the number of the signal, as shells have it
+CLEAR_LINE = "\r\x1b[K"  # in a terminal
 
 # options that take the path of a network's weights, by the key of the network
 WEIGHTS_OPTIONS = {
@@ -67,7 +68,8 @@ def fail(message: str, code: int = EXIT_BAD_INPUT) -> NoReturn:
     """Ends the process with one line."""
     # an error of a worker arrives with that process's traceback before it
     line = " ".join(message.rsplit("InputError: ", 1)[-1].split())
-    print(f"gsq: error: {line}", file=sys.stderr)
+    clear = CLEAR_LINE if sys.stderr.isatty() else ""  # of a progress bar
+    print(f"{clear}gsq: error: {line}", file=sys.stderr)
     raise SystemExit(code)
 
 
@@ -169,11 +171,13 @@ def plain_message(message: str, options: Sequence[str] = (), given: Sequence[str
         types = re.search(r"Subtypes: (.*?) Errors:", text) or re.search(r"Expected an? (.*?)\. Got value", text)
         kinds, words = expected_kinds(types[1]) if types else ([], [])
         if kinds or words:
-            near = [match for word in re.findall(r"\w+", value) for match in get_close_matches(word, words, n=1)]
+            others = [word for word in re.findall(r"\w+", value) if word not in words]
+            near = [match for word in others for match in get_close_matches(word, words, n=1)]
             wanted = " or ".join([*kinds, *([f"one of: {', '.join(words)}"] if words else [])])
-            return f"{key} is {value}; it must be {wanted}" + (
-                f"; did you mean {near[0]}?" if near and value not in words else ""
-            )
+            hint = f"; did you mean {near[0]}?" if near else ""
+            if words and "," in value and not value.startswith("["):
+                hint = f"; a list is written [{value}]"
+            return f"{key} is {value}; it must be {wanted}{hint}"
     return text
 
 
