@@ -114,6 +114,19 @@ def test_the_quantizers_loss_has_the_weight_of_the_reconstruction_unless_it_is_g
     assert LossWeights(reconstruction=5.0, quantizer=0.0).of_quantizer == 0.0
 
 
+def test_weights_that_train_nothing_are_refused() -> None:
+    with pytest.raises(InputError, match="leaves the codebook untrained"):
+        Objective(LossWeights(reconstruction=0.0), perceptual_loss=Difference())
+    Objective(LossWeights(reconstruction=0.0, quantizer=1.0), perceptual_loss=Difference())
+    with pytest.raises(InputError, match="nothing that the decoder would learn from"):
+        Objective(LossWeights(reconstruction=0.0, quantizer=1.0))
+
+
+def test_a_term_that_is_no_scalar_is_refused() -> None:
+    with pytest.raises(InputError, match=r"the loss term perceptual has shape \(4,\); it must be a scalar"):
+        Loss().add("perceptual", torch.zeros(4))
+
+
 def test_a_weight_of_0_skips_the_work(small_tokenizer: Build) -> None:
     class Untouchable(Discriminator):
         def forward(self, image: Tensor) -> Tensor:

@@ -65,6 +65,12 @@ def test_an_unknown_shape_is_refused() -> None:
         rates(1, decay_steps=5, shape="Cosine")
 
 
+@pytest.mark.parametrize("settings", [{"decay_start": 10}, {"floor": 0.1}, {"shape": "linear"}])
+def test_options_of_a_fall_that_never_comes_are_refused(settings: dict[str, Any]) -> None:
+    with pytest.raises(InputError, match="have no effect where decay_steps is 0; give it, or leave them out"):
+        rates(1, **settings)
+
+
 @pytest.mark.parametrize("settings", [{"warmup_steps": -1}, {"warmup_steps": 5, "decay_start": 3}, {"floor": -1.0}])
 def test_wrong_arguments_are_refused(settings: dict[str, Any]) -> None:
     with pytest.raises(InputError, match="must be at least 0, and decay_start not before the end of the warm-up"):

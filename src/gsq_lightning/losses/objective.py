@@ -42,7 +42,8 @@ class LossWeights:
         reconstruction: λrec, of the mean squared error over pixels in [-1, 1].
         perceptual: λp, of the perceptual loss.
         adversarial: λadv, of the generator's GAN loss.
-        quantizer: λq, of the quantizer's own loss; by default λrec, which multiplies it too in the paper's reference.
+        quantizer: λq, of the quantizer's own loss; by default λrec, which multiplies it too in the paper's reference,
+            and must then be above 0.
         discriminator: λdisc, of the discriminator's GAN loss.
         lecam: weight of the LeCam regularizer in the discriminator's loss (0.001 in Table 11).
         gradient_penalty: weight of the gradient penalty in the discriminator's loss (10 in Table 11).
@@ -83,7 +84,12 @@ class Loss:
         self.observed: dict[str, Tensor] = {}
 
     def add(self, name: str, value: Tensor, weight: float | Tensor = 1.0) -> None:
-        """Adds a term, a mean over images; logged, without its factor, as `loss_NAME`."""
+        """Adds a term, a mean over images; logged, without its factor, as `loss_NAME`.
+
+        Raises:
+            InputError: for what is no scalar.
+        """
+        require(value.ndim == 0, f"the loss term {name} has shape {tuple(value.shape)}; it must be a scalar")
         self.terms[name] = (value, weight)
 
     def observe(self, name: str, value: Tensor) -> None:
@@ -164,6 +170,17 @@ class Objective:
             f"gradient_penalty {self.gradient_penalty} has no effect where loss_weights.gradient_penalty is 0; "
             "leave it out",
         )
+        require(
+            weights.quantizer is not None or weights.reconstruction > 0,
+            "loss_weights.reconstruction 0 leaves the codebook untrained, as loss_weights.quantizer is the same where "
+            "it is not given; give it",
+        )
+        terms = {
+            weights.reconstruction,
+            weights.perceptual if self.perceptual_loss else 0.0,
+            weights.adversarial if self.discriminator else 0.0,
+        }
+        require(max(terms) > 0, "no loss term has a weight above 0: there is nothing that the decoder would learn from")
         steps = {
             "discriminator_start_step": self.discriminator_start_step,
             "adversarial_start_step": self.adversarial_start_step,

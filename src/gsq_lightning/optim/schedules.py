@@ -32,7 +32,8 @@ class WarmupDecay(LRScheduler):
         shape: how the rate falls.
 
     Raises:
-        InputError: for negative numbers, a fall that begins within the rise, or one that would rise.
+        InputError: for negative numbers, a fall that begins within the rise, or one that would rise; for options of the
+            fall without `decay_steps`.
     """
 
     def __init__(
@@ -53,6 +54,11 @@ class WarmupDecay(LRScheduler):
         lowest = min(group["lr"] for group in optimizer.param_groups)
         require(floor <= lowest, f"floor is {floor}, above the optimizer's lr {lowest}: the rate would rise, not fall")
         look_up("shape", shape, FALLS)
+        require(
+            decay_steps > 0 or (decay_start is None and floor == 0 and shape == "cosine"),
+            f"decay_start {decay_start}, floor {floor} and shape {shape} have no effect where decay_steps is 0; give it, "
+            "or leave them out",
+        )
         self.warmup_steps = warmup_steps
         self.decay_steps = decay_steps
         self.decay_start = start
