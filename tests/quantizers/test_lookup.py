@@ -97,6 +97,11 @@ INPUTS = {
     "tiny": (lambda *a: gaussian(*a) * 1e-30, lambda *a: gaussian(*a) * 1e-30),
     "huge": (lambda *a: gaussian(*a) * 1e30, lambda *a: gaussian(*a) * 1e30),
     "huge latents": (lambda *a: gaussian(*a) * 1e30, on_sphere),
+    # float32 holds the coordinates, but not all squares of their differences
+    "huge and clustered": (
+        lambda *a: 2.0**88 * (1 + 1e-7 * gaussian(*a)),
+        lambda *a: 2.0**88 * (1 + 1e-7 * gaussian(*a)),
+    ),
     "squares beyond float64": (lambda *a: gaussian(*a) * 1e200, lambda *a: gaussian(*a) * 1e200),
     "huge latents beyond float64": (lambda *a: gaussian(*a) * 1e200, on_sphere),
     "squares below float64": (lambda *a: gaussian(*a) * 1e-200, lambda *a: gaussian(*a) * 1e-200),
@@ -328,7 +333,7 @@ from tests.quantizers.test_lookup import INPUTS, gaussian, on_sphere
 from tests.waits import Waits
 for dimension in (3, 4, 11, 21):
     for name, (make_points, make_codes) in INPUTS.items():
-        points, codes = make_points(33, dimension, 3), make_codes(130, dimension, 4)
+        points, codes = make_points(33, dimension, 3), make_codes(200, dimension, 4)
         expected = nearest_code(points, codes, "brute")
         assert torch.equal(nearest_code(points, codes, "triton"), expected), (name, dimension)
 codes = on_sphere(100, 8, 5)

@@ -367,7 +367,10 @@ class DifferenceFilter:
                 enable_fp_fusion=True,
             )
         best, second, tile = _merge(best, second, tile)
-        # A float32 distance errs by u (|x| + |c|) where the channels are rounded, and by a factor after that.
+        # A float32 distance errs by u (|x| + |c|) where the channels are rounded, and by a factor after that. A square
+        # that overflows says that the rounded distance exceeds the root of float32's maximum, no more. Of channels that
+        # overflow themselves it says nothing, but there the margin is above that root, and the point is not sure.
+        second = second.clamp(min=-torch.finfo(torch.float32).max)
         margin = FLOAT32_ROUNDING * 1.01 * (torch.linalg.vector_norm(points, dim=1) + self._extent) + 1e-18
         relative = (dimension + 8) * FLOAT32_ROUNDING
         farthest = best.double().neg().sqrt() * (1 + relative) + margin
