@@ -1,6 +1,7 @@
 import copy
 import pickle
 import warnings
+from collections.abc import Callable
 from typing import Any
 
 import numpy as np
@@ -273,6 +274,20 @@ def test_a_changed_codebook_is_noticed_in_evaluation() -> None:
     duplicate = copy.deepcopy(quantizer)
     duplicate.codebook.data.copy_(quantizer.codebook.data.flip(0))
     assert torch.equal(duplicate.latent_to_indices(latent), first)
+    assert torch.equal(quantizer.latent_to_indices(latent), 49 - first)
+
+
+@pytest.mark.parametrize("write", [lambda old, new: old.data.copy_(new), lambda old, new: np.copyto(old.numpy(), new)])
+@pytest.mark.parametrize("per_group_codebooks", [False, True])
+def test_a_frozen_codebook_that_is_written_to_past_autograd_is_noticed(
+    write: Callable[[torch.Tensor, torch.Tensor], Any], per_group_codebooks: bool
+) -> None:
+    """As by the EMA of another module, or what rank 0 broadcasts to `parameter.data`."""
+    quantizer = GroupedSphericalQuantizer(4, 50, 1, "none", per_group_codebooks=per_group_codebooks)
+    quantizer.eval().requires_grad_(False)
+    latent = torch.randn(1, 4, 3, 3)
+    first = quantizer.latent_to_indices(latent)
+    write(quantizer.codebook, quantizer.codebook.flip(-2))
     assert torch.equal(quantizer.latent_to_indices(latent), 49 - first)
 
 

@@ -42,7 +42,8 @@ class KeptIndex:
         self._version = _version_of(codebook)
 
     def is_of(self, codebook: Tensor) -> bool:
-        """Compares the values, which waits for the device; of a frozen codebook only where it was written to."""
+        """Compares the values, for which a GPU would be waited for: there a frozen codebook is compared by its memory
+        and version. The version does not count what is written to `codebook.data`, to its NumPy array or by DLPack."""
         version = _version_of(codebook)
         if version is not None and version == self._version and codebook.data_ptr() == self._seen.data_ptr():
             return True
@@ -50,8 +51,10 @@ class KeptIndex:
 
 
 def _version_of(codebook: Tensor) -> int | None:
-    """Counts what was written to a codebook that is not trained; None of others."""
-    return None if codebook.requires_grad or codebook.is_inference() else codebook._version
+    """Counts what was written to a codebook that is on a GPU and not trained; None of others."""
+    if codebook.device.type == "cpu" or codebook.requires_grad or codebook.is_inference():
+        return None
+    return codebook._version
 
 
 class GroupedSphericalQuantizer(Quantizer):
