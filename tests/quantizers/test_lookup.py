@@ -17,7 +17,7 @@ from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from gsq_lightning.quantizers import lookup
-from gsq_lightning.quantizers.lookup import CodeIndex, choose_method, nearest_code, tree
+from gsq_lightning.quantizers.lookup import CodeIndex, choose_method, devices, nearest_code, tree
 
 # (d, V) of the paper's Table 13 and Fig. 4
 PAPER_SHAPES = [
@@ -273,8 +273,8 @@ def test_automatic_choice() -> None:
     assert choose_method(8, 262144, 10, "cpu") == "matmul"  # too few points to pay for a tree
     assert choose_method(16, 262144, 8192, "cpu") == "matmul"
     assert choose_method(1, 262144, 8192, "cuda") == "sorted"
-    has_triton = importlib.util.find_spec("triton") is not None
-    assert choose_method(8, 262144, 8192, "cuda") == ("triton" if has_triton else "matmul")
+    assert choose_method(8, 262144, 8192, "cuda") == "triton"
+    assert choose_method(8, 262144, 8192, "cuda", kernels=False) == "matmul"
 
 
 def test_gradients_stay_outside() -> None:
@@ -366,12 +366,12 @@ for dimension in (1, 2):  # by sorting, as on a GPU
             codes[5], codes[6, -1] = torch.nan, torch.inf
         expected = nearest_code(points, codes, "brute")
         with Waits() as waits:
-            search = QueuedSortedSearch(codes, dimension == 2, triton.FusedSearch(codes))
+            search = QueuedSortedSearch(codes, dimension == 2, triton.Float64Search(codes))
             found = search.query(points)
         assert torch.equal(found, expected), (name, dimension)
         assert waits.found == [], waits.found
         few = codes[:3].nan_to_num(posinf=9.0)
-        found = QueuedSortedSearch(few, dimension == 2, triton.FusedSearch(few)).query(points)
+        found = QueuedSortedSearch(few, dimension == 2, triton.Float64Search(few)).query(points)
         assert torch.equal(found, nearest_code(points, few, "brute")), (name, dimension)
         found = nearest_code(points, few, "circle" if dimension == 2 else "sorted")
         assert torch.equal(found, nearest_code(points, few, "brute")), (name, dimension)
@@ -457,7 +457,7 @@ def test_cuda_agrees_with_the_cpu(name: str, dimension: int) -> None:
     torch.backends.cuda.matmul.allow_tf32 = True
     try:
         for method in [*methods_for(dimension), "triton"]:
-            if method != "kdtree" and (method != "triton" or importlib.util.find_spec("triton")):
+            if method != "kdtree" and (method != "triton" or devices.has_kernels(torch.device("cuda", 0))):
                 index = nearest_code(points.cuda(), codes.cuda(), method)
                 assert torch.equal(index.cpu(), expected), method
     finally:

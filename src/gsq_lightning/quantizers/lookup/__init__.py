@@ -16,7 +16,7 @@ next, slower one. Memory beyond the inputs is O((n + V) d) plus work buffers of 
 | sorted | d = 1, CPU and CUDA | sort + binary search, two codes on either side in float64; never waits on CUDA |
 | circle | d = 2, codes on the unit circle, CPU and CUDA | the same over angles, with wrap-around |
 | kdtree | CPU, low d | SciPy's cKDTree, float64; points that make a tree slow go to `matmul` |
-| matmul | CPU, higher d; CUDA without Triton | float32 scores tile by tile; float64 where they could err |
+| matmul | CPU, higher d; CUDA without Triton's kernels | float32 scores tile by tile; float64 where they could err |
 | triton | CUDA | tensor cores with a proven bound; float64 for points left in doubt; never waits for the device |
 | brute | anywhere | float64 differences, chunk by chunk: the definition |
 
@@ -28,7 +28,6 @@ Input that is not finite: a point with a NaN or an infinity gets index 0; a code
 while a finite code exists. A result is never out of range.
 """
 
-import importlib.util
 from collections.abc import Callable
 from functools import partial
 from typing import Literal, Protocol
@@ -41,6 +40,7 @@ from gsq_lightning.precision import full_precision
 from gsq_lightning.quantizers.lookup.arithmetic import argsort, without_repeats
 from gsq_lightning.quantizers.lookup.brute import BruteSearch, LastResort
 from gsq_lightning.quantizers.lookup.dense import dense_nearest_code
+from gsq_lightning.quantizers.lookup.devices import has_kernels, why_no_kernels
 from gsq_lightning.quantizers.lookup.sorted import QueuedSortedSearch, SortedSearch
 from gsq_lightning.quantizers.lookup.tiles import TiledSearch
 from gsq_lightning.quantizers.lookup.tree import TreeSearch
@@ -83,15 +83,29 @@ def _(points: Tensor, codes: Tensor, method: str, unit_norm: bool) -> Tensor:
 
 
 def choose_method(
-    dimension: int, codebook_size: int, num_points: int | None, device_type: str, unit_norm: bool = False
+    dimension: int,
+    codebook_size: int,
+    num_points: int | None,
+    device_type: str,
+    unit_norm: bool = False,
+    kernels: bool = True,
 ) -> Method:
-    """The fastest method as measured; `num_points` None means so many that building the index is free."""
+    """The fastest method as measured.
+
+    Args:
+        dimension: d.
+        codebook_size: V.
+        num_points: n; None means so many that building the index is free.
+        device_type: "cpu" or "cuda".
+        unit_norm: as for `nearest_code`.
+        kernels: whether a CUDA device runs Triton's kernels.
+    """
     if dimension == 1:
         return "sorted"
     if dimension == 2 and unit_norm:
         return "circle"
     if device_type == "cuda":
-        return "triton" if importlib.util.find_spec("triton") is not None else "matmul"
+        return "triton" if kernels else "matmul"
     if dimension <= 3:
         return "kdtree"
     # Above, a tree costs 0.15 µs per code to build and must look into ever more of its leaves.
@@ -134,9 +148,7 @@ class CodeIndex:
         self._codes_device = codes.device
         self._device = codes.device if codes.device.type in ("cpu", "cuda") else torch.device("cpu")
         self.codebook_size, self.dimension = codes.shape
-        self.method = _resolve_method(
-            method, self.dimension, self.codebook_size, num_points, self._device.type, unit_norm
-        )
+        self.method = _resolve_method(method, self.dimension, self.codebook_size, num_points, self._device, unit_norm)
         with torch.no_grad(), full_precision(self._device):
             codes = codes.detach().to(self._device).double()
             # what only queues work takes codes of any kind
@@ -169,16 +181,18 @@ class CodeIndex:
 
 
 def _resolve_method(
-    method: str, dimension: int, codebook_size: int, num_points: int | None, device_type: str, unit_norm: bool
+    method: str, dimension: int, codebook_size: int, num_points: int | None, device: torch.device, unit_norm: bool
 ) -> str:
     look_up("method", method, {"auto": None, **SEARCHES})
     if method == "auto":
-        return choose_method(dimension, codebook_size, num_points, device_type, unit_norm)
+        return choose_method(dimension, codebook_size, num_points, device.type, unit_norm, has_kernels(device))
     wanted_dimension = {"sorted": 1, "circle": 2}.get(method, dimension)
     if dimension != wanted_dimension:
         raise InputError(f"method {method!r} needs d = {wanted_dimension}; given d = {dimension}")
-    if method == "kdtree" and device_type != "cpu":
-        raise InputError(f"method 'kdtree' needs CPU tensors; given {device_type}: use 'triton' or 'matmul'")
+    if method == "kdtree" and device.type != "cpu":
+        raise InputError(f"method 'kdtree' needs CPU tensors; given {device.type}: use 'triton' or 'matmul'")
+    if method == "triton" and device.type == "cuda" and (reason := why_no_kernels(device)) is not None:
+        raise InputError(f"method 'triton' cannot be used on {device}: {reason}")
     return method
 
 
@@ -191,16 +205,14 @@ def _fused_search(codes: Tensor) -> Search:
 def _sorted_search(codes: Tensor, circle: bool) -> Search:
     if not _only_queues("circle" if circle else "sorted", codes.device):
         return SortedSearch(codes, circle)
-    from gsq_lightning.quantizers.lookup.triton import FusedSearch
+    from gsq_lightning.quantizers.lookup.triton import Float64Search
 
-    return QueuedSortedSearch(codes, circle, FusedSearch(codes))
+    return QueuedSortedSearch(codes, circle, Float64Search(codes))
 
 
 def _only_queues(method: str, device: torch.device) -> bool:
     """Whether a search by this method waits for nothing: on a GPU, with kernels for what it leaves in doubt."""
-    return method == "triton" or (
-        method in ("sorted", "circle") and device.type == "cuda" and importlib.util.find_spec("triton") is not None
-    )
+    return method == "triton" or (method in ("sorted", "circle") and has_kernels(device))
 
 
 SEARCHES: dict[str, Callable[[Tensor], Search]] = {

@@ -231,8 +231,8 @@ class Filter(Protocol):
         """(n, d) float64, finite → the first code of a tile (n,) int32, whether the nearest is in it for sure (n,)."""
 
 
-class FusedSearch:
-    """`CodeIndex`'s `triton` method: a filter for all points, float64 within a tile, or everywhere for those in doubt.
+class Float64Search:
+    """The search in float64: of one tile for each point, or of all codes for some points.
 
     Args:
         codes: (V, d) float64; those that are not finite are chosen only where all are.
@@ -246,28 +246,21 @@ class FusedSearch:
             raise InputError(f"method 'triton' needs tensors on a CUDA device; given {codes.device.type}")
         finite = codes.isfinite().all(dim=1, keepdim=True)
         self._columns = torch.where(finite, codes, torch.inf).t().contiguous()
-        kind = TensorCoreFilter if codes.shape[1] >= TENSOR_CORES_FROM else DifferenceFilter
-        self._filter: Filter = kind(codes)
-
-    def query(self, points: Tensor) -> Tensor:
-        tile, sure = self._filter(points)
-        columns = points.t().contiguous()
-        return self._everywhere(columns, ~sure, self._within(tile, columns))
 
     def settle(self, points: Tensor, doubtful: Tensor) -> Tensor:
-        """The float64 search, of some points alone.
+        """The search of all codes.
 
         Args:
             points: (n, d) float64, finite.
-            doubtful: (n,) bool, which.
+            doubtful: (n,) bool, for which points.
 
         Returns:
             (n,) int64, right where a point is doubtful, elsewhere 0.
         """
         index = torch.zeros(len(points), dtype=torch.int64, device=points.device)
-        return self._everywhere(points.t().contiguous(), doubtful, index)
+        return self.everywhere(points.t().contiguous(), doubtful, index)
 
-    def _within(self, tile: Tensor, points: Tensor) -> Tensor:
+    def within(self, tile: Tensor, points: Tensor) -> Tensor:
         """The nearest code of a tile of each point (d, n), (n,) int64."""
         dimension, num_points = points.shape
         index = torch.empty(num_points, dtype=torch.int64, device=points.device)
@@ -281,7 +274,7 @@ class FusedSearch:
             )
         return index
 
-    def _everywhere(self, points: Tensor, doubtful: Tensor, index: Tensor) -> Tensor:
+    def everywhere(self, points: Tensor, doubtful: Tensor, index: Tensor) -> Tensor:
         """`index` (n,) with the nearest of all codes where a point (d, n) is doubtful."""
         (dimension, num_points), codebook_size = points.shape, self._columns.shape[1]
         position = doubtful.cumsum(dim=0)  # among those in doubt, from 1
@@ -312,6 +305,24 @@ class FusedSearch:
                 num_warps=1,
             )
         return index
+
+
+class FusedSearch:
+    """`CodeIndex`'s `triton` method: a filter for all points, float64 within a tile, or everywhere for those in doubt.
+
+    Args:
+        codes: as for `Float64Search`, which also says what is raised.
+    """
+
+    def __init__(self, codes: Tensor) -> None:
+        self._exact = Float64Search(codes)
+        kind = TensorCoreFilter if codes.shape[1] >= TENSOR_CORES_FROM else DifferenceFilter
+        self._filter: Filter = kind(codes)
+
+    def query(self, points: Tensor) -> Tensor:
+        tile, sure = self._filter(points)
+        columns = points.t().contiguous()
+        return self._exact.everywhere(columns, ~sure, self._exact.within(tile, columns))
 
 
 class TensorCoreFilter:

@@ -1,0 +1,43 @@
+"""Which devices run the Triton kernels."""
+
+import functools
+import importlib.util
+import warnings
+
+import torch
+
+
+@functools.cache
+def has_kernels(device: torch.device) -> bool:
+    """Whether Triton's kernels run on a device. Warns once of a GPU where they do not."""
+    if device.type != "cuda":
+        return False
+    reason = why_no_kernels(device)
+    if reason is not None:
+        warnings.warn(
+            f"nearest codes on {device} are found without Triton's kernels, as exactly but slower: {reason}",
+            stacklevel=2,
+        )
+    return reason is None
+
+
+@functools.cache
+def why_no_kernels(device: torch.device) -> str | None:
+    """What a GPU lacks for Triton's kernels, in one line; None where they run."""
+    if torch.version.hip is not None:
+        return "their bound needs float16 numbers below 2^-14, which some AMD GPUs replace by 0"
+    if importlib.util.find_spec("triton") is None:
+        return "Triton is not installed (pip install triton)"
+    capability = torch.cuda.get_device_capability(device)
+    if capability < (8, 0):
+        return f"Triton needs compute capability 8.0; it is {'.'.join(map(str, capability))}"
+    try:
+        from triton.runtime import driver
+
+        driver.active.get_current_target()  # builds the driver with a C compiler, if it is the first time
+    except Exception as error:
+        reason = f"{type(error).__name__}: {error}".splitlines()[0]
+        return (
+            f"Triton, which needs a C compiler and Python's headers (apt install gcc python3-dev), fails with {reason}"
+        )
+    return None
