@@ -398,10 +398,20 @@ def test_triton_kernel_in_the_interpreter(script: str) -> None:
 
 @pytest.mark.skipif(importlib.util.find_spec("triton") is None, reason="Triton is not installed")
 @pytest.mark.skipif(os.environ.get("TRITON_INTERPRET") == "1", reason="Triton's interpreter runs on the CPU")
+@pytest.mark.parametrize(
+    ("capability", "product", "types"),
+    [
+        (80, "mma.sync.", ".f32.f16.f16"),
+        (90, "wgmma.mma_async.", ".f32.f16.f16"),
+        (100, "tcgen05.mma.", "kind::f16"),
+        (120, "mma.sync.", ".f32.f16.f16"),
+    ],
+    ids=["A100", "H100", "B200", "RTX 50"],
+)
 def test_scores_compile_to_tensor_cores_and_distances_to_unfused_float64(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    capability: int, product: str, types: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """For an H100, without one: a fused multiply-add would round otherwise than the float64 search."""
+    """To machine code, without a GPU: a fused multiply-add would round otherwise than the float64 search."""
     from triton import compile as compile_kernel
     from triton.backends.compiler import GPUTarget
     from triton.compiler import ASTSource
@@ -410,23 +420,33 @@ def test_scores_compile_to_tensor_cores_and_distances_to_unfused_float64(
 
     monkeypatch.setenv("TRITON_CACHE_DIR", str(tmp_path))
 
-    def ptx(kernel: Any, tensors: dict[str, str], constants: dict[str, int], fuses: bool) -> str:
-        types = {name: tensors.get(name, "i32") for name in kernel.arg_names} | dict.fromkeys(constants, "constexpr")
-        source = ASTSource(kernel, types, constants)
-        options = {"num_warps": 4, "enable_fp_fusion": fuses}
-        return str(compile_kernel(source, target=GPUTarget("cuda", 90, 32), options=options).asm["ptx"])
+    def compiled(
+        kernel: Any, tensors: dict[str, str], constants: dict[str, int], fuses: bool, num_warps: int = 4
+    ) -> Any:
+        signature = {name: tensors.get(name, "i32") for name in kernel.arg_names}
+        signature |= dict.fromkeys(constants, "constexpr")
+        aligned = {
+            (number,): [["tt.divisibility", 16]] for number, name in enumerate(kernel.arg_names) if name in tensors
+        }
+        source = ASTSource(kernel, signature, constants, aligned)
+        options = {"num_warps": num_warps, "enable_fp_fusion": fuses}
+        result = compile_kernel(source, target=GPUTarget("cuda", capability, 32), options=options)
+        assert result.metadata.shared <= 99 * 1024  # what a program may have on the smallest of these GPUs
+        return result.asm
 
     codes = kernels.CODES_PER_TILE
     filtered = {"best_out": "*fp32", "second_out": "*fp32", "tile_out": "*i32"}
     halves = {"points": "*fp16", "codes": "*fp16", **filtered}
     tiles = {"rows_per_program": kernels.POINTS_PER_PROGRAM, "codes_per_tile": codes}
-    scores = ptx(kernels._score_kernel, halves, tiles | {"chunk": 32, "chunks": 1}, fuses=True)
-    lines = [line for line in scores.splitlines() if "wgmma.mma_async" in line]
-    assert lines
-    assert all(".f32.f16.f16" in line for line in lines)
+    for chunk, chunks in [(64, 1), (32, 7)]:  # the most at once, and d = 64
+        constants = tiles | {"chunk": chunk, "chunks": chunks}
+        scores = compiled(kernels._score_kernel, halves, constants, fuses=True, num_warps=kernels.WARPS_PER_PROGRAM)
+        lines = [line for line in scores["ptx"].splitlines() if product in line]
+        assert lines
+        assert all(types in line for line in lines)
     singles = {"points": "*fp32", "codes": "*fp32", **filtered}
     tiles = {"rows_per_program": kernels.POINTS_PER_DIFFERENCES, "codes_per_tile": codes, "dimension": 3}
-    assert "fma.rn.f32" in ptx(kernels._difference_kernel, singles, tiles, fuses=True)
+    assert "fma.rn.f32" in compiled(kernels._difference_kernel, singles, tiles, fuses=True)["ptx"]
     doubles = {"points": "*fp64", "codes": "*fp64", "best_out": "*fp64", "rows": "*i64", "count": "*i64"}
     few = {"rows_per_program": kernels.POINTS_PER_SEARCH}
     within = {**doubles, "tiles": "*i32", "index_out": "*i64"}
@@ -435,9 +455,10 @@ def test_scores_compile_to_tensor_cores_and_distances_to_unfused_float64(
         (kernels._tile_kernel, within, {"codes_per_tile": codes}),
         (kernels._search_kernel, {**doubles, "index_out": "*i32"}, steps),
     ]:
-        distances = ptx(kernel, tensors, {**few, **constants}, fuses=False)
-        assert "mul.rn.f64" in distances or "mul.f64" in distances
-        assert "fma.rn.f64" not in distances
+        distances = compiled(kernel, tensors, {**few, **constants}, fuses=False)["sass"]
+        assert "DMUL" in distances
+        assert "DADD" in distances
+        assert "DFMA" not in distances
 
 
 @pytest.mark.skipif(importlib.util.find_spec("triton") is None, reason="Triton is not installed")

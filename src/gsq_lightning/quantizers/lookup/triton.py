@@ -23,6 +23,7 @@ from gsq_lightning.quantizers.lookup.scores import TENSOR_CORES_FROM, SplitCodes
 
 CODES_PER_TILE = 128
 POINTS_PER_PROGRAM = 64  # of the filter on tensor cores
+WARPS_PER_PROGRAM = 4  # likewise
 POINTS_PER_DIFFERENCES = 128  # of the other: one to a thread
 POINTS_PER_SEARCH = 16  # of a program that searches in float64
 CODES_PER_STEP = 64  # likewise
@@ -344,7 +345,7 @@ class TensorCoreFilter:
                 chunks=matrix.shape[1] // chunk,
                 rows_per_program=POINTS_PER_PROGRAM,
                 codes_per_tile=CODES_PER_TILE,
-                num_warps=4,
+                num_warps=WARPS_PER_PROGRAM,
                 enable_fp_fusion=True,  # outside of the product there are only comparisons
             )
         best, second, tile = _merge(best, second, tile)
