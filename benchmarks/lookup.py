@@ -3,6 +3,7 @@
     python benchmarks/lookup.py                                  # all shapes of the paper's Table 13
     python benchmarks/lookup.py --n 8192 --shape 2 262144 --shape 8 262144
     python benchmarks/lookup.py --device cuda                    # compiles its kernels at first: minutes
+    python benchmarks/lookup.py --device cuda --wide             # other sizes of the kernel's programs, to compare
     python benchmarks/lookup.py --device cuda --mismatches 1000000000 --shape 8 8192
     python benchmarks/lookup.py --quick
 
@@ -15,8 +16,9 @@ In one run, on the same inputs, for each (d, V) of Table 13 (f8 at D = 8 from Fi
 - cdist (with --cdist): `torch.cdist` in float32 and an argmin.
 
 On CUDA two more columns have ours alone: with its index kept, as in evaluation, and replayed as a CUDA graph, index
-included, which leaves out what Python takes to launch its kernels. With --mismatches so many lookups of new random
-points are compared with the float64 search, and nothing else is done.
+included, which leaves out what Python takes to launch its kernels. With --wide the kernel on tensor cores (d ≥ 4) has
+128 points and 8 warps in a program instead of 64 and 4, so that codes are read half as often. With --mismatches so many
+lookups of new random points are compared with the float64 search, and nothing else is done.
 
 Ours always runs on all n rows. The others run on as many as fit `--budget` seconds; their time is then scaled
 to n and marked ≈. Time is the median of three runs, or of as many as fit. Extra memory is the peak above the
@@ -41,20 +43,23 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from gsq_lightning.quantizers.lookup import CodeIndex, choose_method, nearest_code
+from gsq_lightning.quantizers.lookup import CodeIndex, nearest_code
 
 
 class Shape(NamedTuple):
     dimension: int
     codebook_size: int
     normalized: bool
+    codes_on_sphere: bool = False  # also without normalization
 
 
-# Table 13, each (d, V) once. The paper drops the normalization at d = 1 and 2; its trap has d = 2 with it.
+# Table 13, each (d, V) once. The paper drops the normalization at d = 1 and 2; its trap has d = 2 with it. Without it
+# codes begin on the sphere all the same, where they lie so dense that float32 leaves nearly all points in doubt.
 TABLE_13 = [
     Shape(1, 262144, False),
     Shape(2, 262144, True),
     Shape(2, 262144, False),
+    Shape(2, 262144, False, codes_on_sphere=True),
     *(Shape(d, 262144, True) for d in (4, 8, 16, 32)),
     *(Shape(d, 8192, True) for d in (4, 8, 16, 32, 64)),
 ]
@@ -69,15 +74,16 @@ class Baseline(NamedTuple):
 
 
 def make_inputs(shape: Shape, rows: int, device: str) -> tuple[Tensor, Tensor]:
-    """(n, d) points and (V, d) codes in float32: on the sphere, or Gaussian (uniform in [-1, 1] at d = 1)."""
+    """(n, d) points and (V, d) codes in float32, each on the sphere or Gaussian (uniform in [-1, 1] at d = 1)."""
     generator = torch.Generator().manual_seed(0)
     drawn = []
-    for count in (rows, shape.codebook_size):
+    on_sphere = (shape.normalized, shape.normalized or shape.codes_on_sphere)
+    for count, normalized in zip((rows, shape.codebook_size), on_sphere, strict=True):
         if shape.dimension == 1:
             drawn.append(torch.rand(count, 1, generator=generator) * 2 - 1)
             continue
         values = torch.randn(count, shape.dimension, generator=generator)
-        drawn.append(torch.nn.functional.normalize(values, dim=1) if shape.normalized else values)
+        drawn.append(torch.nn.functional.normalize(values, dim=1) if normalized else values)
     return drawn[0].to(device), drawn[1].to(device)
 
 
@@ -277,7 +283,7 @@ def compare(shape: Shape, rows: int, arguments: argparse.Namespace) -> float:
     points, codes = make_inputs(shape, rows, arguments.device)
     rivals = baselines(shape, codes, arguments.cdist)
     names = rival_names(arguments)
-    method = choose_method(shape.dimension, shape.codebook_size, rows, arguments.device, shape.normalized)
+    method = CodeIndex(codes, unit_norm=shape.normalized, num_points=rows).method
     sample = min(rows, max(32, 2**26 // codes.numel()))
 
     time_ours = measure_time(ours(shape), points, codes, arguments.budget, whole=True)
@@ -301,7 +307,7 @@ def compare(shape: Shape, rows: int, arguments: argparse.Namespace) -> float:
         str(shape.dimension),
         str(shape.codebook_size),
         f"{rows:,}",
-        "sphere" if shape.normalized else "no norm",
+        "sphere" if shape.normalized else "no norm, at the start" if shape.codes_on_sphere else "no norm",
         method,
         milliseconds(time_ours, rows),
         *(milliseconds(timing, rows) for timing in on_cuda(shape, points, codes, method, arguments)),
@@ -348,12 +354,18 @@ def main() -> int:
     parser.add_argument("--quick", action="store_true", help="three small shapes, 2,048 lookups, 0.5 s each")
     parser.add_argument("--cdist", action="store_true", help="torch.cdist as well")
     parser.add_argument("--no-memory", action="store_true", help="skip peak memory (it starts a process each)")
+    parser.add_argument("--wide", action="store_true", help="on CUDA: programs of 128 points and 8 warps")
     parser.add_argument("--mismatches", type=int, metavar="N", help="compare N lookups with float64, no times")
     parser.add_argument("--peaks", help=argparse.SUPPRESS)
     arguments = parser.parse_args()
     if arguments.peaks is not None:
         print_peaks(arguments.peaks)
         return 0
+
+    if arguments.wide:
+        from gsq_lightning.quantizers.lookup import triton as kernels
+
+        kernels.POINTS_PER_PROGRAM, kernels.WARPS_PER_PROGRAM = 128, 8
 
     shapes = QUICK if arguments.quick else TABLE_13
     if arguments.quick:
