@@ -118,6 +118,7 @@ def test_steps_wait_for_the_device_only_where_they_are_logged(
 ) -> None:
     monkeypatch.setattr(spherical, "nearest_code", lambda points, codes, **_: dense_nearest_code(points, codes))
     monkeypatch.setattr(spherical, "CodeIndex", DenseIndex)
+    monkeypatch.setattr(spherical, "COMPARE_WITHOUT_WAITING", ())  # as on a GPU
     monkeypatch.setattr(GroupedSphericalQuantizer, "checked", lambda _, indices: indices)  # looks at values on a CPU
     waits = {step: Waits() for step in range(1, 5)}
     train(TokenizerModule(small_tokenizer(), **options()), tmp_path, waits.__getitem__, steps=4, accelerator="cpu")

@@ -12,6 +12,7 @@ from gsq_lightning import GroupedSphericalQuantizer, InputError
 from gsq_lightning.quantizers import spherical
 from gsq_lightning.quantizers.lookup import CodeIndex
 from gsq_lightning.quantizers.spherical import normalize
+from tests.waits import Waits
 
 
 def numpy_normalize(vectors: np.ndarray, normalization: str) -> np.ndarray:
@@ -289,6 +290,29 @@ def test_a_frozen_codebook_that_is_written_to_past_autograd_is_noticed(
     first = quantizer.latent_to_indices(latent)
     write(quantizer.codebook, quantizer.codebook.flip(-2))
     assert torch.equal(quantizer.latent_to_indices(latent), 49 - first)
+
+
+def add_one(codebook: torch.nn.Parameter) -> None:
+    with torch.no_grad():
+        codebook[0] += 1
+
+
+def replace(codebook: torch.nn.Parameter) -> None:
+    codebook.data = torch.randn(50, 3)
+
+
+@pytest.mark.parametrize("change", [add_one, replace])
+def test_a_frozen_codebook_on_a_gpu_is_compared_without_waiting(
+    change: Callable[[torch.nn.Parameter], None], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(spherical, "COMPARE_WITHOUT_WAITING", ())
+    codebook = torch.nn.Parameter(torch.randn(50, 3), requires_grad=False)
+    kept = spherical.KeptIndex(codebook, CodeIndex(codebook))
+    with Waits() as waits:
+        assert kept.is_of(codebook)
+    assert waits.found == []
+    change(codebook)
+    assert not kept.is_of(codebook)
 
 
 def test_the_index_of_an_evaluation_is_kept_until_the_codebook_changes(

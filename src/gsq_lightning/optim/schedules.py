@@ -56,8 +56,8 @@ class WarmupDecay(LRScheduler):
         look_up("shape", shape, FALLS)
         require(
             decay_steps > 0 or (decay_start is None and floor == 0 and shape == "cosine"),
-            f"decay_start {decay_start}, floor {floor} and shape {shape} have no effect where decay_steps is 0; give it, "
-            "or leave them out",
+            f"decay_start {decay_start}, floor {floor} and shape {shape} have no effect where decay_steps is 0; "
+            "give it, or leave them out",
         )
         self.warmup_steps = warmup_steps
         self.decay_steps = decay_steps

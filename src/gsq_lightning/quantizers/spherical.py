@@ -29,6 +29,7 @@ GRADIENTS: dict[Gradient, Callable[[Tensor, Tensor], Tensor]] = {
     "rotation": rotate_and_scale,
 }
 
+COMPARE_WITHOUT_WAITING = ("cpu",)  # devices
 MAX_CODEBOOK = 2**31  # numbers: 8 GiB; the paper's largest has 2^23
 
 
@@ -42,8 +43,8 @@ class KeptIndex:
         self._version = _version_of(codebook)
 
     def is_of(self, codebook: Tensor) -> bool:
-        """Compares the values, for which a GPU would be waited for: there a frozen codebook is compared by its memory
-        and version. The version does not count what is written to `codebook.data`, to its NumPy array or by DLPack."""
+        """Compares the values; of a frozen codebook on a GPU, which that would wait for, memory and version. The
+        version does not count what is written to `codebook.data` or by DLPack."""
         version = _version_of(codebook)
         if version is not None and version == self._version and codebook.data_ptr() == self._seen.data_ptr():
             return True
@@ -52,7 +53,7 @@ class KeptIndex:
 
 def _version_of(codebook: Tensor) -> int | None:
     """Counts what was written to a codebook that is on a GPU and not trained; None of others."""
-    if codebook.device.type == "cpu" or codebook.requires_grad or codebook.is_inference():
+    if codebook.device.type in COMPARE_WITHOUT_WAITING or codebook.requires_grad or codebook.is_inference():
         return None
     return codebook._version
 
