@@ -122,6 +122,20 @@ def test_another_config_is_another_run(place: Path, flag: str, name: str, said: 
     assert load(1)["global_step"] == 4
 
 
+def test_a_run_is_resumed_although_another_of_another_config_came_after_it(
+    place: Path, monkeypatch: pytest.MonkeyPatch, said: list[str]
+) -> None:
+    with monkeypatch.context() as patch:
+        stop_at(patch, 3, CutOffError())
+        with pytest.raises(CutOffError):
+            main(fit(4))
+    main([*fit(4), "--seed_everything=1"])
+    main(fit(4))
+    assert "resuming runs/quickstart/version_0 from step 2" in said[-1]
+    assert load(0)["global_step"] == 4
+    assert not (RUNS / "version_2").exists()
+
+
 def test_what_does_not_change_a_run_does_not_part_it(place: Path, said: list[str]) -> None:
     main(fit(2))
     main([*fit(4), "--data.val_batch_size=1", "--model.accumulate_batches=2", "--trainer.log_every_n_steps=1"])

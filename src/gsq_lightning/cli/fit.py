@@ -205,7 +205,7 @@ class GSQCommand(LightningCLI):
             "--auto_resume",
             type=bool,
             default=False,
-            help="fit: resume the newest run of this recipe, if it has the same config and is not finished.",
+            help="fit: resume the newest run of this recipe with the same config, if it is not finished.",
         )
         parser.add_argument(
             "--init_from",

@@ -51,7 +51,7 @@ class Decision:
 
 
 def decide(candidates: list[RunFolder], config: dict[str, Any], max_steps: int, max_epochs: int | None) -> Decision:
-    """Decides by the newest run that has a checkpoint.
+    """Decides by the newest run of the same config that has a checkpoint.
 
     All ranks decide the same: nothing is written before their first synchronization.
 
@@ -61,7 +61,12 @@ def decide(candidates: list[RunFolder], config: dict[str, Any], max_steps: int, 
         max_steps: generator steps at which a run is finished, or -1.
         max_epochs: epochs at which it is finished, or None or -1.
     """
+    others: list[str] = []
     for run in candidates:
+        change = first_change(read_config(run), config)
+        if change is not None:
+            others.append(f"{run.path} was another: {change} differs")
+            continue
         if is_locked(run.lock):
             return Decision(None, None, f"{run.path} is still running")
         found = newest_readable(run)
@@ -70,11 +75,8 @@ def decide(candidates: list[RunFolder], config: dict[str, Any], max_steps: int, 
         step = int(found.state["global_step"])
         if is_at_end(found.state, max_steps, max_epochs) and is_marked_finished(run, step):
             return Decision(None, None, f"{run.path} is finished")
-        change = first_change(read_config(run), config)
-        if change is not None:
-            return Decision(None, None, f"{run.path} was another: {change} differs")
         return Decision(run, found.path, f"resuming {run.path} from step {step}")
-    return Decision(None, None, "there is no run to resume")
+    return Decision(None, None, next(iter(others), "there is no run to resume"))
 
 
 def newest_readable(run: RunFolder) -> Resumable | None:
