@@ -68,10 +68,21 @@ def test_a_fast_dev_run_leaves_nothing(place: Path) -> None:
     [
         ("--trainer.val_check_interval=100", "`val_check_interval` (100) must be less than"),
         ("--trainer.check_val_every_n_epoch=0", "trainer.check_val_every_n_epoch is 0; it must be at least 1"),
+        ("--trainer.val_check_interval=0", "trainer.val_check_interval is 0; it must be above 0, or null"),
+        ("--trainer.precision=16-mixed", "trainer.precision 16-mixed is not supported; use bf16-mixed or 32-true"),
         ("--trainer.strategy=ddp_spawn", "trainer.strategy ddp_spawn cannot be used"),
         ("--trainer.strategy=fsdp", "`fsdp` requires a GPU"),
         ("--trainer.overfit_batches=1", "there is no --trainer.overfit_batches: set trainer.limit_train_batches"),
         ("--trainer.callbacks+=LearningRateFinder", "LearningRateFinder cannot be used with two optimizers"),
+        ("--trainer.callbacks+=EMAWeightAveraging", "EMAWeightAveraging cannot be used: the tokenizer has"),
+        (
+            "--trainer.callbacks+={class_path: ModelCheckpoint, init_args: {save_last: true}}",
+            "last.ckpt too, which",
+        ),
+        (
+            "--trainer.callbacks+={class_path: ModelCheckpoint, init_args: {filename: last}}",
+            "last.ckpt too, which",
+        ),
         ("--data.root=nowhere", "nowhere"),
         ("--model.metrics.names=[rfid]", "weights of inception are missing"),
     ],

@@ -8,13 +8,14 @@ from typing import Any
 
 from lightning.pytorch import Callback, Trainer
 from lightning.pytorch.accelerators import CPUAccelerator
-from lightning.pytorch.callbacks import BatchSizeFinder, LearningRateFinder
+from lightning.pytorch.callbacks import BatchSizeFinder, LearningRateFinder, StochasticWeightAveraging, WeightAveraging
 from lightning.pytorch.cli import LightningArgumentParser
 from lightning.pytorch.strategies import DDPStrategy, StrategyRegistry
 from torch.nn.parallel import DistributedDataParallel
 
 from gsq_lightning.cli.messages import INSTEAD
 from gsq_lightning.errors import InputError, require
+from gsq_lightning.training import PRECISIONS
 
 M_TRIM_THRESHOLD, M_MMAP_MAX = -1, -4  # of glibc's malloc.h
 PROCESS_TIMEOUT = timedelta(minutes=15)  # that processes wait for each other before they give up
@@ -47,6 +48,14 @@ def make_trainer(options: dict[str, Any], callbacks: list[Callback]) -> Trainer:
     """
     every = options["check_val_every_n_epoch"]
     require(every is None or every >= 1, f"trainer.check_val_every_n_epoch is {every}; it must be at least 1, or null")
+    interval = options["val_check_interval"]
+    require(interval is None or interval > 0, f"trainer.val_check_interval is {interval}; it must be above 0, or null")
+    # on a CPU Lightning takes bf16-mixed instead, so that the module would not see it
+    precision = options["precision"]
+    require(
+        str(precision) not in ("16", "16-mixed"),
+        f"trainer.precision {precision} is not supported; use {' or '.join(PRECISIONS)}",
+    )
     require(
         "spawn" not in str(options["strategy"]) and "fork" not in str(options["strategy"]),
         f"trainer.strategy {options['strategy']} cannot be used: each process runs the command here; use ddp",
@@ -56,6 +65,10 @@ def make_trainer(options: dict[str, Any], callbacks: list[Callback]) -> Trainer:
             not isinstance(one, LearningRateFinder | BatchSizeFinder),
             f"{type(one).__name__} cannot be used with two optimizers; set model.tokenizer_optimizer.lr and "
             "data.global_batch_size",
+        )
+        require(
+            not isinstance(one, WeightAveraging | StochasticWeightAveraging),
+            f"{type(one).__name__} cannot be used: the tokenizer has averaged weights of its own; set model.ema_decay",
         )
     # "auto" is "ddp" with several devices. Validation batches differ in number between ranks, so that buffers must not
     # be exchanged in each forward pass; newer versions of torch have another name for it

@@ -6,9 +6,16 @@ from typing import IO, Any
 from lightning.fabric.plugins import TorchCheckpointIO
 from lightning.fabric.plugins.environments import SLURMEnvironment
 from lightning.pytorch import LightningModule, Trainer
-from lightning.pytorch.callbacks import Checkpoint
+from lightning.pytorch.callbacks import Checkpoint, ModelCheckpoint
 
-from gsq_lightning.errors import CheckpointNotWritten, InputError, RunStopped, TrainingDiverged, require_at_least
+from gsq_lightning.errors import (
+    CheckpointNotWritten,
+    InputError,
+    RunStopped,
+    TrainingDiverged,
+    require,
+    require_at_least,
+)
 from gsq_lightning.files import hold_lock
 from gsq_lightning.run_folders import LAST_CHECKPOINT, LOCK, RunFolder, expanded
 from gsq_lightning.runs.agreement import Agreement
@@ -42,7 +49,7 @@ class RunCheckpoint(Checkpoint):
         saved_step: the generator step that it is of, or None.
 
     Raises:
-        InputError: where another process writes to the folder.
+        InputError: where another process writes to the folder, or another callback to `last.ckpt`.
         RunStopped: after a signal.
         CheckpointNotWritten: at the end of training, where the last checkpoint could not be written.
     """
@@ -80,6 +87,18 @@ class RunCheckpoint(Checkpoint):
                     f"another run is writing to {self._folder}; wait for its end, or name another folder"
                 ) from error
             remove_parts(self._folder)
+
+    def on_fit_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        for other in trainer.checkpoint_callbacks:
+            if self._folder is None or not isinstance(other, ModelCheckpoint) or not other.dirpath:
+                continue
+            names = {other.filename, other.CHECKPOINT_NAME_LAST if other.save_last else None}
+            same_file = Path(LAST_CHECKPOINT).stem in names and Path(other.dirpath).resolve() == self._folder.resolve()
+            require(
+                not same_file,
+                f"ModelCheckpoint would write {self._folder / LAST_CHECKPOINT} too, which a run resumes from; give it "
+                "a dirpath of its own, or another name and save_last: false",
+            )
 
     def on_sanity_check_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         self._install_signals(trainer)
