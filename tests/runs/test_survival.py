@@ -4,6 +4,7 @@ import errno
 import multiprocessing
 import os
 import re
+import shutil
 import signal
 import subprocess
 import sys
@@ -139,7 +140,21 @@ def test_a_run_is_resumed_although_another_of_another_config_came_after_it(
 def test_what_does_not_change_a_run_does_not_part_it(place: Path, said: list[str]) -> None:
     main(fit(2))
     main([*fit(4), "--data.val_batch_size=1", "--model.accumulate_batches=2", "--trainer.log_every_n_steps=1"])
-    assert "resuming runs/quickstart/version_0" in said[-1]
+    changed = "model.accumulate_batches, data.val_batch_size, trainer.max_steps, trainer.log_every_n_steps"
+    line = f"resuming runs/quickstart/version_0 from step 2, with other {changed} than in its config.yaml"
+    assert sorted(re.findall(r"[\w.]+", line)) == sorted(re.findall(r"[\w.]+", said[-1].removeprefix("auto_resume: ")))
+
+
+@pytest.mark.parametrize(
+    "flag", ["--trainer.max_steps=0", "--trainer.limit_train_batches=0", "--ckpt_path=one/last.ckpt"]
+)
+def test_a_new_run_without_a_step_is_refused(place: Path, flag: str, capsys: pytest.CaptureFixture[str]) -> None:
+    if "ckpt_path" in flag:
+        main(fit(2))
+        (RUNS / "version_0" / "checkpoints").rename("one")
+        shutil.rmtree(RUNS / "version_0")
+    assert "nothing is left to train: at step" in error_of([*fit(2), flag], capsys)
+    assert not list(RUNS.glob("*"))
 
 
 def test_a_run_that_lives_is_not_gone_on_with(place: Path, said: list[str]) -> None:

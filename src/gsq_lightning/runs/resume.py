@@ -1,6 +1,7 @@
 """Finds the run that a command should resume."""
 
 import logging
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -63,7 +64,8 @@ def decide(candidates: list[RunFolder], config: dict[str, Any], max_steps: int, 
     """
     others: list[str] = []
     for run in candidates:
-        change = first_change(read_config(run), config)
+        before = read_config(run)
+        change = first_change(before, config)
         if change is not None:
             others.append(f"{run.path} was another: {change} differs")
             continue
@@ -75,7 +77,9 @@ def decide(candidates: list[RunFolder], config: dict[str, Any], max_steps: int, 
         step = int(found.state["global_step"])
         if is_at_end(found.state, max_steps, max_epochs) and is_marked_finished(run, step):
             return Decision(None, None, f"{run.path} is finished")
-        return Decision(run, found.path, f"resuming {run.path} from step {step}")
+        changed = ", ".join(_changes(before, config))
+        note = f", with other {changed} than in its config.yaml" if changed else ""
+        return Decision(run, found.path, f"resuming {run.path} from step {step}{note}")
     return Decision(None, None, next(iter(others), "there is no run to resume"))
 
 
@@ -159,11 +163,11 @@ def first_change(before: dict[str, Any] | None, now: dict[str, Any]) -> str | No
     for name in ("seed_everything", "init_from", "init"):
         if before.get(name) != now.get(name):
             return name
-    for section, free in FREE_OPTIONS.items():
-        change = _change(_without(before.get(section), free), _without(now.get(section), free), section)
-        if change is not None:
-            return change
-    return None
+    sections = [
+        {section: _without(config.get(section), free) for section, free in FREE_OPTIONS.items()}
+        for config in (before, now)
+    ]
+    return next(_changes(*sections), None)
 
 
 def _without(section: Any, free: set[str]) -> Any:
@@ -177,11 +181,10 @@ def _without(section: Any, free: set[str]) -> Any:
     }
 
 
-def _change(before: Any, now: Any, place: str) -> str | None:
+def _changes(before: Any, now: Any, place: str = "") -> Iterator[str]:
+    """The options in which two configs differ."""
     if isinstance(before, dict) and isinstance(now, dict):
         for name in [*before, *(name for name in now if name not in before)]:
-            change = _change(before.get(name), now.get(name), f"{place}.{name}")
-            if change is not None:
-                return change
-        return None
-    return None if before == now else place.replace(".init_args", "")
+            yield from _changes(before.get(name), now.get(name), f"{place}.{name}" if place else name)
+    elif before != now:
+        yield place.replace(".init_args", "")

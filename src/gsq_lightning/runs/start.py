@@ -8,6 +8,7 @@ from lightning.pytorch import Callback, LightningModule, Trainer
 from lightning.pytorch.loggers import TensorBoardLogger
 from lightning.pytorch.utilities.rank_zero import rank_zero_info
 
+from gsq_lightning.errors import require
 from gsq_lightning.run_folders import RunFolder
 
 
@@ -22,6 +23,9 @@ class RunStart(Callback):
 
     Attributes:
         files: texts of what else is written beside it, by name.
+
+    Raises:
+        InputError: where a new run ends without a step.
     """
 
     def __init__(self, run: RunFolder, config: str, all_runs: Path) -> None:
@@ -30,6 +34,8 @@ class RunStart(Callback):
         self.all_runs = all_runs
         self.files: dict[str, str] = {}
         self._made = False
+        self._resumes = run.config.exists()
+        self._trained = False
 
     def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
         if stage != "fit" or not trainer.is_global_zero:
@@ -50,6 +56,16 @@ class RunStart(Callback):
 
     def on_train_batch_end(self, *_: Any, **__: Any) -> None:
         self._made = False  # by now there is something to keep
+        self._trained = True
+
+    def on_fit_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        # a run that is resumed at its end may lack its last validation alone
+        require(
+            self._trained or self._resumes,
+            f"nothing is left to train: at step {trainer.global_step} and epoch {trainer.current_epoch}, with "
+            f"trainer.max_steps {trainer.max_steps}, trainer.max_epochs {trainer.max_epochs} and "
+            f"trainer.limit_train_batches {trainer.limit_train_batches}",
+        )
 
     def on_exception(self, trainer: Trainer, pl_module: LightningModule, exception: BaseException) -> None:
         # loggers may make the folder before `setup`
