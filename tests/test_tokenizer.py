@@ -78,34 +78,42 @@ def test_wrong_images_and_indices_are_refused(small_tokenizer: Build) -> None:
     for indices in (np.zeros((1, 2, 2, 2), np.int64), [[[[0, 0]]]]):
         with pytest.raises(InputError, match=r"torch\.as_tensor converts"):
             tokenizer.decode_indices(indices)  # type: ignore[arg-type]
+    for quantized in (torch.zeros(1, 5, 2, 2), torch.zeros(8, 2, 2)):
+        with pytest.raises(InputError, match=r"it must be \(B, D, h, w\), D = 8"):
+            tokenizer.decode(quantized)
     with pytest.raises(InputError, match="decode_image takes what encode_image gives, not Tensor"):
         tokenizer.decode_image(torch.zeros(1, 2, 2, 2, dtype=torch.int64))  # type: ignore[arg-type]
 
 
-def test_a_model_card_that_lies_there_stays(small_tokenizer: Build, tmp_path: Path) -> None:
-    tokenizer = small_tokenizer()
-    tokenizer.save_pretrained(tmp_path)
-    (tmp_path / "README.md").write_text("of these weights")
-    with pytest.warns(UserWarning, match=r"README.md may tell of other weights"):
-        tokenizer.save_pretrained(tmp_path)
-    assert (tmp_path / "README.md").read_text() == "of these weights"
-
-
-@pytest.mark.parametrize("value", [math.nan, math.inf, -math.inf])
-def test_what_is_not_finite_has_no_tokens(small_tokenizer: Build, value: float) -> None:
-    """Neither an image with such a pixel nor a network with such a weight: index 0 would look like any other."""
+@pytest.mark.parametrize("bad", [float("nan"), float("inf")])
+def test_what_is_not_finite_gets_no_indices(small_tokenizer: Build, bad: float) -> None:
+    """Its code would be 0, and tokens of code 0 look like any others."""
     tokenizer = small_tokenizer().eval()
-    image = torch.zeros(1, 3, 16, 16)
+    image = torch.rand(3, 3, 8, 8) * 2 - 1
     broken = image.clone()
-    broken[0, 1, 3, 5] = value
-    for method in (tokenizer.encode_indices, tokenizer.encode_image, tokenizer):
+    broken[1, 0, 0, 0] = bad
+    for encode in (tokenizer.encode, tokenizer.encode_indices, lambda image: tokenizer.encode_image(image[1])):
         with pytest.raises(InputError, match="the image has values that are NaN or infinite"):
-            method(broken)  # type: ignore[operator]
+            encode(broken)
     with torch.no_grad():
-        tokenizer.encoder.conv_in.weight[0, 0, 0, 0] = value
-    for method in (tokenizer.encode_indices, tokenizer.encode_image):
-        with pytest.raises(InputError, match="latent has values that are NaN or infinite"):
-            method(image + 0.5)
+        next(tokenizer.encoder.parameters()).view(-1)[0] = bad
+    for encode in (tokenizer.encode, tokenizer.encode_indices):
+        with pytest.raises(InputError, match="the latents of 3 of 3 images are NaN or infinite"):
+            encode(image)
+    for tile in (None, 16):
+        with pytest.raises(InputError, match="the latents of 1 of 1 images are NaN or infinite"):
+            tokenizer.encode_image(image[0], tile)
+
+
+def test_one_broken_latent_of_a_batch_is_counted(small_tokenizer: Build) -> None:
+    tokenizer = small_tokenizer().eval()
+
+    def poison(module: torch.nn.Module, inputs: object, output: torch.Tensor) -> torch.Tensor:
+        return output.index_fill(0, torch.tensor([1]), float("nan"))
+
+    tokenizer.encoder.register_forward_hook(poison)
+    with pytest.raises(InputError, match="the latents of 1 of 3 images"):
+        tokenizer.encode_indices(torch.zeros(3, 3, 8, 8))
 
 
 @pytest.mark.parametrize("kind", [torch.uint8, torch.int16, torch.int32, torch.uint16])
@@ -231,8 +239,9 @@ def test_tiled_pictures_are_close_to_the_whole(small_tokenizer: Build) -> None:
     assert np.array_equal(tokenizer.decode_image(whole, tile=96), tokenizer.decode_image(whole))
     error = np.asarray(tokenizer.decode_image(whole, tile=48), float) - np.asarray(tokenizer.decode_image(whole), float)
     assert 0 < np.abs(error).mean() < 64  # each tile is normalized by itself; random ones differ by 85
-    with pytest.raises(InputError, match="tile is 0"):
-        tokenizer.encode_image(pixels, tile=0)
+    for tile, message in ((0, "tile is 0"), ("64", "tile is '64'; it must be a whole number"), (64.5, "tile is 64.5")):
+        with pytest.raises(InputError, match=message):
+            tokenizer.encode_image(pixels, tile=tile)  # type: ignore[arg-type]
 
 
 def test_images_in_another_range_are_noticed(small_tokenizer: Build, recwarn: pytest.WarningsRecorder) -> None:

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor
 
-from gsq_lightning.errors import InputError, first_line
+from gsq_lightning.errors import InputError, first_line, require
 
 if TYPE_CHECKING:
     from PIL.Image import Image
@@ -52,20 +52,21 @@ def check_float(image: Tensor) -> None:
 
 
 def check_range(image: Tensor, may_overshoot: bool = False) -> None:
-    """Raises InputError for an image that is not finite or clearly in [0, 255]; warns of one that seems not in [-1, 1].
+    """Raises InputError for an image that is clearly in [0, 255], NaN or infinite, and warns of one that seems not to
+    be in [-1, 1].
 
     Args:
         image: float, of any shape.
-        may_overshoot: it comes out of a network, and may go beyond, also to NaN and infinity.
+        may_overshoot: it comes out of a network, and may go beyond, or be NaN or infinite.
     """
     if image.numel() == 0:
         return
     lowest, highest = (float(end) for end in image.detach().aminmax())
-    if not may_overshoot and not (math.isfinite(lowest) and math.isfinite(highest)):
-        raise InputError("the image has values that are NaN or infinite; they must be in [-1, 1]")
-    if 16.0 < highest < math.inf:
+    if not (math.isfinite(lowest) and math.isfinite(highest)):
+        require(may_overshoot, "the image has values that are NaN or infinite; it must be in [-1, 1]")
+    elif highest > 16.0:
         raise InputError(f"the image has values up to {highest:g}; it must be in [-1, 1]: x / 127.5 - 1 for [0, 255]")
-    if 0.0 <= lowest < highest <= 1.0:
+    elif 0.0 <= lowest < highest <= 1.0:
         warnings.warn(
             "all values of the image lie in [0, 1], where images are in [-1, 1]: 2 * x - 1 for one in [0, 1]",
             stacklevel=4,

@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from gsq_lightning import quantizers
-from gsq_lightning.errors import InputError, require
+from gsq_lightning.errors import InputError, require, whole_number
 from gsq_lightning.networks import Decoder, Encoder, NetworkShape, Upsampling
 from gsq_lightning.networks.tiling import blend_tiles
 from gsq_lightning.pixels import check_float, check_range, image_to_picture, picture_to_image
@@ -130,7 +130,11 @@ class GSQTokenizer(nn.Module):
         return self._positions(height, width) * self.quantizer.bits_per_position
 
     def latent(self, image: Tensor) -> Tensor:
-        """(B, 3, H, W) in [-1, 1], H and W divisible by f → the encoder's latent (B, D, H/f, W/f)."""
+        """(B, 3, H, W) in [-1, 1], H and W divisible by f → the encoder's latent (B, D, H/f, W/f).
+
+        Raises:
+            InputError: for another shape or type; in eval mode also for values in [0, 255], NaN or infinite ones.
+        """
         if not isinstance(image, Tensor):
             raise InputError(f"the image is of the type {type(image).__name__}; it must be a tensor (B, 3, H, W)")
         if image.ndim != 4 or image.shape[1] != 3:
@@ -144,22 +148,35 @@ class GSQTokenizer(nn.Module):
     def _encoded(self, image: Tensor) -> Tensor:
         return self.encoder(image.to(self.encoder.conv_in.weight.dtype))
 
+    def _finite(self, latent: Tensor) -> Tensor:
+        """Raises InputError in eval mode for a latent that is not finite: it too gets a code, which says nothing."""
+        if not self.training and not torch.compiler.is_compiling():
+            broken = int((~latent.flatten(1).isfinite().all(dim=1)).sum())
+            require(
+                broken == 0,
+                f"the latents of {broken} of {len(latent)} images are NaN or infinite, so they have no indices: the "
+                "tokenizer's weights are, or its precision is too small; take an earlier checkpoint, or float32",
+            )
+        return latent
+
     def encode(self, image: Tensor) -> QuantizerOutput:
-        """(B, 3, H, W) in [-1, 1] → `QuantizerOutput`, whose `quantized` is (B, D, H/f, W/f), with its losses."""
-        return self.quantizer(self.latent(image))
+        """(B, 3, H, W) in [-1, 1] → `QuantizerOutput`, whose `quantized` is (B, D, H/f, W/f), with its losses.
+
+        Raises:
+            InputError: for what is no such image; in eval mode also where image or latent are not finite.
+        """
+        return self.quantizer(self._finite(self.latent(image)))
 
     def decode(self, quantized: Tensor) -> Tensor:
-        """(B, D, h, w) → image (B, 3, f·h, f·w), unclamped."""
+        """(B, D, h, w) → image (B, 3, f·h, f·w), unclamped. Raises InputError for another shape."""
+        channels = self.quantizer.latent_channels
+        if quantized.ndim != 4 or quantized.shape[1] != channels:
+            raise InputError(f"the latent has shape {tuple(quantized.shape)}; it must be (B, D, h, w), D = {channels}")
         return self.decoder(quantized.to(self.decoder.conv_in.weight.dtype))
 
     def encode_indices(self, image: Tensor) -> Tensor:
-        """(B, 3, H, W) in [-1, 1] → (B, h, w, G) int64 in [0, V).
-
-        Raises:
-            InputError: for what is no such image, and in evaluation where the latent is not finite, whose codes would
-                mean nothing.
-        """
-        return self._indices(self.latent(image))
+        """(B, 3, H, W) in [-1, 1] → (B, h, w, G) int64 in [0, V). Raises InputError as `encode`."""
+        return self.quantizer.latent_to_indices(self._finite(self.latent(image)))
 
     def decode_indices(self, indices: Tensor) -> Tensor:
         """(B, h, w, G), any integer type → image (B, 3, f·h, f·w), unclamped. Raises InputError outside [0, V)."""
@@ -176,20 +193,21 @@ class GSQTokenizer(nn.Module):
 
     def _checked(self, indices: Tensor) -> Tensor:
         """Indices as int64. Raises InputError for those that cannot be decoded."""
-        indices = self.quantizer.checked(indices, waits=True)
-        require(
-            indices.ndim == 4,
-            f"indices have shape {tuple(indices.shape)}; they must be (B, h, w, G) with G = {indices.shape[-1]}",
-        )
+        indices = self.quantizer.checked(indices, wait_for_device=True)
+        if indices.ndim != 4:
+            raise InputError(
+                f"indices have shape {tuple(indices.shape)}; they must be (B, h, w, G) with G = "
+                f"{self.quantizer.num_groups}"
+            )
         return indices
 
     def forward(self, image: Tensor) -> Tensor:
-        """(B, 3, H, W) in [-1, 1] → reconstruction of the same shape, unclamped."""
+        """(B, 3, H, W) in [-1, 1] → reconstruction of the same shape, unclamped, whether or not latents are finite."""
+        latent = self.latent(image)
         if torch.is_grad_enabled():
-            return self.decode(self.encode(image).quantized)
+            return self.decode(self.quantizer(latent).quantized)
         # bit-exact the same, without the quantizer's losses, which may cost many times the forward pass
-        indices = self.quantizer.latent_to_indices(self.latent(image))
-        return self.decode(self.quantizer.indices_to_quantized(indices))
+        return self.decode(self.quantizer.indices_to_quantized(self.quantizer.latent_to_indices(latent)))
 
     @torch.no_grad()
     def encode_image(self, picture: Any, tile: int | None = None) -> EncodedImage:
@@ -204,7 +222,7 @@ class GSQTokenizer(nn.Module):
                 encoded, to save memory; rounded up to a multiple of 4·f. Their latents are blended. None: whole.
 
         Raises:
-            InputError: for what is no picture.
+            InputError: for what is no picture or no size; in eval mode also where the latent is not finite.
         """
         image = picture_to_image(picture).to(self.encoder.conv_in.weight.device)
         height, width = image.shape[-2:]
@@ -215,11 +233,15 @@ class GSQTokenizer(nn.Module):
         else:
             size, overlap = self._tile(tile)
             latent = blend_tiles(self._encoded, padded, size * factor, overlap * factor, Fraction(1, factor))
-        return EncodedImage(self._indices(latent), height, width)
+        return EncodedImage(self.quantizer.latent_to_indices(self._finite(latent)), height, width)
 
     @torch.no_grad()
     def decode_image(self, encoded: EncodedImage, tile: int | None = None) -> "Image":
-        """What `encode_image` made → a Pillow image of the picture's size. `tile` as there; seams are blended."""
+        """What `encode_image` made → a Pillow image of the picture's size. `tile` as there; seams are blended.
+
+        Raises:
+            InputError: for what `encode_image` did not make of a tokenizer of this shape, and for a tile of no size.
+        """
         require(
             isinstance(encoded, EncodedImage),
             f"decode_image takes what encode_image gives, not {type(encoded).__name__}; decode_indices takes indices",
@@ -375,8 +397,7 @@ class GSQTokenizer(nn.Module):
 
     def _tile(self, pixels: int) -> tuple[int, int]:
         """Size and overlap of tiles, in positions of the latent."""
-        require(pixels >= 1, f"tile is {pixels}; it is a size in pixels")
-        overlap = math.ceil(pixels / (4 * self.downsample_factor))
+        overlap = math.ceil(whole_number("tile", pixels, 1) / (4 * self.downsample_factor))
         return 4 * overlap, overlap
 
     def _positions(self, height: int, width: int) -> int:

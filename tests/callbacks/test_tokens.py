@@ -208,6 +208,15 @@ def test_images_that_cannot_be_read_are_left_out(module: TokenizerModule, image_
     assert dataset[:].copy.tolist() == [0, 1] * 6
 
 
+def test_a_broken_tokenizer_writes_no_tokens(module: TokenizerModule, image_root: Path, tmp_path: Path) -> None:
+    """All of its latents would get code 0."""
+    with torch.no_grad():
+        next(module.tokenizer.encoder.parameters()).view(-1)[0] = float("nan")
+    with pytest.raises(InputError, match="the latents of 4 of 4 images are NaN or infinite"):
+        write(tmp_path / "tokens", module, images(image_root))
+    assert not list(tmp_path.rglob("*.safetensors"))
+
+
 def test_the_bundled_photographs_have_tokens_too(module: TokenizerModule, tmp_path: Path) -> None:
     data = PhotographsDataModule(image_size=32, crops_per_epoch=7, short_side=64, num_workers=0)
     write(tmp_path, module, data, split="all")

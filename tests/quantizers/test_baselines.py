@@ -2,6 +2,7 @@ import copy
 import itertools
 import json
 import math
+import pickle
 import subprocess
 import sys
 from collections.abc import Callable
@@ -330,7 +331,7 @@ def test_rebuilt_copied_and_stored(make: Callable[[], Quantizer]) -> None:
     rebuilt.load_state_dict(quantizer.state_dict())
     latent = latent_for(quantizer)
     expected = quantizer(latent)
-    for other in (rebuilt, copy.deepcopy(quantizer)):
+    for other in (rebuilt, copy.deepcopy(quantizer), pickle.loads(pickle.dumps(quantizer))):
         assert other.arguments == quantizer.arguments
         output = other(latent)
         assert torch.equal(output.quantized, expected.quantized)

@@ -1,9 +1,11 @@
 """What users of tokens would otherwise write by hand, and the way back."""
 
 import itertools
+from collections.abc import Callable
 
 import pytest
 import torch
+from torch import Tensor
 
 from gsq_lightning import InputError
 from gsq_lightning.tokens import (
@@ -69,6 +71,18 @@ def test_the_largest_combination_that_fits_int64_survives() -> None:
     assert torch.equal(separate_groups(combine_groups(largest, 2**9), 2**9, 7), largest)
     with pytest.raises(InputError, match=r"8 indices of 512 codes do not fit into one"):
         combine_groups(torch.zeros(1, 8), 2**9)
+
+
+@pytest.mark.parametrize("group", [add_group_offsets, combine_groups])
+def test_indices_of_another_codebook_or_that_are_none_are_refused(group: Callable[[Tensor, int], Tensor]) -> None:
+    """They would be numbers of other groups' codes."""
+    for indices, message in (
+        (INDICES, "range from 0 to 6; the codebook has 6 codes, so 0 to 5 are allowed"),
+        (INDICES - 6, "range from -6 to 0"),
+        (INDICES.float(), "float32; they must be of an integer type"),
+    ):
+        with pytest.raises(InputError, match=message):
+            group(indices, 6)
 
 
 def test_positions_are_those_of_the_flattened_grid() -> None:

@@ -20,6 +20,7 @@ import importlib
 import math
 from abc import abstractmethod
 from collections.abc import Callable, Iterator, Sequence
+from functools import partial
 from typing import Any, ClassVar, Self
 
 import torch
@@ -58,8 +59,9 @@ class LibraryQuantizer(Quantizer):
             return self._search(latent.float())
 
     def indices_to_quantized(self, indices: Tensor) -> Tensor:
+        indices = self.checked(indices)
         with full_precision(indices.device):
-            return self._decode(self.checked(indices))
+            return self._decode(indices)
 
     @abstractmethod
     def _search(self, latent: Tensor) -> Tensor:
@@ -408,6 +410,7 @@ class BSQ(LFQ):
         super().__init__(
             codebook_size, num_groups, entropy_weight, diversity_weight, commitment_weight, inverse_temperature
         )
+        self.wrapped.maybe_l2norm = partial(F.normalize, dim=-1)  # as it was, but for pickle, which takes no lambda
 
     def _points(self, latent: Tensor) -> Tensor:
         return rearrange(normalize(self._split(latent), "l2"), "b h w g d -> b (g d) h w")

@@ -8,7 +8,8 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor, nn
 
-from gsq_lightning.errors import InputError, require_at_least
+from gsq_lightning.errors import InputError, whole_number
+from gsq_lightning.indices import as_indices
 
 
 class QuantizerOutput(NamedTuple):
@@ -40,15 +41,14 @@ class Quantizer(nn.Module, ABC):
         num_groups: G ≥ 1.
 
     Raises:
-        InputError: for sizes below 1.
+        InputError: for sizes below 1, or that are no whole numbers.
     """
 
     def __init__(self, latent_channels: int, codebook_size: int, num_groups: int) -> None:
         super().__init__()
-        require_at_least(1, latent_channels=latent_channels, codebook_size=codebook_size, num_groups=num_groups)
-        self._latent_channels = int(latent_channels)
-        self._codebook_size = int(codebook_size)
-        self._num_groups = int(num_groups)
+        self._latent_channels = whole_number("latent_channels", latent_channels, 1)
+        self._codebook_size = whole_number("codebook_size", codebook_size, 1)
+        self._num_groups = whole_number("num_groups", num_groups, 1)
 
     @property
     def codebook_size(self) -> int:
@@ -75,38 +75,23 @@ class Quantizer(nn.Module, ABC):
 
     @abstractmethod
     def indices_to_quantized(self, indices: Tensor) -> Tensor:
-        """(B, h, w, G) integers in [0, V) → (B, D, h, w). A subclass may call `checked` first."""
+        """(B, h, w, G), any integer type, in [0, V) → (B, D, h, w). Raises InputError, see `checked`."""
 
-    def checked(self, indices: Tensor, waits: bool = False) -> Tensor:
-        """(…, G) of any integer type → int64.
+    def checked(self, indices: Tensor, wait_for_device: bool = False) -> Tensor:
+        """(…, G) indices of any integer type as int64, for `indices_to_quantized`.
 
         Args:
-            indices: for `indices_to_quantized`.
-            waits: look at their values in training and on a GPU too, for which the processor waits.
+            indices: each in [0, V).
+            wait_for_device: as of `gsq_lightning.indices.as_indices`: without it values are compared on the CPU alone.
 
         Raises:
-            InputError: for what is no such tensor, and for indices outside [0, V) where their values are looked at.
+            InputError: for another type, another number of groups, or values outside [0, V).
         """
-        if not isinstance(indices, Tensor):
-            kind = type(indices).__name__
-            raise InputError(
-                f"indices are of the type {kind}; they must be a tensor: torch.as_tensor converts an array"
-            )
+        indices = as_indices(indices, self.codebook_size, wait_for_device)
         if indices.ndim == 0 or indices.shape[-1] != self.num_groups:
             raise InputError(
-                f"indices have shape {tuple(indices.shape)}; they must be (…, G) with G = {self.num_groups}"
+                f"indices have shape {tuple(indices.shape)}; the last dimension must have the {self.num_groups} groups"
             )
-        if indices.is_floating_point() or indices.is_complex() or indices.dtype == torch.bool:
-            raise InputError(f"indices are {indices.dtype}; they must be of an integer type")
-        indices = indices.long()
-        looks = waits or (indices.device.type == "cpu" and not self.training)
-        if looks and indices.numel() and not torch.compiler.is_compiling():
-            lowest, highest = (int(end) for end in indices.aminmax())
-            if lowest < 0 or highest >= self.codebook_size:
-                raise InputError(
-                    f"indices range from {lowest} to {highest}; the codebook has {self.codebook_size} codes, so 0 "
-                    f"to {self.codebook_size - 1} are allowed"
-                )
         return indices
 
     @property

@@ -10,6 +10,7 @@ from einops import rearrange
 from torch import Tensor
 
 from gsq_lightning.errors import require, require_at_least
+from gsq_lightning.indices import as_indices
 
 
 def flatten_tokens(indices: Tensor, keep_groups: bool = False) -> Tensor:
@@ -52,9 +53,9 @@ def add_group_offsets(indices: Tensor, codebook_size: int) -> Tensor:
     For one table of embeddings where each group has codes of its own.
 
     Raises:
-        InputError: for what is no integer, and, on a CPU, outside [0, V).
+        InputError: for what are no integers, and on the CPU for those outside [0, V).
     """
-    return _checked(indices, codebook_size) + codebook_size * torch.arange(indices.shape[-1], device=indices.device)
+    return as_indices(indices, codebook_size) + codebook_size * torch.arange(indices.shape[-1], device=indices.device)
 
 
 def remove_group_offsets(tokens: Tensor, codebook_size: int) -> Tensor:
@@ -66,11 +67,11 @@ def combine_groups(indices: Tensor, codebook_size: int) -> Tensor:
     """(…, G) in [0, V) → (…) int64 in [0, V^G): Σ_g i_g · V^(G-1-g), so that the first group counts most.
 
     Raises:
-        InputError: where V^G does not fit int64, for what is no integer, and, on a CPU, outside [0, V).
+        InputError: where V^G does not fit int64; for what are no integers, and on the CPU for those outside [0, V).
     """
     _check_combined(codebook_size, indices.shape[-1])
     combined = torch.zeros(indices.shape[:-1], dtype=torch.int64, device=indices.device)
-    for index in _checked(indices, codebook_size).unbind(-1):
+    for index in as_indices(indices, codebook_size).unbind(-1):
         combined = combined * codebook_size + index
     return combined
 
