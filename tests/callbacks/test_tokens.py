@@ -22,6 +22,7 @@ from gsq_lightning.data import ImageNetDataModule, PhotographsDataModule, TokenD
 from gsq_lightning.data.decoding import decode_image
 from gsq_lightning.data.transforms import ResizeAndCrop
 from gsq_lightning.pixels import pixels_to_image
+from gsq_lightning.tokens.writing import claim_folder, facts_of, write_rows
 from tests.conftest import write_images
 from tests.test_two_ranks import free_port
 
@@ -113,6 +114,32 @@ def test_other_tokens_are_refused_in_one_line(
         write(folder, module, images(image_root, **changed.pop("data", {})), **changed)
     assert "\n" not in str(refusal.value)
     assert contents(folder) == before
+
+
+def test_a_run_without_a_shard_claims_nothing(module: TokenizerModule, image_root: Path, tmp_path: Path) -> None:
+    """A damaged image ended it; without that image they are other images."""
+    damaged = image_root / "val" / "cats" / "image_0001.png"
+    damaged.write_bytes(b"no image")
+    with pytest.raises(InputError, match=r"Remove or repair it, or set on_error to skip"):
+        write(tmp_path, module, images(image_root))
+    damaged.unlink()
+    write(tmp_path, module, images(image_root))
+    assert (TokenDataset(tmp_path / "val").num_images, TokenDataset(tmp_path / "val").facts.images) == (6, 6)
+
+
+def test_two_jobs_with_other_options_do_not_mix(module: TokenizerModule, image_root: Path, tmp_path: Path) -> None:
+    """The second one starts before the first one's first shard."""
+    ours = facts_of(module.tokenizer, shards_of(image_root, "none"), "val", "32-true", "safetensors")
+    theirs = facts_of(module.tokenizer, shards_of(image_root, "flip"), "val", "32-true", "safetensors")
+    claim_folder(tmp_path, ours)
+    claim_folder(tmp_path, theirs)
+    with pytest.raises(InputError, match="holds tokens of other copies of images"):
+        write_rows(tmp_path, 0, [], ours)
+    assert write_rows(tmp_path, 0, [], theirs) == 0
+
+
+def shards_of(root: Path, augment: Any) -> Any:
+    return images(root).in_shards("val", 5, augment)["val"]
 
 
 def test_shards_of_unknown_origin_are_left_alone(module: TokenizerModule, image_root: Path, tmp_path: Path) -> None:

@@ -77,6 +77,44 @@ def test_masks_and_numbers_from_the_end_choose_images(tmp_path: Path) -> None:
         dataset.name(10)
 
 
+@pytest.mark.parametrize("of_part", [False, True])
+def test_images_are_chosen_as_numpy_chooses(tmp_path: Path, of_part: bool) -> None:
+    every, dataset = write_tokens(tmp_path), TokenDataset(tmp_path)
+    if of_part:
+        every, dataset = rows(every, [9, 2, 5, 8]), TokenDataset(tmp_path, images=[-1, 2, 5, 8])
+    mask = every.label.numpy() == 1
+    expected = np.flatnonzero(mask).tolist()
+    assert 1 < len(expected) < len(mask)
+    for chosen in (mask, torch.from_numpy(mask), mask.tolist()):
+        assert equal(dataset.part(chosen)[:], rows(every, expected))
+        assert equal(dataset[chosen], rows(every, expected))
+    last = len(mask) - 1
+    for one in ([-1], np.array([last], np.uint8), torch.tensor([-1])):
+        assert equal(dataset.part(one)[:], rows(every, [last]))
+        assert equal(dataset[one], rows(every, [last]))
+    assert dataset.name(-1) == every.name[last]
+    assert torch.equal(dataset[torch.tensor(3)].indices, every.indices[3])
+    assert len(dataset.part([])) == len(dataset[[]].indices) == len(dataset[~(mask | ~mask)].indices) == 0
+    for wrong, message in (
+        ([len(mask)], f"there is no number {len(mask)}: there are {len(mask)}, from 0"),
+        ([-len(mask) - 1], f"there is no number -{len(mask) + 1}"),
+        (mask[1:], rf"mask has the shape \({last},\); it must be \({len(mask)},\)"),
+        ([1.0], "numbers are float64"),
+        (["a"], "they must be integers, or a mask"),
+        ([[1]], r"of the shape \(1, 1\)"),
+    ):
+        for choose in (dataset.part, dataset.__getitem__):
+            with pytest.raises(InputError, match=message):
+                choose(wrong)  # type: ignore[operator]
+    with pytest.raises(InputError, match="there is no number 10"):
+        TokenDataset(tmp_path, images=np.array([10]))
+    with pytest.raises(InputError, match="there is no number 12"):
+        dataset.name(12)
+    for key in ("a", 1.5):
+        with pytest.raises(InputError, match="it must be a whole number"):
+            dataset[key]  # type: ignore[index]
+
+
 def test_numbers_of_classes_without_names_are_those_of_the_labels(tmp_path: Path) -> None:
     write_tokens(tmp_path, images=10)
     assert TokenDataset(tmp_path).num_classes == 2

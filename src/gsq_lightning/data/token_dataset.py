@@ -1,7 +1,7 @@
 """The tokens of a folder, by number."""
 
 import dataclasses
-import operator
+import sys
 from collections.abc import Sequence
 from functools import cached_property
 from pathlib import Path
@@ -17,12 +17,13 @@ from gsq_lightning.data.loader import Loading, make_loader
 from gsq_lightning.data.sampler import DataPosition, EpochSampler, SampleKey
 from gsq_lightning.data.sources.classes import renumbering
 from gsq_lightning.data.sources.interface import SHOWN
-from gsq_lightning.errors import InputError, first_few, look_up, require
+from gsq_lightning.errors import InputError, first_few, look_up, require, whole_number
 from gsq_lightning.tokens.batch import TokenBatch
 from gsq_lightning.tokens.facts import TokenFacts, WithTokenFacts
 from gsq_lightning.tokens.shards import TokenShard, missing_shards, open_shard, rows_of, shard_name
 
 Copies = Literal["all", "plain", "random"]
+Numbers = Sequence[int] | Sequence[bool] | np.ndarray | torch.Tensor
 MOST_MAPPED = 4096  # shards: systems allow some ten thousand maps for each process
 
 
@@ -30,21 +31,20 @@ class TokenDataset(WithTokenFacts, ImageDataset):
     """Tokens that `gsq predict` wrote, in any order, through memory maps: what is not asked for is not read.
 
     `dataset[7]` is a `TokenBatch` of one image without the dimension B, so that a plain `DataLoader(dataset, 32)` makes
-    `TokenBatch`es; `dataset[2:9]` and `dataset[[4, 1, 1]]` are batches.
+    `TokenBatch`es; `dataset[2:9]`, `dataset[[4, 1, 1]]` and `dataset[mask]` are batches.
 
     Args:
         folder: with `tokens.json` and all its shards.
         copies: of augmented images: "all" are items of their own, those of an image next to each other; "plain" has
             each image's first one, without augmentation; "random" draws one by seed, epoch and image, where a
             `SampleKey` asks (the data module's sampler), else the plain one.
-        images: numbers of images, (N,) integers, from the end where negative, or a mask of all; by default all.
+        images: (N,) numbers of images in the folder, or a mask of bool over all of them; by default all.
 
     Raises:
-        InputError: where there are no tokens, shards are missing, they are Parquet files, or for images that there are
-            not.
+        InputError: where there are no tokens, shards are missing, they are Parquet files, or lack one of `images`.
     """
 
-    def __init__(self, folder: str | Path, copies: Copies = "all", images: np.ndarray | None = None) -> None:
+    def __init__(self, folder: str | Path, copies: Copies = "all", images: Numbers | None = None) -> None:
         self.folder = Path(folder).expanduser()
         self.copies: Copies = look_up("copies", copies, {word: word for word in get_args(Copies)})
         facts = self.facts
@@ -60,9 +60,9 @@ class TokenDataset(WithTokenFacts, ImageDataset):
                 f"{shard_name(missing[0])}; the command that wrote the others writes them"
             )
         self._ends = np.cumsum([rows_of(self._path(number)) for number in range(facts.shards)])
-        self._images = None
+        self._images: np.ndarray | None = None
         if images is not None:
-            self._images = whole_numbers("images", images, self.num_images)
+            self._images = numbers_in(images, self.num_images)
         self._numbers: torch.Tensor | None = None  # of the classes, -1 last, where they are not those of the files
         self._mapped: dict[int, TokenShard] = {}
 
@@ -91,8 +91,8 @@ class TokenDataset(WithTokenFacts, ImageDataset):
         return every if self._images is None else every[self._images]
 
     def name(self, image: int) -> str:
-        """The name of an image, by its number in [0, num_images). Raises InputError for any other."""
-        shard, row = self._find(self._row(int(whole_numbers("images", [image], self.num_images)[0]), 0))
+        """The name of an image, by its number below num_images; negative ones count from the end. Raises InputError."""
+        shard, row = self._find(self._row(int(numbers_in([image], self.num_images)[0]), 0))
         return shard.name(row)
 
     def number_by(self, class_names: Sequence[str]) -> None:
@@ -105,17 +105,17 @@ class TokenDataset(WithTokenFacts, ImageDataset):
             self.notes = [f"training does not have the classes {first_few(unknown, SHOWN)}: they have no label"]
         self.facts = dataclasses.replace(self.facts, class_names=list(class_names))
 
-    def part(self, images: np.ndarray, copies: Copies | None = None) -> "TokenDataset":
+    def part(self, images: Numbers, copies: Copies | None = None) -> "TokenDataset":
         """Some of the images.
 
         Args:
-            images: their numbers, (N,) integers, from the end where negative, or a mask (num_images,).
+            images: (N,) their numbers below num_images, negative ones from the end; or a mask of bool over all.
             copies: by default as here.
 
         Raises:
-            InputError: for images that there are not.
+            InputError: for numbers of no image, and for what are none.
         """
-        chosen = whole_numbers("images", images, self.num_images)
+        chosen = numbers_in(images, self.num_images)
         chosen = chosen if self._images is None else self._images[chosen]
         part = TokenDataset(self.folder, copies or self.copies, chosen)
         if self._numbers is not None:
@@ -132,13 +132,16 @@ class TokenDataset(WithTokenFacts, ImageDataset):
         copies = f", {len(self.facts.copies)} copies of each" if len(self.facts.copies) > 1 else ""
         return f"tokens of {self.num_images} images in {self.folder}{copies}"
 
-    def __getitem__(self, key: SampleKey | int | slice | Sequence[int]) -> TokenBatch:
+    def __getitem__(self, key: SampleKey | int | slice | Numbers) -> TokenBatch:
+        """One item, or a batch of several. Raises IndexError for a single number, InputError for one of several."""
         if isinstance(key, slice):
             key = range(*key.indices(len(self)))
-        if isinstance(key, SampleKey) or np.ndim(key) == 0:
-            return self._item(key if isinstance(key, SampleKey) else operator.index(key))  # type: ignore[arg-type]
-        items = whole_numbers("items", key, len(self))
-        return TokenBatch.stack([self._item(int(item)) for item in items]) if len(items) else self._none()
+        if isinstance(key, SampleKey):
+            return self._item(key)
+        if isinstance(key, int) or np.ndim(key) == 0:
+            return self._item(whole_number("an item", key, -sys.maxsize))
+        chosen = numbers_in(key, len(self))
+        return TokenBatch.stack([self._item(item) for item in chosen.tolist()]) if len(chosen) else self._none()
 
     def _item(self, key: SampleKey | int) -> TokenBatch:
         item, number = key_of(key).item, len(self)
@@ -189,18 +192,29 @@ class TokenDataset(WithTokenFacts, ImageDataset):
         return self.folder / shard_name(number)
 
 
-def whole_numbers(name: str, chosen: Any, count: int) -> np.ndarray:
-    """Numbers in [0, count), or a mask of that length → (N,) int64. Raises InputError for any other."""
-    numbers = np.asarray(chosen)
+def numbers_in(chosen: Numbers, count: int) -> np.ndarray:
+    """Some of `count` things, as NumPy chooses elements, by number.
+
+    Args:
+        chosen: (N,) integers in [-count, count), negative ones from the end; or (count,) bool, True where one is meant.
+        count: how many there are.
+
+    Returns:
+        (N,) int64 in [0, count).
+
+    Raises:
+        InputError: for anything else.
+    """
+    numbers = np.asarray(chosen.cpu() if isinstance(chosen, torch.Tensor) else chosen)
     if numbers.dtype == bool:
-        require(numbers.shape == (count,), f"{name} is a mask of shape {numbers.shape}; it must be ({count},)")
+        require(numbers.shape == (count,), f"a mask has the shape {numbers.shape}; it must be ({count},)")
         return np.flatnonzero(numbers)
     if numbers.size == 0:
-        return np.empty(0, dtype=np.int64)
-    require(
-        numbers.ndim == 1 and np.issubdtype(numbers.dtype, np.integer),
-        f"{name} is {numbers.dtype} of shape {numbers.shape}; it must be integers (N,), or a mask",
-    )
-    lowest, highest = int(numbers.min()), int(numbers.max())
-    require(-count <= lowest and highest < count, f"{name} range from {lowest} to {highest}, of {count}")
-    return numbers.astype(np.int64) % count
+        return np.empty(0, np.int64)
+    if numbers.ndim != 1 or not np.issubdtype(numbers.dtype, np.integer):
+        raise InputError(f"numbers are {numbers.dtype} of the shape {numbers.shape}; they must be integers, or a mask")
+    numbers = numbers.astype(np.int64)
+    outside = numbers[(numbers < -count) | (numbers >= count)]
+    if len(outside):
+        raise InputError(f"there is no number {outside[0]}: there are {count}, from 0")
+    return np.where(numbers < 0, numbers + count, numbers)

@@ -53,14 +53,19 @@ def facts_of(tokenizer: Any, images: Any, split: str, precision: str, file_type:
 
 
 def claim_folder(folder: Path, facts: TokenFacts) -> None:
-    """Writes what a folder of tokens is, or raises InputError where it is something else already."""
-    if not (folder / FACTS_FILE).exists():
+    """Writes what a folder of tokens is. Raises InputError where it holds shards of something else."""
+    if any(folder.glob("tokens-*")):
         require(
-            not any(folder.glob("tokens-*")),
+            (folder / FACTS_FILE).exists(),
             f"{folder} holds shards of tokens, and no {FACTS_FILE} says what they are; name another folder",
         )
+        check_folder(folder, facts)
+    else:  # also where a run ended before its first shard
         facts.write(folder)
-        return
+
+
+def check_folder(folder: Path, facts: TokenFacts) -> None:
+    """Raises InputError where a folder is of tokens of something else."""
     difference = TokenFacts.read(folder).difference(facts)
     require(difference is None, f"{folder} holds tokens {difference}; name another folder, or remove it")
 
@@ -76,7 +81,12 @@ def write_rows(folder: Path, number: int, rows: Sequence[TokenBatch], facts: Tok
 
     Returns:
         how many rows were written.
+
+    Raises:
+        InputError: where another job has claimed the folder for something else meanwhile.
     """
+    if (folder / FACTS_FILE).exists():
+        check_folder(folder, facts)
     none = torch.empty(0, dtype=torch.int64)
     no_indices = torch.empty(0, facts.height, facts.width, facts.num_groups, dtype=torch.int64)
     whole = TokenBatch(
