@@ -118,8 +118,12 @@ def test_steps_wait_for_the_device_only_where_they_are_logged(
 ) -> None:
     monkeypatch.setattr(spherical, "nearest_code", lambda points, codes, **_: dense_nearest_code(points, codes))
     monkeypatch.setattr(spherical, "CodeIndex", DenseIndex)
-    monkeypatch.setattr(indices, "is_at_hand", lambda _: False)
-    waits_of_step: dict[int, list[str]] = {}
+    monkeypatch.setattr(spherical, "COMPARE_WITHOUT_WAITING", ())  # as on a GPU
+    monkeypatch.setattr(indices, "is_at_hand", lambda _: False)  # likewise
+    waits = {step: Waits() for step in range(1, 5)}
+    train(TokenizerModule(small_tokenizer(), **options()), tmp_path, waits.__getitem__, steps=4, accelerator="cpu")
+    assert waits[1].found == waits[3].found == []
+    assert waits[2].found  # the counters were read
 
 
 @contextmanager

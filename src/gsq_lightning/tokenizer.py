@@ -182,15 +182,6 @@ class GSQTokenizer(nn.Module):
         """(B, h, w, G), any integer type → image (B, 3, f·h, f·w), unclamped. Raises InputError outside [0, V)."""
         return self.decode(self.quantizer.indices_to_quantized(self._checked(indices)))
 
-    def _indices(self, latent: Tensor) -> Tensor:
-        if not self.training and not torch.compiler.is_compiling():
-            require(
-                bool(latent.isfinite().all()),
-                "the encoder's latent has values that are NaN or infinite; so have the tokenizer's weights, or the "
-                "image is too far from [-1, 1]",
-            )
-        return self.quantizer.latent_to_indices(latent)
-
     def _checked(self, indices: Tensor) -> Tensor:
         """Indices as int64. Raises InputError for those that cannot be decoded."""
         indices = self.quantizer.checked(indices, wait_for_device=True)

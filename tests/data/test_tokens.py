@@ -48,33 +48,6 @@ def test_any_item_is_what_was_written(tmp_path: Path, codebook_size: int) -> Non
     assert equal(dataset[torch.tensor(5)], dataset[5])
     with pytest.raises(IndexError):
         dataset[10]
-    with pytest.raises(TypeError, match="integer"):
-        dataset["a"]  # type: ignore[index]
-
-
-def test_masks_and_numbers_from_the_end_choose_images(tmp_path: Path) -> None:
-    """Over several shards."""
-    every = write_tokens(tmp_path, images=10)
-    dataset = TokenDataset(tmp_path)
-    mask = np.arange(10) % 3 == 1
-    assert equal(dataset[mask], rows(every, [1, 4, 7]))
-    part = dataset.part(mask)
-    assert equal(part[:], rows(every, [1, 4, 7]))
-    assert equal(part.part(np.array([False, False, True]))[:], rows(every, [7]))
-    assert equal(dataset.part(np.array([-1, 0]))[:], rows(every, [9, 0]))
-    assert equal(TokenDataset(tmp_path, images=[-2])[:], rows(every, [8]))  # type: ignore[arg-type]
-    assert dataset.name(-1) == every.name[9]
-    assert len(dataset.part(np.array([], dtype=np.int64))) == 0
-    for wrong, message in (
-        ([100], "images range from 100 to 100, of 10"),
-        ([-11], "images range from -11 to -11, of 10"),
-        ([0.5], "images is float64 of shape .1,.; it must be integers"),
-        ([True, False], "images is a mask of shape .2,.; it must be .10,."),
-    ):
-        with pytest.raises(InputError, match=message):
-            dataset.part(np.array(wrong))
-    with pytest.raises(InputError, match="range from 10 to 10, of 10"):
-        dataset.name(10)
 
 
 @pytest.mark.parametrize("of_part", [False, True])

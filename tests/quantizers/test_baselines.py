@@ -308,22 +308,6 @@ def test_what_is_not_finite_gets_an_index_in_range(make: Callable[[], Quantizer]
 
 
 @each_quantizer
-def test_indices_that_mean_nothing_are_refused(make: Callable[[], Quantizer]) -> None:
-    quantizer = make().eval()
-    groups, size = quantizer.num_groups, quantizer.codebook_size
-    indices = torch.zeros(1, 2, 2, groups, dtype=torch.int64)
-    for wrong, message in (
-        (indices + size, f"range from {size} to {size}"),
-        (indices - 1, "range from -1 to -1"),
-        (indices.float(), "are torch.float32"),
-        (indices.bool(), "are torch.bool"),
-        (torch.zeros(1, 2, 2, groups + 1, dtype=torch.int64), f"with G = {groups}"),
-    ):
-        with pytest.raises(InputError, match=message):
-            quantizer.indices_to_quantized(wrong)
-
-
-@each_quantizer
 def test_rebuilt_copied_and_stored(make: Callable[[], Quantizer]) -> None:
     quantizer = make()
     quantizer(latent_for(quantizer)).loss  # noqa: B018

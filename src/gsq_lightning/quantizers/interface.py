@@ -5,7 +5,6 @@ import math
 from abc import ABC, abstractmethod
 from typing import Any, NamedTuple
 
-import torch
 from torch import Tensor, nn
 
 from gsq_lightning.errors import InputError, whole_number

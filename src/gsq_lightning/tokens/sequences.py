@@ -140,21 +140,6 @@ class SpecialTokens(NamedTuple):
         return torch.where(token == self.start, -1, token - self.num_codes - 2)
 
 
-def _checked(indices: Tensor, codebook_size: int) -> Tensor:
-    require(
-        not indices.is_floating_point() and indices.dtype != torch.bool,
-        f"indices are {indices.dtype}; they must be of an integer type",
-    )
-    if indices.numel() and indices.device.type == "cpu" and not torch.compiler.is_compiling():
-        lowest, highest = (int(end) for end in indices.aminmax())
-        require(
-            lowest >= 0 and highest < codebook_size,
-            f"indices range from {lowest} to {highest}; with a codebook of {codebook_size} they must be from 0 to "
-            f"{codebook_size - 1}",
-        )
-    return indices.long()
-
-
 def _check_combined(codebook_size: int, num_groups: int) -> None:
     require(
         codebook_size**num_groups <= 2**63,
