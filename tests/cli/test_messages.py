@@ -3,6 +3,7 @@
 import re
 import subprocess
 import sys
+from pathlib import Path
 from typing import get_args
 
 import pytest
@@ -44,6 +45,52 @@ def test_a_slip_is_named_in_full_and_what_was_meant_is_suggested(
     arguments: list[str], message: str, capsys: pytest.CaptureFixture[str]
 ) -> None:
     assert message in error_of(arguments, capsys)
+
+
+OWN = """
+import torch
+
+class L1(torch.nn.Module):
+    def forward(self, image, reconstruction):
+        return (image - reconstruction).abs().mean()
+
+class Broken(torch.nn.Module):
+    def __init__(self):
+        raise RuntimeError("boom")
+"""
+
+
+@pytest.mark.parametrize(
+    ("flag", "message"),
+    [
+        ("--model.perceptual_loss=slips.L1", "perceptual_loss is slips.L1; it must be a subclass of PerceptualLoss"),
+        ("--model.tokenizer.quantizer=slips.L1", "quantizer is slips.L1; it must be a subclass of Quantizer"),
+        ("--model.perceptual_loss=slips.L2", "model.perceptual_loss is slips.L2, and there is no L2 in slips"),
+        ("--model.discriminator=slops.L1", "is slops.L1, and there is no module slops, here or installed"),
+        ("--model.tokenizer=slops.L1", "is slops.L1, and there is no module slops, here or installed"),
+        ("--model.discriminator=./slips.py:L1", "is ./slips.py:L1; a class is written module.Class"),
+        ("--model.discriminator=slips.Broken", "slips.Broken cannot be made: boom"),
+        ("--trainer.logger=WandbLogger", "WandbLogger cannot be made: ModuleNotFoundError: no wandb ("),
+    ],
+)
+def test_a_class_that_cannot_be_used_is_told_why(
+    flag: str, message: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "slips.py").write_text(OWN)
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.syspath_prepend(tmp_path)
+    monkeypatch.setattr("lightning.pytorch.loggers.wandb._WANDB_AVAILABLE", Missing())
+    assert message in error_of([*FIT, flag], capsys)
+
+
+class Missing:
+    """As Lightning has it of a package that is not installed."""
+
+    def __bool__(self) -> bool:
+        return False
+
+    def __str__(self) -> str:
+        return "no wandb"
 
 
 def test_the_first_page_of_help_names_options_that_there_are() -> None:

@@ -4,9 +4,11 @@ import argparse
 import re
 import signal
 import sys
+import traceback
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from difflib import get_close_matches
+from itertools import pairwise
 from typing import Any, NoReturn
 
 from gsq_lightning.errors import (
@@ -114,6 +116,25 @@ def input_error(error: BaseException) -> BaseException | None:
     return next((one for one in causes(error) if isinstance(one, kinds) or "`val_check_interval`" in str(one)), None)
 
 
+def constructor_error(error: BaseException) -> InputError | None:
+    """What the constructor of a class in a config raised, in a line, or None if the error is of something else.
+
+    Args:
+        error: of jsonargparse, which repeats the class and its message in each error of a long chain.
+    """
+    found = None
+    for wrapper, cause in pairwise(causes(error)):
+        if named := re.search(r"Problem with given class_path '([^']+)'", str(wrapper)):
+            found = named[1], cause
+    if found is None:  # of several types, the chain has the error of the first alone, the message those of all
+        given = re.search(r"Given value: Namespace\(class_path='([^']+)'", str(error))
+        reasons = re.findall(r"^\s*- (?!Import path|Expected)(.+)", str(error), re.MULTILINE)
+        return InputError(f"{given[1]} cannot be made: {reasons[0]}") if given and reasons else None
+    path, cause = found
+    place = traceback.extract_tb(cause.__traceback__)[-1]
+    return InputError(f"{path} cannot be made: {type(cause).__name__}: {cause} ({place.filename}, line {place.lineno})")
+
+
 def text_of(error: BaseException, command: str) -> str:
     """The line for an error: what the library says, and which option of this command helps."""
     return missing_text([error], command) if isinstance(error, WeightsMissing) else str(error)
@@ -168,6 +189,8 @@ def plain_message(message: str, options: Sequence[str] = (), given: Sequence[str
         key, value = full_key(found[1], given), re.split(r"(?:Got|Given) value: ", text)[-1]
         if unknown := re.search(r"Expected a dot import path string: (\w+)", text):
             return f"{key} is {unknown[1]}, and there is no such class{suggestion(unknown[1], class_names(), '')}"
+        if reason := why_no_class(text, value):
+            return f"{key} is {reason}"
         types = re.search(r"Subtypes: (.*?) Errors:", text) or re.search(r"Expected an? (.*?)\. Got value", text)
         kinds, words = expected_kinds(types[1]) if types else ([], [])
         if kinds or words:
@@ -179,6 +202,24 @@ def plain_message(message: str, options: Sequence[str] = (), given: Sequence[str
                 hint = f"; a list is written [{value}]"
             return f"{key} is {value}; it must be {wanted}{hint}"
     return text
+
+
+def why_no_class(text: str, value: str) -> str | None:
+    """The path of a class that cannot be used, and why, of a parser's message in one line; None if it is about values.
+
+    Args:
+        text: the message.
+        value: of the option.
+    """
+    if found := re.search(r"Import path (?:(\S+) )?does not correspond to a subclass of (\w+)", text):
+        return f"{found[1] or value}; it must be a subclass of {found[2]}"
+    if found := re.search(r"Unexpected import path format: (\S+)", text):
+        return f"{found[1]}; a class is written module.Class, such as mine.Loss for the one in mine.py"
+    if found := re.search(r"class_path '([^']+)': No module named '([^']+)'", text):
+        return f"{found[1]}, and there is no module {found[2]}, here or installed"
+    if found := re.search(r"class_path '([^']+)': module '([^']+)' has no attribute '([^']+)'", text):
+        return f"{found[1]}, and there is no {found[3]} in {found[2]}"
+    return None
 
 
 def full_key(key: str, given: Sequence[str]) -> str:

@@ -163,11 +163,11 @@ def first_change(before: dict[str, Any] | None, now: dict[str, Any]) -> str | No
     for name in ("seed_everything", "init_from", "init"):
         if before.get(name) != now.get(name):
             return name
-    first, second = (
+    earlier, later = (
         {section: _without(config.get(section), free) for section, free in FREE_OPTIONS.items()}
         for config in (before, now)
     )
-    return next(_changes(first, second), None)
+    return next(_changes(earlier, later), None)
 
 
 def _without(section: Any, free: set[str]) -> Any:
