@@ -357,12 +357,13 @@ class GSQTokenizer(nn.Module):
                 `save_pretrained`; a checkpoint (`.ckpt`) of training; a checkpoint that GSQ's authors released (`.pt`);
                 or the name of a repository on the Hugging Face Hub that has one of these.
             revision: branch, tag or commit on the Hub.
-            weights: of a checkpoint: "ema" for the averaged ones where it has them, or "raw".
+            weights: of a checkpoint of training: "ema" for the averaged ones where it has them, or "raw".
             quantizer: where the tokenizer was made with one of your own class: an object of that class and shape,
                 whose weights are then loaded.
 
         Raises:
-            InputError: where the source is none of these, or its weights do not fit its config.
+            InputError: where the source is none of these, or its weights do not fit its config; for "raw" weights of
+                another source than a checkpoint of training, and a revision of what is on this machine.
         """
         return cls._loaded(read_tokenizer(source, revision, weights), str(source), quantizer)
 

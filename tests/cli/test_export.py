@@ -112,6 +112,10 @@ def test_a_tokenizer_of_the_package_is_a_name_for_all_commands(
     assert list(Path("tokens/val").glob("*.safetensors"))
     main(["export", "demo", "out"])
     assert GSQTokenizer.from_pretrained("out").hash == GSQTokenizer.from_pretrained("demo_g3").hash
+    for command in (["export", "demo", "raw"], ["validate", "--ckpt_path=demo", *data]):
+        with pytest.raises(SystemExit):
+            main([*command, "--weights=raw"])
+        assert "holds weights of one kind" in capsys.readouterr().err
     with pytest.raises(SystemExit):
         main(["validate", "--ckpt_path=demo_g2", *data])
     assert "there is no checkpoint demo_g2" in capsys.readouterr().err

@@ -1,4 +1,5 @@
 import json
+import os
 import shutil
 import subprocess
 import sys
@@ -9,7 +10,7 @@ import pytest
 import torch
 
 from gsq_lightning import GSQTokenizer, InputError
-from gsq_lightning.pretrained.export import read_checkpoint
+from gsq_lightning.pretrained.export import read_tokenizer
 
 Build = Callable[..., GSQTokenizer]
 
@@ -78,6 +79,37 @@ def test_of_a_checkpoint_the_averaged_weights_or_the_raw_ones(small_tokenizer: B
         GSQTokenizer.from_pretrained(tmp_path / "plain.ckpt", weights="best")
 
 
+def test_options_without_effect_are_refused(small_tokenizer: Build, tmp_path: Path) -> None:
+    small_tokenizer().save_pretrained(tmp_path / "export")
+    write_checkpoint(tmp_path / "last.ckpt", small_tokenizer(), None)
+    for source in ("demo", tmp_path / "export"):
+        with pytest.raises(InputError, match=r'kind; only a checkpoint of training has "raw" ones'):
+            GSQTokenizer.from_pretrained(source, weights="raw")
+        with pytest.raises(InputError, match="weights is 'fp32'; it must be one of: ema, raw"):
+            GSQTokenizer.from_pretrained(source, weights="fp32")  # type: ignore[arg-type]
+    for source in ("demo", tmp_path / "export", tmp_path / "last.ckpt"):
+        with pytest.raises(InputError, match=r"revision is 'v1', and .* is on this machine"):
+            GSQTokenizer.from_pretrained(source, revision="v1")
+
+
+def test_a_run_is_told_with_its_newest_checkpoint(small_tokenizer: Build, tmp_path: Path) -> None:
+    for run in (0, 1):
+        (tmp_path / f"version_{run}" / "checkpoints").mkdir(parents=True)
+        write_checkpoint(tmp_path / f"version_{run}" / "checkpoints" / "last.ckpt", small_tokenizer(), None)
+        os.utime(tmp_path / f"version_{run}" / "checkpoints" / "last.ckpt", (run, run))
+    newest = tmp_path / "version_1" / "checkpoints" / "last.ckpt"
+    for folder in (tmp_path, tmp_path / "version_1", newest.parent):
+        with pytest.raises(InputError, match=f"config.json is missing; its newest checkpoint is {newest}"):
+            GSQTokenizer.from_pretrained(folder)
+
+
+@pytest.mark.parametrize("name", ["nope.ckpt", "demo_g2", "runs/none", "runs/f8/version_0"])
+def test_a_slip_is_told_that_there_is_no_such_file(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
+    with pytest.raises(InputError, match=f"there is no .*{name}.*this package comes with demo, demo_g1, demo_g3"):
+        GSQTokenizer.from_pretrained(name)
+
+
 def test_of_a_checkpoint_no_more_is_read_than_needed(small_tokenizer: Build, tmp_path: Path) -> None:
     """A discriminator and optimizer states are most of a checkpoint: they stay on disk."""
     path = tmp_path / "large.ckpt"
@@ -85,7 +117,7 @@ def test_of_a_checkpoint_no_more_is_read_than_needed(small_tokenizer: Build, tmp
     if not Path("/proc/self/statm").exists():
         pytest.skip("needs Linux")
     before = resident()
-    saved = read_checkpoint(path)
+    saved = read_tokenizer(path)
     assert set(saved.weights) == set(small_tokenizer().state_dict())
     assert resident() - before < 2**24  # of 2**26
 
@@ -118,6 +150,26 @@ def test_a_file_that_is_no_checkpoint_is_refused(tmp_path: Path) -> None:
     (tmp_path / "broken.ckpt").write_bytes(b"PK\x03\x04 not a zip")
     with pytest.raises(InputError, match="not a readable checkpoint"):
         GSQTokenizer.from_pretrained(tmp_path / "broken.ckpt")
+    (tmp_path / "text.ckpt").write_text('{"a": 1}')
+    torch.save({"a": tmp_path}, tmp_path / "old.ckpt", _use_new_zipfile_serialization=False)
+    for name in ("text.ckpt", "old.ckpt"):  # where torch advises weights_only=False
+        with pytest.raises(InputError, match=rf"{name} is not a .*: it is none, is damaged, or names code$"):
+            GSQTokenizer.from_pretrained(tmp_path / name)
+    torch.save([1], tmp_path / "list.ckpt")
+    torch.save({"a": 1}, tmp_path / "other.ckpt")
+    for name, message in (
+        ("list.ckpt", "it holds no dictionary but list"),
+        ("other.ckpt", "it has no 'tokenizer_config'"),
+    ):
+        with pytest.raises(InputError, match=message):
+            GSQTokenizer.from_pretrained(tmp_path / name)
+
+
+def test_files_of_an_export_are_no_tokenizers(small_tokenizer: Build, tmp_path: Path) -> None:
+    small_tokenizer().save_pretrained(tmp_path)
+    for name in ("config.json", "model.safetensors"):
+        with pytest.raises(InputError, match=f"name its folder, {tmp_path}$"):
+            GSQTokenizer.from_pretrained(tmp_path / name)
 
 
 BLOCKED = """

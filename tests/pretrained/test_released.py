@@ -238,6 +238,8 @@ def test_names_of_the_hub(network: Network, tmp_path: Path, monkeypatch: pytest.
             assert load("HelmholtzAI-FZJ/GSQ-F8-D8-V64k", "v1").downsample_factor == 8
             # without network what was fetched before is taken, at once
             assert asked[-1] == ("HelmholtzAI-FZJ/GSQ-F8-D8-V64k", "v1", not online)
+    with pytest.raises(InputError, match="holds weights of one kind"):
+        GSQTokenizer.from_pretrained(tmp_path / "checkpoint.pt", weights="raw")
     with pytest.raises(InputError, match="there is no no/such/place, and it is no name of a repository"):
         GSQTokenizer.from_pretrained("no/such/place")
 

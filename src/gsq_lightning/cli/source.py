@@ -73,7 +73,7 @@ def read_source(path: Path, weights: Weights) -> Source:
         InputError: where it is neither, or cannot be read.
     """
     if path.is_dir():
-        saved = read_tokenizer(path)
+        saved = read_tokenizer(path, weights=weights)
         size = {"class": "ImageNetDataModule", "image_size": saved.image_size} if saved.image_size else {}
         return Source(path, sha256_of(path), saved.config, saved.weights, saved.kind, size)
     content, sha256 = load_checkpoint_file(path)

@@ -24,6 +24,7 @@ DEFAULT_DEMO = "demo_g3"
 
 Weights = Literal["ema", "raw"]
 AVERAGED: dict[Weights, bool] = {"ema": True, "raw": False}
+ONE_KIND = 'holds weights of one kind; only a checkpoint of training has "raw" ones beside the averaged ones'
 
 
 def write_folder(folder: Path, saved: SavedTokenizer, half: bool = False) -> None:
@@ -76,13 +77,19 @@ def read_tokenizer(source: str | Path, revision: str | None = None, weights: Wei
     Args:
         source: a path, the name of a tokenizer that comes with this package, or that of a repository.
         revision: branch, tag or commit on the Hub.
-        weights: of a training checkpoint: "ema" for the averaged ones where it has them, or "raw".
+        weights: of a training checkpoint: "ema" for the averaged ones where it has them, or "raw". The others have
+            one kind, which is not "raw". Weights of a checkpoint stay on disk until they are used.
 
     Raises:
-        InputError: where the source is none of these, or cannot be read.
+        InputError: where the source is none of these, cannot be read, or has no such weights; for a revision of what
+            is on this machine.
     """
+    wants_average = look_up("weights", weights, AVERAGED)
     path = local_copy(source, revision)
-    return _read_folder(path) if path.is_dir() else read_checkpoint(path, weights)
+    if not path.is_dir():
+        return tokenizer_in(read_plain(path), path, weights)
+    require(wants_average, f"{path} {ONE_KIND}")
+    return _read_folder(path)
 
 
 def read_released(source: str | Path, revision: str | None = None) -> SavedTokenizer:
@@ -108,32 +115,20 @@ def read_released(source: str | Path, revision: str | None = None) -> SavedToken
     return convert(checkpoint, str(path))
 
 
-def read_checkpoint(path: Path, weights: Weights = "ema") -> SavedTokenizer:
-    """Reads the tokenizer of a checkpoint of training, or of a released one, and no more of the file than that.
-
-    Args:
-        path: of the checkpoint. The weights stay on disk until they are used.
-        weights: of a training checkpoint: "ema" for the averaged ones where it has them, or "raw".
-
-    Raises:
-        InputError: where the file cannot be read, or is no checkpoint of either kind.
-    """
-    return tokenizer_in(read_plain(path), path, weights)
-
-
 def tokenizer_in(checkpoint: dict[str, Any], path: Path, weights: Weights = "ema") -> SavedTokenizer:
     """The tokenizer in the content of a training checkpoint.
 
     Args:
         checkpoint: what its file holds.
         path: of the file, for messages.
-        weights: as of `read_checkpoint`.
+        weights: as of `read_tokenizer`.
 
     Raises:
-        InputError: where it holds none.
+        InputError: where it holds none, or no such weights.
     """
     wants_average = look_up("weights", weights, AVERAGED)
     if is_released(checkpoint):
+        require(wants_average, f"{path} {ONE_KIND}")
         return convert(checkpoint, str(path))
     try:
         config, state = checkpoint["tokenizer_config"], checkpoint["state_dict"]
@@ -143,7 +138,8 @@ def tokenizer_in(checkpoint: dict[str, Any], path: Path, weights: Weights = "ema
         if not all(isinstance(value, Tensor) for value in found.values()):
             raise TypeError("its weights are not tensors")
     except (AttributeError, KeyError, RuntimeError, TypeError, ValueError) as error:
-        raise InputError(f"{path} is not a readable checkpoint of gsq-lightning: {first_line(error)}") from error
+        reason = f"it has no {error}" if isinstance(error, KeyError) else first_line(error)
+        raise InputError(f"{path} is not a readable checkpoint of gsq-lightning: {reason}") from error
     return SavedTokenizer(config, found, weights if has_average else None, _evaluated_size(checkpoint))
 
 
@@ -163,7 +159,7 @@ def local_copy(source: str | Path, revision: str | None = None) -> Path:
     """The file of a checkpoint or the folder of an export, fetched from the Hub where it is not on this machine.
 
     Raises:
-        InputError: where it is on neither.
+        InputError: where it is on neither; for a revision of what is on this machine.
     """
     path = _resolve_source(source, revision)
     released = path.is_dir() and (path / RELEASED_FILE).is_file() and not (path / CONFIG_FILE).exists()
@@ -174,7 +170,12 @@ def _resolve_source(source: str | Path, revision: str | None) -> Path:
     path = Path(source).expanduser()
     is_here = path.is_file() or any((path / name).exists() for name in (CONFIG_FILE, RELEASED_FILE))
     demo = None if is_here else bundled(str(source))  # a folder of that name may be another thing
-    return demo or (path if path.exists() else _download(str(source), revision))
+    here = demo or (path if path.exists() else None)
+    require(
+        here is None or revision is None,
+        f"revision is {revision!r}, and {here} is on this machine; only a repository of the Hub has revisions",
+    )
+    return here or _download(str(source), revision)
 
 
 def bundled(name: str) -> Path | None:
@@ -196,9 +197,11 @@ def _read_folder(folder: Path) -> SavedTokenizer:
         weights = {name: x.float() if x.dtype == torch.half else x for name, x in weights.items()}
         return SavedTokenizer(config, weights, image_size=size)
     except FileNotFoundError as error:
+        found = [path for pattern in ("*.ckpt", "*/*.ckpt", "*/*/*.ckpt") for path in folder.glob(pattern)]
+        newest = max(found, key=lambda path: path.stat().st_mtime_ns, default=None)  # of a run, or of a recipe's
+        hint = f"its newest checkpoint is {newest}" if newest else "save_pretrained writes such a folder"
         raise InputError(
-            f"{folder} holds no exported tokenizer: {Path(error.filename or WEIGHTS_FILE).name} is missing; "
-            "save_pretrained writes such a folder"
+            f"{folder} holds no exported tokenizer: {Path(error.filename or WEIGHTS_FILE).name} is missing; {hint}"
         ) from error
     # ValueError: no JSON, or no UTF-8
     except (OSError, RecursionError, SafetensorError, ValueError) as error:
@@ -211,19 +214,22 @@ def _download(repository: str, revision: str | None) -> Path:
     from huggingface_hub.utils import validate_repo_id
 
     files = [CONFIG_FILE, WEIGHTS_FILE, RELEASED_FILE]
+    ours = f"this package comes with {', '.join(['demo', *sorted(folder.name for folder in DEMOS.iterdir())])}"
     try:
         validate_repo_id(repository)
         # asked before the Hub's own client is, which would retry for most of a minute
         offline = constants.HF_HUB_OFFLINE or not reachable(constants.ENDPOINT)
         return Path(snapshot_download(repository, revision=revision, allow_patterns=files, local_files_only=offline))
     except HFValidationError as error:
-        raise InputError(f"there is no {repository}, and it is no name of a repository on the Hub") from error
+        raise InputError(f"there is no {repository}, and it is no name of a repository on the Hub; {ours}") from error
     except LocalEntryNotFoundError as error:
         raise InputError(
-            f"{repository} is not here, nor in {constants.HF_HUB_CACHE}, and the Hugging Face Hub does not answer; "
-            f"on a machine with network: hf download {repository}"
+            f"there is no file or folder {repository} here; {ours}. A repository of this name is not in "
+            f"{constants.HF_HUB_CACHE}, and the Hugging Face Hub does not answer; if there is one, on a machine with "
+            f"network: hf download {repository}"
         ) from error
     except (HfHubHTTPError, OSError) as error:
         raise InputError(
-            f"there is no {repository} here, and the Hugging Face Hub does not give it: {first_line(error)}"
+            f"there is no file or folder {repository} here; {ours}. The Hugging Face Hub does not give it: "
+            f"{first_line(error)}"
         ) from error

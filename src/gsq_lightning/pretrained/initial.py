@@ -73,7 +73,7 @@ def read_initial(source: str | Path, weights: Weights = "ema") -> InitialWeights
     """
     place = local_copy(source)
     if place.is_dir():
-        saved = read_tokenizer(place)
+        saved = read_tokenizer(place, weights=weights)
         return InitialWeights(place, saved.config, saved.weights)
     checkpoint = read_plain(place)
     saved = tokenizer_in(checkpoint, place, weights)

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 from torch.serialization import get_unsafe_globals_in_checkpoint, safe_globals
 
-from gsq_lightning.errors import InputError, first_few, first_line
+from gsq_lightning.errors import InputError, first_few, first_line, require
 
 OF_DECODERS = ("decoder_blocks", "adaptive_norm", "upsampling", "output_kernel_size")  # options of decoders alone
 
@@ -84,15 +84,21 @@ def read_plain(path: Path, file: BinaryIO | None = None) -> dict[str, Any]:
     Raises:
         InputError: where it cannot be read, is no dictionary, or has anything else; its names are then listed.
     """
+    require(
+        path.suffix not in (".json", ".safetensors"),
+        f"{path} is a part of an exported tokenizer, if anything; name its folder, {path.parent}",
+    )
     try:
         with safe_globals(STAND_INS):
             mmap = file is None and zipfile.is_zipfile(path)
             content = torch.load(file or path, map_location="cpu", weights_only=True, mmap=mmap)
-            if not isinstance(content, dict):
-                raise TypeError(f"it holds no dictionary but {type(content).__name__}")
     except Exception as error:  # whatever the unpickler makes of a damaged file
-        reason = _strangers(path) or first_line(error)
+        known = isinstance(error, MemoryError | OSError | RuntimeError)  # the unpickler advises to run the file's code
+        reason = _strangers(path) or (first_line(error) if known else "it is none, is damaged, or names code")
         raise InputError(f"{path} is not a readable checkpoint of gsq-lightning: {reason}") from error
+    if not isinstance(content, dict):
+        kind = type(content).__name__
+        raise InputError(f"{path} is not a readable checkpoint of gsq-lightning: it holds no dictionary but {kind}")
     return content
 
 
