@@ -115,15 +115,6 @@ def test_one_broken_latent_of_a_batch_is_counted(small_tokenizer: Build) -> None
         tokenizer.encode_indices(torch.zeros(3, 3, 8, 8))
 
 
-def test_a_model_card_that_lies_there_stays(small_tokenizer: Build, tmp_path: Path) -> None:
-    tokenizer = small_tokenizer()
-    tokenizer.save_pretrained(tmp_path)
-    (tmp_path / "README.md").write_text("of these weights")
-    with pytest.warns(UserWarning, match=r"README.md may tell of other weights"):
-        tokenizer.save_pretrained(tmp_path)
-    assert (tmp_path / "README.md").read_text() == "of these weights"
-
-
 @pytest.mark.parametrize("kind", [torch.uint8, torch.int16, torch.int32, torch.uint16])
 def test_indices_of_any_integer_type_decode(small_tokenizer: Build, kind: torch.dtype) -> None:
     """Token shards have uint8 or int16."""

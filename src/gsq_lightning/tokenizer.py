@@ -3,7 +3,6 @@ pictures; not Lightning.
 """
 
 import math
-import warnings
 from collections.abc import Sequence
 from dataclasses import asdict
 from fractions import Fraction
@@ -294,20 +293,15 @@ class GSQTokenizer(nn.Module):
     def save_pretrained(self, folder: str | Path, half: bool = False) -> None:
         """Writes `config.json` and `model.safetensors` into `folder`, which is made where it is missing.
 
-        A model card that lies there stays: a warning.
-
         Args:
             folder: where to.
             half: store the networks' weights in float16, half the bytes; they are float32 again when loaded. Codes stay
                 as they are.
 
         Raises:
-            InputError: where `folder` is a file.
+            InputError: where `folder` is a file, or holds another tokenizer with a model card.
         """
-        folder = Path(folder).expanduser()
-        write_folder(folder, SavedTokenizer(self.config, self.state_dict()), half)
-        if (folder / CARD_FILE).exists():
-            warnings.warn(f"{folder / CARD_FILE} may tell of other weights than those written now", stacklevel=2)
+        write_folder(Path(folder).expanduser(), SavedTokenizer(self.config, self.state_dict()), half)
 
     def model_card(self, name: str, report: str | Path | None = None, license: str | None = None) -> str:
         """Markdown for the Hub.

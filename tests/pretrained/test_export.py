@@ -92,6 +92,20 @@ def test_options_without_effect_are_refused(small_tokenizer: Build, tmp_path: Pa
             GSQTokenizer.from_pretrained(source, revision="v1")
 
 
+def test_the_card_of_another_tokenizer_does_not_stay(small_tokenizer: Build, tmp_path: Path) -> None:
+    """It has another's metrics."""
+    first, second = small_tokenizer(), small_tokenizer()
+    first.save_pretrained(tmp_path)
+    second.save_pretrained(tmp_path)  # without a card
+    (tmp_path / "README.md").write_text(second.model_card("me/f4"))
+    second.save_pretrained(tmp_path)  # whose card it is
+    with pytest.raises(
+        InputError, match=r"holds another tokenizer, and README\.md its model card; name another folder"
+    ):
+        first.save_pretrained(tmp_path)
+    assert GSQTokenizer.from_pretrained(tmp_path).hash == second.hash
+
+
 def test_a_run_is_told_with_its_newest_checkpoint(small_tokenizer: Build, tmp_path: Path) -> None:
     for run in (0, 1):
         (tmp_path / f"version_{run}" / "checkpoints").mkdir(parents=True)

@@ -12,6 +12,7 @@ from torch import Tensor
 
 from gsq_lightning.errors import InputError, first_line, look_up, require
 from gsq_lightning.files import WEIGHTS_FILE, write_whole
+from gsq_lightning.pretrained.card import CARD_FILE
 from gsq_lightning.pretrained.hub import reachable
 from gsq_lightning.pretrained.released import RELEASED_FILE, convert, is_released
 from gsq_lightning.pretrained.saved import SavedTokenizer, read_plain
@@ -37,7 +38,7 @@ def write_folder(folder: Path, saved: SavedTokenizer, half: bool = False) -> Non
             quantizer's stay as they are: in float16 close codes would be one.
 
     Raises:
-        InputError: where `folder` is a file.
+        InputError: where `folder` is a file, or holds another tokenizer with a model card, whose numbers are its own.
     """
     from safetensors.torch import save
 
@@ -46,7 +47,13 @@ def write_folder(folder: Path, saved: SavedTokenizer, half: bool = False) -> Non
         name: x.half() if half and x.is_floating_point() and not name.startswith("quantizer.") else x
         for name, x in saved.weights.items()
     }
-    write_whole(folder / WEIGHTS_FILE, save({name: x.contiguous() for name, x in kept.items()}))
+    content = save({name: x.contiguous() for name, x in kept.items()})
+    before = folder / WEIGHTS_FILE
+    require(
+        not (before.exists() and (folder / CARD_FILE).exists() and before.read_bytes() != content),
+        f"{folder} holds another tokenizer, and {CARD_FILE} its model card; name another folder, or remove the card",
+    )
+    write_whole(before, content)
     size = {} if saved.image_size is None else {IMAGE_SIZE: saved.image_size}
     write_whole(folder / CONFIG_FILE, (json.dumps(saved.config | size, indent=2) + "\n").encode())
 
