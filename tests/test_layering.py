@@ -19,7 +19,7 @@ MAY_IMPORT = {
     "files": {"errors"},
     "run_folders": {"errors"},
     "names": set(),
-    "pretrained": {"errors", "files"},
+    "pretrained": {"errors", "files", "run_folders"},
     "networks": {"errors"},
     "quantizers": {"distributed", "errors", "indices", "precision"},
     "optim": {"distributed", "errors"},

@@ -348,8 +348,9 @@ class GSQTokenizer(nn.Module):
 
         Args:
             source: "demo", a small tokenizer that comes with this package, see docs/demo.md; a folder written by
-                `save_pretrained`; a checkpoint (`.ckpt`) of training; a checkpoint that GSQ's authors released (`.pt`);
-                or the name of a repository on the Hugging Face Hub that has one of these.
+                `save_pretrained`; a checkpoint (`.ckpt`) of training, or the folder of a run or of a recipe's runs for
+                the newest one; a checkpoint that GSQ's authors released (`.pt`); or the name of a repository on the
+                Hugging Face Hub that has an export or a released checkpoint.
             revision: branch, tag or commit on the Hub.
             weights: of a checkpoint of training: "ema" for the averaged ones where it has them, or "raw".
             quantizer: where the tokenizer was made with one of your own class: an object of that class and shape,

@@ -4,6 +4,7 @@ Only plain data and tensors are read; nothing that a file names is imported or r
 """
 
 import json
+from contextlib import suppress
 from pathlib import Path
 from typing import Any, Literal
 
@@ -16,6 +17,7 @@ from gsq_lightning.pretrained.card import CARD_FILE
 from gsq_lightning.pretrained.hub import reachable
 from gsq_lightning.pretrained.released import RELEASED_FILE, convert, is_released
 from gsq_lightning.pretrained.saved import SavedTokenizer, read_plain
+from gsq_lightning.run_folders import newest_checkpoint
 
 CONFIG_FILE = "config.json"
 IMAGE_SIZE = "image_size"  # in the config's file, beside what makes the tokenizer
@@ -82,7 +84,8 @@ def read_tokenizer(source: str | Path, revision: str | None = None, weights: Wei
     """Reads a folder that `write_folder` wrote, a checkpoint, or a repository of the Hugging Face Hub with either.
 
     Args:
-        source: a path, the name of a tokenizer that comes with this package, or that of a repository.
+        source: a path of these, or of a run or a recipe's runs for the newest checkpoint; the name of a tokenizer that
+            comes with this package, or that of a repository.
         revision: branch, tag or commit on the Hub.
         weights: of a training checkpoint: "ema" for the averaged ones where it has them, or "raw". The others have
             one kind, which is not "raw". Weights of a checkpoint stay on disk until they are used.
@@ -165,12 +168,18 @@ def is_size(value: Any) -> bool:
 def local_copy(source: str | Path, revision: str | None = None) -> Path:
     """The file of a checkpoint or the folder of an export, fetched from the Hub where it is not on this machine.
 
+    A run, or all runs of a recipe, stand for their newest checkpoint.
+
     Raises:
         InputError: where it is on neither; for a revision of what is on this machine.
     """
     path = _resolve_source(source, revision)
-    released = path.is_dir() and (path / RELEASED_FILE).is_file() and not (path / CONFIG_FILE).exists()
-    return path / RELEASED_FILE if released else path
+    if path.is_dir() and not (path / CONFIG_FILE).exists():
+        if (path / RELEASED_FILE).is_file():
+            return path / RELEASED_FILE
+        with suppress(InputError):
+            return newest_checkpoint(path)
+    return path
 
 
 def _resolve_source(source: str | Path, revision: str | None) -> Path:
@@ -204,11 +213,9 @@ def _read_folder(folder: Path) -> SavedTokenizer:
         weights = {name: x.float() if x.dtype == torch.half else x for name, x in weights.items()}
         return SavedTokenizer(config, weights, image_size=size)
     except FileNotFoundError as error:
-        found = [path for pattern in ("*.ckpt", "*/*.ckpt", "*/*/*.ckpt") for path in folder.glob(pattern)]
-        newest = max(found, key=lambda path: path.stat().st_mtime_ns, default=None)  # of a run, or of a recipe's
-        hint = f"its newest checkpoint is {newest}" if newest else "save_pretrained writes such a folder"
         raise InputError(
-            f"{folder} holds no exported tokenizer: {Path(error.filename or WEIGHTS_FILE).name} is missing; {hint}"
+            f"{folder} holds no exported tokenizer: {Path(error.filename or WEIGHTS_FILE).name} is missing; "
+            "save_pretrained writes such a folder"
         ) from error
     # ValueError: no JSON, or no UTF-8
     except (OSError, RecursionError, SafetensorError, ValueError) as error:
