@@ -12,7 +12,8 @@ PACKAGE = Path(__file__).parents[1] / "src" / "gsq_lightning"
 # what each part may import from this package, besides itself
 MAY_IMPORT = {
     "errors": set(),
-    "pixels": {"errors"},
+    "pictures": set(),
+    "pixels": {"errors", "pictures"},
     "indices": {"errors"},
     "precision": set(),
     "distributed": set(),
@@ -27,7 +28,7 @@ MAY_IMPORT = {
     "losses": {"discriminators", "distributed", "errors", "pretrained", "quantizers"},
     "metrics": {"distributed", "errors", "files", "pixels", "precision", "pretrained"},
     "tokens": {"errors", "files", "indices", "names"},
-    "data": {"errors", "files", "names", "pixels", "pretrained", "tokens"},
+    "data": {"errors", "files", "names", "pictures", "pixels", "pretrained", "tokens"},
     "reports": {"errors", "files", "run_folders"},
     "callbacks": {"distributed", "errors", "files", "pixels", "reports", "run_folders", "runs", "tokens"},
     "runs": {"distributed", "errors", "files", "pixels", "pretrained", "run_folders"},

@@ -83,16 +83,17 @@ def picture_to_image(picture: Any) -> Tensor:
     """A picture → image (1, 3, H, W), float32 in [-1, 1].
 
     Args:
-        picture: a path; a Pillow image of 8 bits, turned as its EXIF orientation says, its transparency dropped; a
-            uint8 array or tensor (H, W, 3) or (H, W); a uint8 tensor (3, H, W) or (1, 3, H, W); or a float tensor
+        picture: a path, of any file that data modules read (`gsq_lightning.pictures.to_rgb`); a Pillow image, opened
+            and not loaded yet, or of 8 bits; both turned as their EXIF orientation says, transparency dropped; a uint8
+            array or tensor (H, W, 3) or (H, W); a uint8 tensor (3, H, W) or (1, 3, H, W); or a float tensor
             (3, H, W) or (1, 3, H, W) in [-1, 1], taken as it is, with a warning where it seems to be in another range.
 
     Raises:
         InputError: for anything else.
     """
     if isinstance(picture, str | Path):
-        picture = _open(Path(picture).expanduser())
-    if hasattr(picture, "getexif"):
+        picture = _file_pixels(Path(picture).expanduser())
+    elif hasattr(picture, "getexif"):
         picture = _pillow_pixels(picture)
     channels_first = isinstance(picture, Tensor)  # where both ends have 3, as each kind usually has them
     tensor = picture if isinstance(picture, Tensor) else _tensor_of(picture)
@@ -135,21 +136,28 @@ def _tensor_of(picture: Any) -> Tensor:
         ) from error
 
 
-def _open(path: Path) -> "Image":
-    from PIL import Image
+def _file_pixels(path: Path) -> Tensor:
+    import numpy as np
+
+    from gsq_lightning.pictures import read_rgb
 
     try:
-        picture = Image.open(path)
-        picture.load()
-    except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
+        return torch.from_numpy(np.array(read_rgb(path.read_bytes(), upright=True)))
+    except (OSError, ValueError) as error:
         raise InputError(f"{path} cannot be read as a picture: {first_line(error)}") from error
-    return picture
 
 
 def _pillow_pixels(picture: "Image") -> Tensor:
     import numpy as np
     from PIL import ImageOps
 
+    from gsq_lightning.pictures import to_rgb
+
+    if getattr(picture, "tile", None):  # of a file that is not loaded yet, so that its own range can be seen
+        try:
+            return torch.from_numpy(np.array(to_rgb(picture, upright=True)))  # type: ignore[arg-type]
+        except (OSError, SyntaxError, ValueError) as error:
+            raise InputError(f"the picture cannot be read: {first_line(error)}") from error
     if picture.mode not in PILLOW_MODES:
         raise InputError(f"the picture has Pillow's mode {picture.mode}, whose range is not that of 8 bits; convert it")
     return torch.from_numpy(np.array(ImageOps.exif_transpose(picture).convert("RGB")))

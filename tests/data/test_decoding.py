@@ -5,6 +5,7 @@ import io
 import os
 import struct
 import zlib
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -20,6 +21,7 @@ from gsq_lightning.data.decoding import decode_image, decode_plain_jpeg, image_s
 from gsq_lightning.data.sampler import SampleKey
 from gsq_lightning.data.sources import FolderSource
 from gsq_lightning.data.transforms import ResizeAndCrop, short_side_for
+from gsq_lightning.pixels import image_to_pixels, picture_to_image
 
 PIXELS = np.random.default_rng(0).integers(0, 256, (12, 16, 3), dtype=np.uint8)
 
@@ -113,11 +115,21 @@ DECLARES_12_BITS = {"extratags": [(281, 3, 1, 4095, True)]}
     ],
 )
 def test_gray_is_scaled_from_the_range_that_its_file_declares(
-    form: str, values: np.ndarray, tags: dict[str, Any]
+    form: str, values: np.ndarray, tags: dict[str, Any], tmp_path: Path
 ) -> None:
-    decoded = decode_image(packed_in(form, values, **tags))
+    content = packed_in(form, values, **tags)
+    decoded = decode_image(content)
     expected = torch.from_numpy(GRAY).expand(3, -1, -1)
     assert (decoded.int() - expected.int()).abs().max() <= 1
+    for picture in read_as_picture(content, tmp_path):
+        assert torch.equal(picture, decoded)
+
+
+def read_as_picture(content: bytes, folder: Path) -> Iterator[torch.Tensor]:
+    """As `encode_image` reads it: by its path, and opened."""
+    (folder / "picture").write_bytes(content)
+    yield image_to_pixels(picture_to_image(folder / "picture"))[0]
+    yield image_to_pixels(picture_to_image(Image.open(folder / "picture")))[0]
 
 
 @pytest.mark.parametrize(
@@ -142,10 +154,15 @@ def test_gray_is_scaled_from_the_range_that_its_file_declares(
     ],
 )
 def test_gray_of_an_unknown_range_is_refused_rather_than_black_or_white(
-    form: str, values: np.ndarray, tags: dict[str, Any], message: str
+    form: str, values: np.ndarray, tags: dict[str, Any], message: str, tmp_path: Path
 ) -> None:
+    content = packed_in(form, values, **tags)
     with pytest.raises(ValueError, match=message):
-        decode_image(packed_in(form, values, **tags))
+        decode_image(content)
+    (tmp_path / "picture").write_bytes(content)
+    for picture in (tmp_path / "picture", Image.open(tmp_path / "picture")):
+        with pytest.raises(InputError, match=rf"cannot be read.*{message}"):
+            picture_to_image(picture)
 
 
 def test_a_black_image_of_16_bits_is_black() -> None:
@@ -160,6 +177,20 @@ def test_orientation_alpha_and_profiles_are_ignored(tmp_path: Path) -> None:
     np.testing.assert_array_equal(rgb(tmp_path / "odd.png"), PIXELS)
 
 
+@pytest.mark.parametrize("form", ["PNG", "TIFF", "PNG of 16 bits"])
+def test_pictures_differ_from_images_in_their_orientation_alone(tmp_path: Path, form: str) -> None:
+    exif = Image.Exif()
+    exif[0x0112] = 6  # to be turned clockwise
+    pixels = GRAY.astype(np.uint16) * 257 if form == "PNG of 16 bits" else PIXELS
+    buffer = io.BytesIO()
+    Image.fromarray(pixels).save(buffer, form.split()[0], exif=exif)
+    expected = np.repeat(GRAY[..., None], 3, axis=2) if form == "PNG of 16 bits" else PIXELS
+    stored = np.rot90(expected, -1) if form == "TIFF" else expected  # which Pillow turns by itself
+    np.testing.assert_array_equal(decode_image(buffer.getvalue()).permute(1, 2, 0), stored)
+    for picture in read_as_picture(buffer.getvalue(), tmp_path):
+        np.testing.assert_array_equal(picture.permute(1, 2, 0), np.rot90(expected, -1))
+
+
 def test_all_suffixes_of_single_pictures_that_pillow_reads_are_images() -> None:
     expected = {".jpg", ".jpeg", ".jfif", ".jpe", ".png", ".webp", ".bmp", ".ppm", ".pgm", ".pbm", ".pnm", ".tif"}
     assert expected | {".tiff", ".gif", ".jp2", ".j2k", ".tga"} <= image_suffixes()
@@ -167,8 +198,12 @@ def test_all_suffixes_of_single_pictures_that_pillow_reads_are_images() -> None:
 
 
 def test_postscript_is_not_run_whatever_its_name(tmp_path: Path) -> None:
+    content = b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 9 9\n%%EndComments\n"
     with pytest.raises(ValueError, match="no image of a known format"):
-        decode_image(b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 9 9\n%%EndComments\n")
+        decode_image(content)
+    (tmp_path / "picture.jpg").write_bytes(content)
+    with pytest.raises(InputError, match="cannot be read as a picture: its content is no image of a known format"):
+        picture_to_image(tmp_path / "picture.jpg")
 
 
 def test_the_first_picture_of_an_animation(tmp_path: Path) -> None:
@@ -186,6 +221,8 @@ def test_broken_exif_does_not_matter(tmp_path: Path) -> None:
     (tmp_path / "exif.jpg").write_bytes(whole[:2] + segment + whole[2:])
     (tmp_path / "plain.jpg").write_bytes(whole)
     np.testing.assert_array_equal(rgb(tmp_path / "exif.jpg"), rgb(tmp_path / "plain.jpg"))
+    for picture in read_as_picture((tmp_path / "exif.jpg").read_bytes(), tmp_path):
+        np.testing.assert_array_equal(picture.permute(1, 2, 0), rgb(tmp_path / "plain.jpg"))
 
 
 def bomb() -> bytes:
