@@ -3,7 +3,7 @@
 import logging
 from abc import abstractmethod
 from collections.abc import Mapping, Sequence
-from typing import Any, Literal, get_args
+from typing import Any, Literal
 
 from torch.utils.data import DataLoader
 
@@ -12,7 +12,7 @@ from gsq_lightning.data.datamodule import ResumableDataModule, log_split
 from gsq_lightning.data.dataset import ImageDataset
 from gsq_lightning.data.image_shards import Cut, ImageShards
 from gsq_lightning.data.sources.splits import Split
-from gsq_lightning.errors import look_up, require
+from gsq_lightning.errors import look_up, one_of, require
 from gsq_lightning.pixels import pixels_to_image
 
 PredictedSplit = Literal["train", "val", "all"]
@@ -56,7 +56,7 @@ class ImageDataModule(ResumableDataModule):
 
     def predict_splits(self, split: PredictedSplit) -> list[Split]:
         """The splits that a word stands for: "all" leaves out a validation split that is not there."""
-        look_up("split", split, dict.fromkeys(get_args(PredictedSplit)))
+        one_of("split", split, PredictedSplit)
         return ["train", "val"] if split == "all" else [split]
 
     def in_shards(

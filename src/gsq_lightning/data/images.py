@@ -4,14 +4,14 @@ import os
 from collections.abc import Sequence
 from contextlib import suppress
 from functools import cached_property
-from typing import Any, get_args
+from typing import Any
 
 from gsq_lightning.data.batch import NO_LABEL
 from gsq_lightning.data.dataset import ImageDataset, OnError, SourceImages, Transform
 from gsq_lightning.data.holdout import hold_out
 from gsq_lightning.data.image_datamodule import ImageDataModule, PredictedSplit
 from gsq_lightning.data.sources import ImageSource, ParquetSource
-from gsq_lightning.data.sources.classes import same_name
+from gsq_lightning.data.sources.classes import same_name, unnamed_label
 from gsq_lightning.data.sources.interface import SHOWN
 from gsq_lightning.data.sources.locate import (
     Shards,
@@ -26,7 +26,7 @@ from gsq_lightning.data.sources.parquet import Columns
 from gsq_lightning.data.sources.splits import Split
 from gsq_lightning.data.stream import StreamedShards
 from gsq_lightning.data.transforms import CROP_SCALE, MAX_IMAGE_SIZE, Crop, ResizeAndCrop, short_side_for
-from gsq_lightning.errors import InputError, first_few, look_up, require, whole_number
+from gsq_lightning.errors import InputError, first_few, one_of, require, whole_number
 
 
 class ImageNetDataModule(ImageDataModule):
@@ -128,10 +128,10 @@ class ImageNetDataModule(ImageDataModule):
         self._trained_names = None if trained_class_names is None else list(trained_class_names)
         self.class_names = self._given_names
         self._columns = Columns(image_column, label_column)
-        self.crop: Crop = look_up("crop", crop, {word: word for word in get_args(Crop)})
+        self.crop: Crop = one_of("crop", crop, Crop)
         self.flip = bool(flip)
-        self.on_error: OnError = look_up("on_error", on_error, {word: word for word in get_args(OnError)})
-        self.source: SourceKind = look_up("source", source, {word: word for word in get_args(SourceKind)})
+        self.on_error: OnError = one_of("on_error", on_error, OnError)
+        self.source: SourceKind = one_of("source", source, SourceKind)
         self._trains_on_all = False  # on what `root` holds, which has no splits
         self._is_numbered = False  # by training images, without names of the classes
 
@@ -312,8 +312,7 @@ class ImageNetDataModule(ImageDataModule):
             return names
         require(
             self._given_names is None,
-            f"{found.place} has the label {largest}, and data.class_names names {len(names)} classes, the first of "
-            "which is 0; name all",
+            unnamed_label(found.place, largest, len(names)),
         )
         found.remove_labels(f"it has the label {largest}, and training has {len(names)} classes: labels are left out")
         return names

@@ -68,23 +68,31 @@ class EvaluatedImages(Dataset[Tensor]):
         return len(self.source.names)
 
     def __getitem__(self, item: int) -> Tensor:
-        return self.decoded(item).pixels
+        return self._decoded(item, self._read(item))
 
     def decoded(self, item: int) -> DecodedImage:
         """An image, and whether it would be shown otherwise."""
+        content = self._read(item)
+        return DecodedImage(self._decoded(item, content), has_orientation(content))
+
+    def _read(self, item: int) -> bytes:
+        try:
+            return self.source.read(item)
+        except OSError as error:
+            raise InputError(unread_line(self.source.name(item), error)) from error
+        except UNREADABLE as error:
+            raise InputError(f"{self.source.name(item)} cannot be read as an image: {error}") from error
+
+    def _decoded(self, item: int, content: bytes) -> Tensor:
         name = self.source.name(item)
         try:
-            content = self.source.read(item)
             pixels = decode_image(content)
-        except OSError as error:
-            raise InputError(unread_line(name, error)) from error
         except UNREADABLE as error:
             raise InputError(f"{name} cannot be read as an image: {error}") from error
         try:
-            pixels = pixels if self.transform is None else self.transform(pixels, torch.Generator)
+            return pixels if self.transform is None else self.transform(pixels, torch.Generator)
         except ValueError as error:
             raise InputError(f"{name} cannot be used: {error}") from error
-        return DecodedImage(pixels, has_orientation(content))
 
     @property
     def fingerprint(self) -> str:

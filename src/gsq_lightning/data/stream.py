@@ -18,6 +18,7 @@ from gsq_lightning.data.image_shards import Cut, ImageShards, StreamShards
 from gsq_lightning.data.loader import Loading, make_loader
 from gsq_lightning.data.sampler import DataPosition, SampleKey
 from gsq_lightning.data.sources.archive import ArchiveSource
+from gsq_lightning.data.sources.classes import unnamed_label
 from gsq_lightning.data.sources.locate import is_remote
 from gsq_lightning.data.sources.shards import BrokenShard, ShardImage, read_shard
 from gsq_lightning.errors import InputError
@@ -174,10 +175,7 @@ class StreamedShards(ImageDataset, IterableDataset[Sample | UnreadableImage]):
                 yield image
                 continue
             if self.class_names is not None and image.label >= len(self.class_names):
-                raise InputError(
-                    f"{image.name} has the label {image.label}, and data.class_names names {len(self.class_names)} "
-                    "classes, the first of which is 0; name all"
-                )
+                raise InputError(unnamed_label(image.name, image.label, len(self.class_names)))
             try:
                 yield Sample(self._decode(image.content, image.name, key), image.label, image.name)
             except UNREADABLE as error:

@@ -5,7 +5,7 @@ import sys
 from collections.abc import Sequence
 from functools import cached_property
 from pathlib import Path
-from typing import Any, Literal, get_args
+from typing import Any, Literal
 
 import numpy as np
 import torch
@@ -17,7 +17,7 @@ from gsq_lightning.data.loader import Loading, make_loader
 from gsq_lightning.data.sampler import DataPosition, EpochSampler, SampleKey
 from gsq_lightning.data.sources.classes import renumbering
 from gsq_lightning.data.sources.interface import SHOWN
-from gsq_lightning.errors import InputError, first_few, look_up, require, whole_number
+from gsq_lightning.errors import InputError, first_few, one_of, require, whole_number
 from gsq_lightning.tokens.batch import TokenBatch
 from gsq_lightning.tokens.facts import TokenFacts, WithTokenFacts
 from gsq_lightning.tokens.shards import TokenShard, missing_shards, open_shard, rows_of, shard_name
@@ -46,7 +46,7 @@ class TokenDataset(WithTokenFacts, ImageDataset):
 
     def __init__(self, folder: str | Path, copies: Copies = "all", images: Numbers | None = None) -> None:
         self.folder = Path(folder).expanduser()
-        self.copies: Copies = look_up("copies", copies, {word: word for word in get_args(Copies)})
+        self.copies: Copies = one_of("copies", copies, Copies)
         facts = self.facts
         require(
             facts.file_type == "safetensors",

@@ -2,14 +2,14 @@
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Literal, get_args
+from typing import Literal
 
 import torch
 from torch import Tensor
 from torch.nn import functional as F
 from torchvision.transforms import v2
 
-from gsq_lightning.errors import look_up
+from gsq_lightning.errors import one_of
 
 Crop = Literal["center", "random", "resized"]
 CROP_SCALE = (0.2, 1.0)  # of a "resized" crop
@@ -44,7 +44,7 @@ class ResizeAndCrop:
     enlarge: bool = True
 
     def __post_init__(self) -> None:
-        look_up("crop", self.crop, dict.fromkeys(get_args(Crop)))
+        one_of("crop", self.crop, Crop)
 
     def __str__(self) -> str:
         crop = f"{self.crop} crop of {self.image_size}×{self.image_size}"

@@ -10,13 +10,12 @@ import math
 from collections.abc import Iterator, Mapping
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, fields
-from typing import get_args
 
 from torch import Tensor, nn
 from torch.nn import functional as F
 
 from gsq_lightning.discriminators import Discriminator, ProjectedDiscriminator
-from gsq_lightning.errors import look_up, require
+from gsq_lightning.errors import one_of, require
 from gsq_lightning.losses.adversarial import AdversarialLoss, discriminator_loss, generator_loss
 from gsq_lightning.losses.efficientnet import EfficientNetLoss
 from gsq_lightning.losses.perceptual import PerceptualLoss
@@ -155,10 +154,9 @@ class Objective:
     def _check_options(self) -> None:
         """Raises InputError for values that make no sense, and options without effect."""
         weights = self.weights
-        words = dict.fromkeys(get_args(AdversarialLoss))
-        look_up("adversarial_loss", self.adversarial_loss, words)
-        look_up("discriminator_loss", self.discriminator_loss, words)
-        look_up("gradient_penalty", self.gradient_penalty, dict.fromkeys(get_args(GradientPenalty)))
+        one_of("adversarial_loss", self.adversarial_loss, AdversarialLoss)
+        one_of("discriminator_loss", self.discriminator_loss, AdversarialLoss)
+        one_of("gradient_penalty", self.gradient_penalty, GradientPenalty)
         maximum = self.adaptive_weight_maximum
         require(maximum > 0, f"adaptive_weight_maximum is {maximum}; it must be above 0")
         require(

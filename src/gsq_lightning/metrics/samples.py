@@ -61,9 +61,8 @@ class SampleMetrics(MetricSuite):
             for name in self.extractors:
                 metrics = [metric for metric in self._that_want(name) if isinstance(metric, FeatureMetric)]
                 wanting = [metric for metric in metrics if not real or metric.wants_originals(hashes)]
-                extractor = self._extractor(name)
-                seen = image_to_pixels(image, truncate=True) if extractor.truncates and not real else pixels
-                features = extractor(seen) if wanting else None
+                seen = pixels if real else self._seen_by(name, image, pixels)
+                features = self._extractor(name)(seen) if wanting else None
                 for metric in metrics:
                     metric.update(features if metric in wanting else None, hashes, real)
 

@@ -183,6 +183,10 @@ class MetricSuite(nn.Module):
             if comparison.originals is not None and images == self._originals.number:
                 cache.save(key, comparison.originals)
 
+    def _seen_by(self, name: str, image: Tensor, pixels: Tensor) -> Tensor:
+        """What an extractor is given of an image that is no original: its rounded pixels, or truncated ones."""
+        return image_to_pixels(image, truncate=True) if self._extractor(name).truncates else pixels
+
     def _note(self, text: str) -> None:
         """Adds a note; the log has it once, not at each validation of a training."""
         self.notes.append(text)
@@ -328,8 +332,7 @@ class ReconstructionMetrics(MetricSuite):
                 require(indices is not None, f'the metric "{metric.name}" needs indices')
                 metric.update(indices)
             for name in self.extractors:
-                truncates = self._extractor(name).truncates
-                seen = image_to_pixels(reconstruction, truncate=True) if truncates else reconstructed
+                seen = self._seen_by(name, reconstruction, reconstructed)
                 self._update_features(name, original, seen, hashes)
 
     def compute(self) -> dict[str, float]:

@@ -107,6 +107,12 @@ def annotation_folders(folders: Iterable[str]) -> set[str]:
     return {folder for folder, part in parts.items() if len(part) > depth and part[depth] in found}
 
 
+def unnamed_label(place: str, label: int, classes: int) -> str:
+    """The message for a label that is a number, where too few classes have names."""
+    numbers = f"{place} has the label {label}, and data.class_names names {classes} classes"
+    return f"{numbers}, the first of which is 0; name all"
+
+
 def renumbering(own: Sequence[str], class_names: Sequence[str]) -> np.ndarray:
     """The label among `class_names` of each of a source's own classes, (len(own) + 1,) int64 and NO_LABEL last.
 
