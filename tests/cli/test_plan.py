@@ -2,6 +2,7 @@
 
 import re
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -182,11 +183,89 @@ def test_the_command_prints_a_table_of_80_columns(capsys: pytest.CaptureFixture[
     step_flops = float(table["a step"][0].replace(",", ""))  # the later row of that name: milliseconds
     rate = float(table["images"][0].replace(",", ""))
     assert step_flops == pytest.approx(128 / rate * 1e3, rel=0.02)
+    assert "a lower limit  " in "\n".join(lines)  # a step of milliseconds
     assert table["an epoch"][0] == str(100000 // 128)
     assert table["images kept"][:2] == ["128", "MiB"]  # runs/divergence.py
     assert table["the run"][0] == "1,000"
     hours = float(table["a step"][0]) / 1e3 * 1000 * 2 / 3600
     assert float(next(line for line in lines if "GPU-hours" in line).split()[0]) == pytest.approx(hours, abs=0.06)
+
+
+def planned(capsys: pytest.CaptureFixture[str], *arguments: str) -> dict[str, str]:
+    """Rows of the table, by their names."""
+    main(["plan", "--config", "quickstart.yaml", *arguments])
+    lines = capsys.readouterr().out.splitlines()
+    return {line[2:21].strip(): " ".join(line[21:].split()) for line in lines if line.startswith("  ")}
+
+
+def test_images_are_those_of_the_data(image_root: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """An epoch of the recipe's crops; of a folder's files; of ImageNet where no place is named; as an option says."""
+    crops = planned(capsys)
+    assert crops["an epoch"].startswith("450 steps")  # 3,600 crops in batches of eight
+    assert crops["the run"].startswith("900 steps 2.0 epochs")
+    assert "to be read" not in crops
+    imagenet = ("--data", "gsq_lightning.data.ImageNetDataModule", "--data.image_size", "64")
+    unnamed = planned(capsys, *imagenet, "--data.global_batch_size", "8")
+    assert unnamed["training images"] == "1,281,167 ImageNet's: no --data.root is given"
+    assert unnamed["an epoch"].startswith(f"{1_281_167 // 8:,} steps")
+    assert unnamed["to be read"].endswith("115 kB an image, ImageNet's mean")
+    assert unnamed["a validation"].endswith("of 50,000 images, forward alone")
+    files = sorted((image_root / "train").rglob("*.*"))
+    mean = sum(file.stat().st_size for file in files) / len(files)
+    found = planned(capsys, *imagenet, "--data.global_batch_size", "3", "--data.root", str(image_root))
+    assert found["training images"] == f"{len(files)} in the data"
+    assert found["an epoch"].startswith(f"{len(files) // 3} steps")
+    assert found["to be read"].endswith(f"{mean / 1e3:,.0f} kB an image, their mean")
+    assert found["a validation"].endswith(f"of {len(list((image_root / 'val').rglob('*.*')))} images, forward alone")
+    options = ("--train_images", "80", "--val_images", "7", "--data.root", "/not/looked/at")
+    given = planned(capsys, *imagenet, *options)
+    assert given["training images"] == "80 as --train_images says"
+    assert given["an epoch"].startswith("10 steps")
+    assert given["a validation"].endswith("of 7 images, forward alone")
+
+
+@pytest.mark.parametrize(
+    ("options", "epoch", "run"),
+    [
+        (["--trainer.limit_train_batches", "100"], "50 steps", "900 steps 18.0 epochs"),  # two batches a step
+        (["--trainer.limit_train_batches", "0.5"], "225 steps", "900 steps 4.0 epochs"),
+        (["--trainer.max_epochs", "1"], "450 steps", "450 steps 1.0 epochs"),
+        (["--trainer.max_epochs", "3"], "450 steps", "900 steps 2.0 epochs"),
+        (["--trainer.max_epochs", "3", "--trainer.max_steps", "-1"], "450 steps", "1,350 steps 3.0 epochs"),
+        (["--trainer.max_steps", "-1"], "450 steps", None),
+    ],
+)
+def test_steps_are_those_of_the_trainers_options(
+    options: list[str], epoch: str, run: str | None, capsys: pytest.CaptureFixture[str]
+) -> None:
+    rows = planned(capsys, "--model.accumulate_batches", "2", *options)
+    assert rows["an epoch"].startswith(epoch)
+    assert rows.get("the run", "").startswith(run or "")
+    assert ("the run" in rows) == (run is not None)
+
+
+@pytest.mark.parametrize(("limit", "images"), [("0", None), ("1", 8), ("0.7", 16), ("1.0", 24)])
+def test_a_validation_is_as_long_as_the_trainers_options_say(
+    limit: str, images: int | None, capsys: pytest.CaptureFixture[str]
+) -> None:
+    options = ("--data.val_batch_size", "4", "--trainer.devices", "2", "--trainer.limit_val_batches", limit)
+    validation = planned(capsys, *options).get("a validation")  # of 24 tiles, in six batches a GPU or three
+    assert (validation is None) if images is None else f"of {images} images" in str(validation)
+
+
+@pytest.mark.parametrize(
+    ("options", "gpus"),
+    [
+        (["--trainer.devices", "-1"], 1),
+        (["--trainer.devices", "2"], 2),
+        (["--trainer.devices", "[0,1]"], 2),
+        (["--trainer.devices", "4", "--trainer.num_nodes", "2"], 8),
+        (["--trainer.devices", "4", "--gpus", "2"], 2),
+    ],
+)
+def test_gpus_are_those_of_the_trainer(options: list[str], gpus: int, capsys: pytest.CaptureFixture[str]) -> None:
+    main(["plan", "--config", "quickstart.yaml", *options])
+    assert capsys.readouterr().out.startswith(f"quickstart.yaml on {gpus} × h100\n")
 
 
 @pytest.mark.parametrize("name", ["bsq", "fsq"])
@@ -213,7 +292,10 @@ def test_what_does_not_fit_is_accumulated_in_equal_batches(capsys: pytest.Captur
     [
         (["--gpus", "0"], "--gpus is 0; it must be at least 1"),
         (["--mfu", "40"], "--mfu is 40.0; it must be above 0 and at most 1"),
-        (["--gpus", "7"], "data.global_batch_size 512 does not divide by 7 GPUs"),
+        (["--gpus", "7"], "global_batch_size 512 does not divide over 7 device(s)"),
+        (["--train_images", "0"], "--train_images is 0; it must be at least 1"),
+        (["--train_images", "500"], "there are 500 training images, fewer than data.global_batch_size 512"),
+        (["--data.root", "nowhere"], "nowhere"),
         (["--device", "h1000"], "invalid choice: 'h1000'"),
         (["--gpu", "3"], "there is no option --gpu"),
     ],

@@ -23,13 +23,15 @@ from gsq_lightning.cli.costs import (
 from gsq_lightning.cli.fit import prepare_process
 from gsq_lightning.cli.help import unknown_option
 from gsq_lightning.cli.messages import OneLineParser, fail, one_line_errors
+from gsq_lightning.cli.planned_images import IMAGENET_BYTES, PlannedImages, planned_images, steps_of_an_epoch
 from gsq_lightning.cli.weights import Objects
+from gsq_lightning.data.batch import per_device_batch_size
+from gsq_lightning.data.datamodule import limited
 from gsq_lightning.errors import require
 from gsq_lightning.runs.divergence import KEPT_BYTES
 from gsq_lightning.training import TokenizerModule
 
 IMAGES_OF_A_WORKER = 900  # per second at 256², JPEG of ImageNet's sizes: measured, benchmarks/RESULTS.md
-BYTES_OF_AN_IMAGE = 147_897_477_120 / 1_281_167  # ILSVRC2012_img_train.tar over its images
 # Share of an H200's bf16 peak that f8.yaml reached at 256², sixteen images a step: benchmarks/RESULTS.md, "On a GPU"
 MEASURED_MFU = {True: 0.206, False: 0.172}  # with encoder and decoder compiled, and not
 COMPILED_ACTIVATIONS = 0.47  # of what is kept uncompiled; measured there
@@ -37,6 +39,7 @@ USABLE_MEMORY = 0.9  # of a GPU: the rest goes to the CUDA context, NCCL and fra
 # FLOPs of a forward pass, twice the multiplications that torchvision's tables of models give
 INCEPTION = 2 * 5.71e9  # of an image at 299²
 VGG16_AT_224 = 2 * 15.47e9  # in proportion to the pixels
+SHORT_STEP = 0.02  # seconds; of some 3,300 operators, each of which takes a CPU microseconds to issue
 INCEPTION_METRICS = ("rfid", "rfid_pytorch_fid", "rfid_clean_fid", "rkid")
 
 
@@ -55,17 +58,19 @@ def plan(arguments: list[str]) -> None:
         description="What a recipe takes: parameters, FLOPs, memory, time, data rate. Needs no GPU and no weights.",
         epilog="Options of gsq fit change the recipe: --config f16.yaml --data.global_batch_size 256",
     )
-    parser.add_argument("--gpus", type=int, default=1, help="over all nodes; 1 by default")
+    parser.add_argument("--gpus", type=int, help="by default trainer.devices × trainer.num_nodes; auto is 1")
     parser.add_argument("--device", choices=DEVICES, default="h100", help="by its datasheet; h100 by default")
     parser.add_argument("--mfu", type=float, help="share of the peak; by default what was measured on one H200")
-    parser.add_argument("--train_images", type=int, default=1_281_167, help="ImageNet's by default")
-    parser.add_argument("--val_images", type=int, default=50_000, help="ImageNet's by default")
+    parser.add_argument("--train_images", type=int, help="by default those of the data, or without any ImageNet's")
+    parser.add_argument("--val_images", type=int, help="likewise")
     given, rest = parser.parse_known_args(arguments)
     if unknown := unknown_option(rest):
         fail(unknown)
     prepare_process()
     with one_line_errors("plan"):
-        require(given.gpus >= 1, f"--gpus is {given.gpus}; it must be at least 1")
+        for name in ("gpus", "train_images", "val_images"):
+            number = getattr(given, name)
+            require(number is None or number >= 1, f"--{name} is {number}; it must be at least 1")
         require(given.mfu is None or 0 < given.mfu <= 1, f"--mfu is {given.mfu}; it must be above 0 and at most 1")
         with quiet():
             objects = Objects("plan", rest)
@@ -79,30 +84,40 @@ class Plan:
     Attributes:
         module: with the networks of training.
         parameters, costs: counted.
-        size: of the square images.
-        batch: images of a step, over all GPUs and accumulated batches.
-        max_steps: of the run; -1 for no end.
-        autocast: whether it computes in bfloat16.
+        data: its data module.
+        trainer: options of the Trainer.
+        images: of the data.
+        gpus: over all nodes.
         given: options of the plan.
     """
 
     module: TokenizerModule
     parameters: Parameters
     costs: StepCosts
-    size: int
-    batch: int
-    max_steps: int
-    autocast: bool
+    data: Any
+    trainer: Any
+    images: PlannedImages
+    gpus: int
     given: argparse.Namespace
+
+    @property
+    def size(self) -> int:
+        """Of the square images, in pixels."""
+        return int(self.data.image_size)
+
+    @property
+    def batch(self) -> int:
+        """Images of a step, over all GPUs and accumulated batches."""
+        return int(self.data.global_batch_size)
+
+    @property
+    def autocast(self) -> bool:
+        """Whether it computes in bfloat16."""
+        return computes_in_bfloat16(self.trainer)
 
     @property
     def device(self) -> Device:
         return DEVICES[self.given.device]
-
-    @property
-    def gpus(self) -> int:
-        """Over all nodes."""
-        return int(self.given.gpus)
 
     @property
     def mfu(self) -> float:
@@ -131,6 +146,27 @@ class Plan:
         """Images per second."""
         return self.batch / self.step
 
+    @property
+    def epoch(self) -> int:
+        """Steps."""
+        limit = self.trainer.limit_train_batches
+        return steps_of_an_epoch(self.images.train, self.batch, self.module.accumulate_batches, limit)
+
+    @property
+    def run(self) -> int | None:
+        """Steps; None without an end."""
+        steps, epochs = self.trainer.max_steps, self.trainer.max_epochs
+        ends = [] if steps < 0 else [steps]
+        ends += [] if epochs is None or epochs < 0 else [epochs * self.epoch]
+        return min(ends, default=None)
+
+    @property
+    def validated(self) -> int:
+        """Images of a validation."""
+        batch = self.data.val_batch_size * self.gpus
+        batches = limited(math.ceil(self.images.val / batch), self.trainer.limit_val_batches)
+        return min(self.images.val, batches * batch)
+
 
 def lines_of(objects: Any, given: argparse.Namespace) -> list[str]:
     """The table, at most 80 columns wide.
@@ -141,20 +177,22 @@ def lines_of(objects: Any, given: argparse.Namespace) -> list[str]:
     """
     module, data, trainer = objects.model, objects.datamodule, objects.config_init.trainer
     require(hasattr(data, "image_size"), f"{type(data).__name__} has no image_size to plan with")
-    size, batch, autocast = data.image_size, data.global_batch_size, trainer.precision == "bf16-mixed"
-    require(
-        batch % (given.gpus * module.accumulate_batches) == 0,
-        f"data.global_batch_size {batch} does not divide by {given.gpus} GPUs × {module.accumulate_batches} batches",
-    )
+    gpus = given.gpus or gpus_of(trainer)
+    per_device_batch_size(data.global_batch_size, gpus, module.accumulate_batches)  # refuses what does not divide
     with quiet():
+        images = planned_images(data, given.train_images, given.val_images)
         load_without_weights(module)
+    require(
+        images.train >= data.global_batch_size,
+        f"there are {images.train} training images, fewer than data.global_batch_size {data.global_batch_size}",
+    )
     parameters = count_parameters(module)
     with without_values(module):
-        costs = count_step(module, size, autocast)
-    planned = Plan(module, parameters, costs, size, batch, trainer.max_steps, autocast, given)
+        costs = count_step(module, data.image_size, computes_in_bfloat16(trainer))
+    planned = Plan(module, parameters, costs, data, trainer, images, gpus, given)
     origin = "as f8.yaml on an H200" if given.mfu is None else "--mfu"
     return [
-        f"{objects.recipe} on {given.gpus} × {given.device}",
+        f"{objects.recipe} on {gpus} × {given.device}",
         *("", "model", *_model(planned)),
         *("", "work", *_work(planned)),
         *("", "memory of a GPU", *_memory(planned)),
@@ -163,6 +201,18 @@ def lines_of(objects: Any, given: argparse.Namespace) -> list[str]:
         *("", "disk", _row("checkpoint", _bytes(parameters.checkpoint(module.ema is not None)), "last.ckpt")),
         *("", f"peaks: {planned.device.source}"),
     ]
+
+
+def gpus_of(trainer: Any) -> int:
+    """Over all nodes, of the options of a Trainer; "auto" and -1, those of a machine that is not known, are 1."""
+    devices = trainer.devices
+    text = str(devices)
+    of_a_node = len(devices) if isinstance(devices, list) else int(text) if text.isdecimal() else 1
+    return of_a_node * int(trainer.num_nodes)
+
+
+def computes_in_bfloat16(trainer: Any) -> bool:
+    return trainer.precision == "bf16-mixed"
 
 
 def load_without_weights(module: TokenizerModule) -> None:
@@ -200,10 +250,10 @@ def _work(planned: Plan) -> Iterator[str]:
     costs = planned.costs
     forward = f"{costs.encoder / 1e9:,.1f} + {costs.decoder / 1e9:,.1f} GFLOP"
     yield _row("encoder + decoder", forward, "forward, one image")
-    yield _row("tokenizer's step", f"{costs.tokenizer / 1e9:,.0f} GFLOP", "forward and backward, with losses")
+    yield _row("tokenizer's step", _flops(costs.tokenizer), "forward and backward, with losses")
     if costs.discriminator:
-        yield _row("discriminator's", f"{costs.discriminator / 1e9:,.0f} GFLOP", "forward and backward")
-    yield _row("a step", f"{costs.flops * planned.batch / 1e12:,.0f} TFLOP", f"of {planned.batch} images")
+        yield _row("discriminator's", _flops(costs.discriminator), "forward and backward")
+    yield _row("a step", _flops(costs.flops * planned.batch), f"of {planned.batch} images")
 
 
 def _memory(planned: Plan) -> Iterator[str]:
@@ -226,25 +276,31 @@ def _time(planned: Plan) -> Iterator[str]:
     gpus, step = planned.gpus, planned.step
     yield _row("images", f"{planned.rate:,.0f} per second", f"{planned.rate / gpus:,.1f} on each GPU")
     yield _row("a step", f"{step * 1e3:,.1f} ms", f"of {planned.batch} images")
+    if step < SHORT_STEP:
+        yield _row("", "a lower limit", "issuing the kernels takes longer")
     yield _row("its lookup", f"{planned.lookup * 1e3:,.2f} ms", f"{planned.lookup / step:.1%}, at the limit of the GPU")
-    images = planned.given.train_images
-    epoch = images // planned.batch
-    yield _row("an epoch", f"{epoch:,} steps", f"{images:,} images: {_duration(epoch * step)}")
-    run = planned.max_steps
-    if run > 0:
+    epoch, run = planned.epoch, planned.run
+    yield _row("an epoch", f"{epoch:,} steps", _duration(epoch * step))
+    if run is not None:
+        hours = run * step * gpus / 3600
         yield _row("the run", f"{run:,} steps", f"{run / max(1, epoch):,.1f} epochs: {_duration(run * step)}")
-        yield _row("", f"{run * step * gpus / 3600:,.0f} GPU-hours", "")
-    names = getattr(planned.module.metrics, "names", [])
-    flops = planned.costs.encoder + planned.costs.decoder + _metric_flops(names, planned.size)
-    seconds = planned.given.val_images * flops / (planned.mfu * planned.peak * gpus)
-    yield _row("a validation", _duration(seconds), f"of {planned.given.val_images:,} images, forward alone")
+        yield _row("", f"{hours:,.0f} GPU-hours" if hours >= 10 else f"{hours:.2f} GPU-hours", "")
+    if planned.validated:
+        names = getattr(planned.module.metrics, "names", [])
+        flops = planned.costs.encoder + planned.costs.decoder + _metric_flops(names, planned.size)
+        seconds = planned.validated * flops / (planned.mfu * planned.peak * gpus)
+        yield _row("a validation", _duration(seconds), f"of {planned.validated:,} images, forward alone")
 
 
 def _data(planned: Plan) -> Iterator[str]:
-    traffic = f"{planned.rate * BYTES_OF_AN_IMAGE / 1e6:,.0f} MB/s"
-    yield _row("to be read", traffic, f"{BYTES_OF_AN_IMAGE / 1e3:,.0f} kB an image, ImageNet's mean")
+    images = planned.images
+    yield _row("training images", f"{images.train:,}", images.origin)
+    if images.file_bytes is not None:
+        mean = "ImageNet's mean" if images.file_bytes == IMAGENET_BYTES else "their mean"
+        traffic = f"{planned.rate * images.file_bytes / 1e6:,.0f} MB/s"
+        yield _row("to be read", traffic, f"{images.file_bytes / 1e3:,.0f} kB an image, {mean}")
     workers = math.ceil(planned.rate / planned.gpus / IMAGES_OF_A_WORKER)
-    yield _row("workers", f"{workers} for each GPU", f"of {IMAGES_OF_A_WORKER} images/s, a core each")
+    yield _row("workers", f"{workers:,} for each GPU", f"of {IMAGES_OF_A_WORKER} images/s, a core each")
 
 
 def _metric_flops(names: list[str], size: int) -> float:
@@ -257,6 +313,13 @@ def _metric_flops(names: list[str], size: int) -> float:
 
 def _row(name: str, value: str, note: str) -> str:
     return f"  {name:<19}{value:<22}{note}".rstrip()
+
+
+def _flops(count: float) -> str:
+    for unit, name in ((1e12, "TFLOP"), (1e9, "GFLOP")):
+        if count >= 10 * unit:
+            return f"{count / unit:,.0f} {name}"
+    return f"{count / 1e9:,.1f} GFLOP"
 
 
 def _bytes(count: float) -> str:

@@ -66,6 +66,11 @@ class ResumableDataModule(LightningDataModule):
     def settings(self) -> dict[str, Any]:
         """The settings that identify images and preparation, as plain data for checkpoints; "class" names the class."""
 
+    @property
+    def datasets(self) -> tuple[ImageDataset | None, ImageDataset | None]:
+        """Those of training and validation that `setup` has made."""
+        return self._train, self._val
+
     def setup(self, stage: str) -> None:
         if stage == "fit":
             if self._train is None:
@@ -111,7 +116,7 @@ class ResumableDataModule(LightningDataModule):
         self._position.begin_pass()
         share = self._train_batch_size * self._world_size
         epoch_batches = self._train.count() // self.global_batch_size * (self.global_batch_size // share)
-        pass_batches = self._limited(epoch_batches)
+        pass_batches = limited(epoch_batches, None if self.trainer is None else self.trainer.limit_train_batches)
         self._pass_images = pass_batches * share
         if self._is_resumed:
             self._count_batches_behind(epoch_batches, pass_batches)
@@ -174,11 +179,6 @@ class ResumableDataModule(LightningDataModule):
         seed = torch.initial_seed()
         return seed if self.trainer is None else int(self.trainer.strategy.broadcast(seed))
 
-    def _limited(self, batches: int) -> int:
-        """Batches of an epoch that Lightning uses."""
-        limit = 1.0 if self.trainer is None else self.trainer.limit_train_batches
-        return min(batches, limit) if isinstance(limit, int) else int(batches * limit)
-
     def _count_batches_behind(self, epoch_batches: int, pass_batches: int) -> None:
         """Sets how many batches of its epoch Lightning takes as done: their size may have changed since the checkpoint.
 
@@ -225,6 +225,11 @@ class ResumableDataModule(LightningDataModule):
     def _loading(self, batch_size: int) -> Loading:
         workers = default_workers(self._devices) if self.num_workers is None else self.num_workers
         return Loading(self._rank, self._world_size, batch_size, workers)
+
+
+def limited(batches: int, limit: int | float | None) -> int:
+    """Batches that Lightning uses of an epoch, by the Trainer's `limit_train_batches`: a number, or a share."""
+    return min(batches, limit) if isinstance(limit, int) else int(batches * (1.0 if limit is None else limit))
 
 
 def log_split(split: str, images: ImageDataset) -> None:

@@ -220,14 +220,14 @@ class ImageNetDataModule(ImageDataModule):
         if self._train is not None or self.train is not None:
             return None
         if self.root is None:
-            raise InputError(NO_ROOT)
+            raise NoImagesNamed
         return find_split(self.root, "val", self.source, self._columns)  # all images, where there are no splits
 
     def _all_training_images(self) -> ImageSource | Shards:
         if self.train is not None:
             return open_images(self.train, self.source, "train", self._columns)
         if self.root is None:
-            raise InputError(NO_ROOT)
+            raise NoImagesNamed
         if self._splits:
             return find_split(self.root, "train", self.source, self._columns)
         self._trains_on_all = self.val_share is None
@@ -334,10 +334,14 @@ def is_numbered(source: ImageSource) -> bool:
     return source.class_names is None and bool((source.labels != NO_LABEL).any())
 
 
-NO_ROOT = (
-    "data.root is missing: --data.root FOLDER, which holds train and val; or --data.train and --data.val with the "
-    "images of each split"
-)
+class NoImagesNamed(InputError):
+    """No option says where the images lie."""
+
+    def __init__(self) -> None:
+        super().__init__(
+            "data.root is missing: --data.root FOLDER, which holds train and val; or --data.train and --data.val with "
+            "the images of each split"
+        )
 
 
 def place(name: str, location: str | os.PathLike[str] | None) -> str | None:
