@@ -7,6 +7,7 @@ import pytest
 import torch
 from lightning.pytorch import Callback, Trainer
 from lightning.pytorch.callbacks import ModelCheckpoint
+from lightning.pytorch.loggers import WandbLogger
 from PIL import Image
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 from torch.utils.data import DataLoader
@@ -101,6 +102,36 @@ def test_reconstructions_go_to_a_picture_and_to_tensorboard(
         [(1 + n) / (10 + n) for n in range(5)]
     )
     assert all(event.value > 0 for event in events.Scalars("speed/images_per_second"))
+
+
+class Wandb(WandbLogger):
+    """Notes the pictures of a logger whose package need not be there."""
+
+    experiment: Any = None
+    name = version = None
+
+    def __init__(self) -> None:
+        self.pictures: list[tuple[str, tuple[int, int], int | None]] = []
+
+    def log_image(self, key: str, images: list[Any], step: int | None = None, **_: Any) -> None:
+        self.pictures += [(key, image.size, step) for image in images]
+
+    def log_metrics(self, *_: Any, **__: Any) -> None: ...
+
+    log_hyperparams = after_save_checkpoint = finalize = save = log_metrics  # type: ignore[assignment]
+
+
+def test_reconstructions_go_to_weights_and_biases(small_tokenizer: Build, image_root: Path, tmp_path: Path) -> None:
+    wandb = Wandb()
+    run = trainer(
+        tmp_path,
+        logger=[RunLogger(str(tmp_path)), wandb],
+        callbacks=[ReconstructionGrid(num_images=4)],
+        enable_checkpointing=False,
+    )
+    run.fit(TokenizerModule(small_tokenizer(), metrics=ReconstructionMetrics(["psnr"])), data(image_root))
+    size = (3 * 192 + 4 * 2, HEADER + 4 * 192 + 5 * 2)  # four rows of three pictures
+    assert wandb.pictures == [("val/reconstructions", size, step) for step in (2, 4)]  # after each epoch of two steps
 
 
 def test_images_of_several_sizes_have_mean_bits_and_pictures_of_one_size(

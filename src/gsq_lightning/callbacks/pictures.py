@@ -8,10 +8,10 @@ from typing import Any
 
 import torch
 from lightning.pytorch import Callback, LightningModule, Trainer
-from lightning.pytorch.loggers import TensorBoardLogger
+from lightning.pytorch.loggers import TensorBoardLogger, WandbLogger
 from PIL import Image, ImageDraw, ImageFont
 from torch import Tensor
-from torchvision.transforms.functional import pil_to_tensor
+from torchvision.transforms.functional import pil_to_tensor, to_pil_image
 from torchvision.utils import make_grid, save_image
 
 from gsq_lightning.errors import require_at_least
@@ -22,15 +22,16 @@ GAP = 2  # pixels between pictures
 LEGIBLE = 192  # pixels: smaller pictures are enlarged to about this
 HEADER = 32  # pixels above the pictures, for the words
 WORDS = ("original", "ours", "error")
-LOGGED_IMAGES = 4  # in TensorBoard, below each other: its cards are narrow
+LOGGED_IMAGES = 4  # below each other: the cards of TensorBoard are narrow
 FULL_ERROR = 64 / 255  # of the range of pixels: shown white in an error map
 
 
 class ReconstructionGrid(Callback):
-    """Original, reconstruction and error map of images spread evenly over validation, as PNG and in TensorBoard.
+    """Original, reconstruction and error map of images spread evenly over validation, as PNG and in the logs.
 
-    Writes `reconstructions.png` into the log folder after each validation, and logs the first four images and a
-    histogram of how often codes were used (where the module's metrics have "codebook"). The images are the same each
+    Writes `reconstructions.png` into the log folder after each validation, and logs the first four images to
+    TensorBoard and Weights & Biases, to the first also a histogram of how often codes were used (where the module's
+    metrics have "codebook"). The images are the same each
     time; those of another size than the first are not shown. Small ones are enlarged, pixel by pixel.
 
     Args:
@@ -93,9 +94,12 @@ class ReconstructionGrid(Callback):
             write_whole(path, picture.getvalue())
             self.path = path
         shown = picture_of(pictures[: LOGGED_IMAGES * len(words)], words, columns=1)
-        with left_out_on_disk_errors("pictures in TensorBoard"):
+        with left_out_on_disk_errors("pictures in the logs"):
             for experiment in tensorboard_writers(trainer):
                 experiment.add_image("quality/reconstructions", shown, trainer.global_step)
+            for logger in trainer.loggers:
+                if isinstance(logger, WandbLogger):
+                    logger.log_image("val/reconstructions", [to_pil_image(shown)], trainer.global_step)
 
     def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         uses = codebook_uses(pl_module)
