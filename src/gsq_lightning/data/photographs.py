@@ -25,7 +25,6 @@ from gsq_lightning.errors import require, whole_number
 SMALLEST_SIDE = 300  # of a photograph, in pixels
 TRAIN_PHOTOGRAPHS = (
     "astronaut.png",
-    "brick.png",
     "camera.png",
     "grass.png",
     "gravel.png",
@@ -34,12 +33,13 @@ TRAIN_PHOTOGRAPHS = (
     "motorcycle_left.png",
     "retina.jpg",
     "rocket.jpg",
+    "color.png",  # a color wheel, as the photographs have little yellow and green
 )
 VAL_PHOTOGRAPHS = ("chelsea.png", "coffee.png")
 
 
 class PhotographsDataModule(ImageNetDataModule):
-    """Random crops of photographs: of those that scikit-image ships, or of yours in `root`.
+    """Random crops of photographs: of those that scikit-image ships (and a color wheel), or of yours in `root`.
 
     Photographs are first shrunk to `short_side`, so that a crop shows a thing rather than a texture. Validation takes
     two other photographs of scikit-image, cut into tiles; of yours the center crops of the validation images.
