@@ -529,14 +529,18 @@ class TokenizerModule(LightningModule):
         self._log_metrics("test")
 
     def _original_images(self, loader: Any, limit: float) -> OriginalImages | None:
-        """The images of a loader, if all of them will be seen and its dataset has a fingerprint; rank 0 alone asks."""
+        """The images of a loader, if all of them will be seen and its dataset has a fingerprint and a length; rank 0
+        alone asks."""
         all_come = isinstance(limit, float) and limit == 1.0  # the integer 1 means one batch
         if not all_come or not self.trainer.is_global_zero or not isinstance(loader, DataLoader):
             return None
         if type(loader.sampler) is DistributedSampler:  # torch's own repeats images, to make shares equal
             return None
         fingerprint = getattr(loader.dataset, "fingerprint", None)
-        return OriginalImages(fingerprint, len(loader.dataset)) if fingerprint else None  # type: ignore[arg-type]
+        try:
+            return OriginalImages(fingerprint, len(loader.dataset)) if fingerprint else None  # type: ignore[arg-type]
+        except TypeError:  # streamed shards do not say how many images they have
+            return None
 
     def _log_metrics(self, prefix: str) -> None:
         if self.metrics is None:

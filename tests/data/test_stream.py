@@ -1,11 +1,14 @@
 """Training over streamed shards through the Trainer: passes, counts, limits."""
 
 import tarfile
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 
+from gsq_lightning import GSQTokenizer, TokenizerModule
 from gsq_lightning.data import ImageNetDataModule
+from gsq_lightning.metrics import ReconstructionMetrics
 from tests.conftest import write_images
 from tests.data.test_data import Idle, quiet_trainer
 
@@ -53,3 +56,21 @@ def test_streamed_shards_cannot_be_overfitted(pattern: str, tmp_path: Path) -> N
     data = ImageNetDataModule(train=pattern, image_size=8, global_batch_size=2, num_workers=0, source="webdataset")
     with pytest.raises(ValueError, match="overfit_batches needs images that can be read in any order"):
         quiet_trainer(2, tmp_path / "checkpoints", overfit_batches=1).fit(Idle(), data)
+
+
+@pytest.mark.parametrize("num_workers", [0, 2])
+def test_streamed_validation_images_are_measured(
+    pattern: str, tmp_path: Path, small_tokenizer: Callable[..., GSQTokenizer], num_workers: int
+) -> None:
+    """Each of them once, although their number is not known before."""
+    tokenizer = small_tokenizer()
+    values = []
+    for source in ("auto", "webdataset"):
+        data = ImageNetDataModule(
+            val=pattern, image_size=8, val_batch_size=2, global_batch_size=2, num_workers=num_workers, source=source
+        )
+        module = TokenizerModule(tokenizer, metrics=ReconstructionMetrics(["psnr", "rfd_random"]))
+        trainer = quiet_trainer(1, tmp_path, callbacks=[], enable_checkpointing=False)
+        trainer.validate(module, data, verbose=False)
+        values.append(module.metric_values)
+    assert values[0] == pytest.approx(values[1], rel=1e-4)
