@@ -77,6 +77,8 @@ def ignore_stop_signals(worker: int) -> None:
 @atexit.register  # runs before multiprocessing's own handler, which would send SIGTERM and wait
 def kill_workers() -> None:
     """Ends workers that are left when the interpreter exits, as they ignore SIGTERM."""
-    for child in multiprocessing.active_children():
-        if child.daemon:
-            child.kill()
+    workers = [child for child in multiprocessing.active_children() if child.daemon]
+    if workers and hasattr(signal, "SIGCHLD"):
+        signal.signal(signal.SIGCHLD, signal.SIG_DFL)  # else torch prints a traceback about their end
+    for worker in workers:
+        worker.kill()
