@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from gsq_lightning import GSQTokenizer, InputError
+from gsq_lightning import GroupedSphericalQuantizer, GSQTokenizer, InputError
 from gsq_lightning.pretrained.export import read_tokenizer
 
 Build = Callable[..., GSQTokenizer]
@@ -248,3 +248,27 @@ def test_pushed_to_the_hub_with_a_card(small_tokenizer: Build, tmp_path: Path, m
     assert "somebody" not in card
     with pytest.raises(InputError, match=r"missing\.json cannot be read as a report"):
         tokenizer.push_to_hub("me/f4", tmp_path / "missing.json")
+
+
+def test_a_push_that_fails_is_one_line(small_tokenizer: Build, monkeypatch: pytest.MonkeyPatch) -> None:
+    class ConnectError(Exception):
+        """As of httpx, which is no OSError."""
+
+    class Hub:
+        def create_repo(self, repository: str, private: bool, exist_ok: bool) -> str:
+            raise ConnectError("Name or service not known")
+
+    monkeypatch.setattr("huggingface_hub.HfApi", Hub)
+    with pytest.raises(InputError, match="'me/f4' could not be written to on the Hugging Face Hub: Name or service"):
+        small_tokenizer().push_to_hub("me/f4")
+
+
+def test_the_card_of_an_own_quantizer_says_how_it_is_loaded(small_tokenizer: Build) -> None:
+    class Mine(GroupedSphericalQuantizer):
+        """A class that the package does not know."""
+
+    tokenizer = small_tokenizer()
+    tokenizer.quantizer = Mine(8, 32, 2)
+    lines = tokenizer.model_card("me/f4").splitlines()
+    assert "Quantizer: Mine, a class of its own." in lines
+    assert 'tokenizer = GSQTokenizer.from_pretrained("me/f4", quantizer=Mine(…))' in lines

@@ -45,7 +45,12 @@ def model_card(saved: SavedTokenizer, name: str, report: dict[str, Any] | None, 
     config = saved.config
     factor = 2 ** (len(config["channel_multipliers"]) - 1)
     parameters = sum(weight.numel() for weight in saved.weights.values())
-    quantizer = ", ".join(f"{name} {value}" for name, value in config["quantizer"].items() if name != "class")
+    own_class = config["quantizer"].get("own_class")
+    if own_class is None:
+        arguments = ", ".join(f"{name} {value}" for name, value in config["quantizer"].items() if name != "class")
+        quantizer, given = f"{config['quantizer'].get('class')} ({arguments})", ""
+    else:
+        quantizer, given = f"{own_class}, a class of its own", f", quantizer={own_class}(…)"
     lines = [
         "---",
         f"license: {license or 'unknown'}",
@@ -57,12 +62,12 @@ def model_card(saved: SavedTokenizer, name: str, report: dict[str, Any] | None, 
         "",
         f"An image tokenizer of {parameters / 1e6:.1f} M parameters that divides height and width by {factor}, made "
         "with gsq-lightning ([GSQ, arXiv 2412.02632](https://arxiv.org/abs/2412.02632)).",
-        f"Quantizer: {config['quantizer'].get('class', 'one of its own')} ({quantizer}).",
+        f"Quantizer: {quantizer}.",
         "",
         "```python",
         "from gsq_lightning import GSQTokenizer",
         "",
-        f'tokenizer = GSQTokenizer.from_pretrained("{name}")',
+        f'tokenizer = GSQTokenizer.from_pretrained("{name}"{given})',
         'encoded = tokenizer.encode_image("photograph.jpg")  # .indices: (1, h, w, G)',
         'tokenizer.decode_image(encoded).save("reconstruction.png")',
         "```",
