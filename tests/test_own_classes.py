@@ -61,6 +61,23 @@ def test_a_recipe_with_own_classes(folder: Path, capsys: pytest.CaptureFixture[s
     assert "RoundingQuantizer" in capsys.readouterr().err
 
 
+def test_own_data(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    small = ["--trainer.max_steps=2", "--model.metrics.names=[psnr,codebook]", "--trainer.accelerator=cpu"]
+    small += [
+        "--model.discriminator=null",
+        "--model.discriminator_start_step=0",
+        "--model.perceptual_loss=null",
+        "--model.tokenizer.base_channels=8",
+    ]
+    main(["fit", "--config=quickstart.yaml", "--config=waves.yaml", *small])
+    assert re.search(r"images +40", capsys.readouterr().out)
+    main(["validate", "--ckpt_path=runs/quickstart", "--config=waves.yaml"])
+    assert re.search(r"images +40", capsys.readouterr().out)
+    with pytest.raises(SystemExit):
+        main(["predict", "--ckpt_path=runs/quickstart", "--config=waves.yaml"])
+    assert "tokens are written of the images of" in capsys.readouterr().err
+
+
 def test_a_program_of_ones_own(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
     import train  # type: ignore[import-not-found]
 
