@@ -64,8 +64,9 @@ def read_initial(source: str | Path, weights: Weights = "ema") -> InitialWeights
     """Reads weights to start from. Nothing that the source names is imported or run.
 
     Args:
-        source: a checkpoint of training, the folder of an export, a file that GSQ's authors released, or a repository
-            of the Hugging Face Hub with any of these.
+        source: a checkpoint of training, or the folder of a run or of a recipe's runs for the newest one; the folder of
+            an export; a file that GSQ's authors released; or a repository of the Hugging Face Hub with an export or a
+            released file.
         weights: of a checkpoint: "ema" for the averaged ones where it has them, or "raw"; discriminators have one kind.
 
     Raises:
