@@ -60,6 +60,7 @@ def test_indices_decode_to_what_the_decoder_gets(
         with torch.autocast("cpu", dtype=torch.bfloat16, enabled=autocast):
             output = quantizer(latent)
             assert torch.equal(output.quantized, expected.quantized)
+            assert torch.equal(output.loss, expected.loss)
             assert torch.equal(quantizer.indices_to_quantized(output.indices), expected.quantized)
             assert torch.equal(quantizer.latent_to_indices(latent), expected.indices)
     # one position alone has the bits that it has among others

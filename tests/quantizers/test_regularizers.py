@@ -26,6 +26,11 @@ def test_entropy_loss_in_blocks_equals_the_whole_with_its_gradients(
         torch.testing.assert_close(got, want)
 
 
+def test_entropy_loss_has_the_temperature_of_maskgit() -> None:
+    points, codes = 0.1 * torch.randn(9, 3, dtype=torch.float64), 0.1 * torch.randn(5, 3, dtype=torch.float64)
+    torch.testing.assert_close(entropy_loss(points, codes), naive_entropy_loss(points, codes, temperature=0.01))
+
+
 def test_entropy_loss_is_least_for_sure_and_even_assignments() -> None:
     codes = torch.eye(4)
     assert entropy_loss(codes, codes).item() == pytest.approx(-np.log(4), abs=1e-4)

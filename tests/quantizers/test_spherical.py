@@ -2,15 +2,18 @@ import copy
 import pickle
 import warnings
 from collections.abc import Callable
+from itertools import product
 from typing import Any
 
 import numpy as np
 import pytest
 import torch
+from torch.nn import functional as F
 
 from gsq_lightning import GroupedSphericalQuantizer, InputError
 from gsq_lightning.quantizers import spherical
 from gsq_lightning.quantizers.lookup import CodeIndex
+from gsq_lightning.quantizers.regularizers import coding_rate_loss, entropy_loss
 from gsq_lightning.quantizers.spherical import normalize
 from tests.waits import Waits
 
@@ -36,12 +39,30 @@ def brute_force(latent: torch.Tensor, codebook: torch.Tensor, groups: int, norma
 @pytest.mark.parametrize("kind", [torch.float32, torch.bfloat16, torch.float16])
 def test_indices_are_the_nearest_codes(normalization: str, channels: int, groups: int, kind: torch.dtype) -> None:
     quantizer = GroupedSphericalQuantizer(channels, 100, groups, normalization)
+    with torch.no_grad():
+        quantizer.codebook.mul_(0.5 + torch.rand(100, 1))  # off the sphere, as codes drift in training
     latent = (2 * torch.randn(2, channels, 5, 3)).to(kind)
     expected = brute_force(latent, quantizer.codebook, groups, normalization)
-    for enabled in (False, True):
+    for enabled, training in product((False, True), (False, True)):
+        quantizer.train(training)
         with torch.autocast("cpu", dtype=torch.bfloat16, enabled=enabled):
             assert quantizer(latent).indices.numpy().tolist() == expected.tolist()
             assert quantizer.latent_to_indices(latent).numpy().tolist() == expected.tolist()
+
+
+def test_neighbours_on_a_crowded_circle_are_told_apart() -> None:
+    """2^18 codes are 2.4e-5 apart, where float32 rounds directions by some 1e-7; angles in float64 say which is next."""
+    quantizer = GroupedSphericalQuantizer(2, 2**18)
+    points = torch.randn(2, 20_000)
+    of_codes, of_points = (torch.atan2(y, x) for x, y in (quantizer.codebook.detach().double().T, points.double()))
+    ordered = of_codes.sort().values
+    place = torch.searchsorted(ordered, of_points)
+    found = of_codes[quantizer.latent_to_indices(points[None])[0, :, 0]]
+    before, after, at = (
+        (codes - of_points).remainder(2 * torch.pi) for codes in (ordered[place - 1], ordered[place % 2**18], found)
+    )
+    least = torch.minimum(2 * torch.pi - before, after)
+    assert (torch.minimum(2 * torch.pi - at, at) <= least + 1e-13).all()
 
 
 def test_groups_are_consecutive_channels() -> None:
@@ -81,6 +102,7 @@ def test_loss_and_gradients_by_hand() -> None:
     assert output.loss.item() == pytest.approx(1.25 * squares)
     assert output.terms["codebook"].item() == pytest.approx(squares)
     assert output.terms["commitment"].item() == pytest.approx(squares)
+    assert not any(term.requires_grad for term in output.terms.values())
     output.loss.backward()
     # d mean((q - ẑ)²)/dq = q - ẑ; the commitment term gives ẑ 0.25 · (ẑ - q), of which normalization passes what is
     # orthogonal to ẑ, divided by ‖z‖ = 5
@@ -112,6 +134,8 @@ def test_sphere_initialization_is_uniform_on_the_sphere() -> None:
     torch.testing.assert_close(codes.norm(dim=1), torch.ones(4096))
     assert codes.mean(dim=0).abs().max() < 5 / (4096 * 16) ** 0.5
     torch.testing.assert_close(codes.T @ codes / 4096, torch.eye(16) / 16, atol=6e-3, rtol=0)
+    # a fourth moment of 3 / (d (d + 2)); the directions of points of a cube have a third less
+    assert codes.pow(4).mean().item() == pytest.approx(3 / (16 * 18), rel=0.06)
 
 
 @pytest.mark.parametrize(("channels", "bound"), [(4, 1 / 512), (1, 1.0)])
@@ -212,6 +236,25 @@ def test_auxiliary_losses_are_added_with_their_weights() -> None:
     extra = 0.1 * output.terms["entropy"] + 0.01 * output.terms["coding_rate"]
     torch.testing.assert_close(output.loss, plain(latent).loss + extra)
     assert set(plain(latent).terms) == {"codebook", "commitment"}
+
+
+@pytest.mark.parametrize("per_group_codebooks", [False, True])
+def test_auxiliary_losses_are_of_what_the_lookup_compares(per_group_codebooks: bool) -> None:
+    """Of normalized latents and codes in float32, also under autocast; of several codebooks the entropies' mean."""
+    quantizer = GroupedSphericalQuantizer(
+        6, 20, 2, entropy_weight=0.1, coding_rate_weight=0.1, per_group_codebooks=per_group_codebooks
+    )
+    with torch.no_grad():
+        quantizer.codebook.mul_(3.7)
+    latent = torch.randn(2, 6, 3, 3)
+    points = F.normalize(latent.movedim(1, -1).reshape(-1, 2, 3), dim=-1)
+    codes = F.normalize(quantizer.codebook.detach(), dim=-1)
+    pairs = zip(points.unbind(1), codes, strict=True) if per_group_codebooks else [(points.flatten(0, 1), codes)]
+    entropies = [entropy_loss(*pair).item() for pair in pairs]
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        terms = quantizer(latent).terms
+    assert terms["entropy"].item() == pytest.approx(sum(entropies) / len(entropies), rel=1e-4)
+    assert terms["coding_rate"].item() == pytest.approx(coding_rate_loss(points.flatten(0, 1)).item(), rel=1e-5)
 
 
 def test_rotation_gradient_differs_and_value_does_not() -> None:
