@@ -79,6 +79,14 @@ def test_adaptive_group_norm_of_a_single_position_is_finite() -> None:
     assert AdaptiveGroupNorm(4, 3, norm_groups=2)(torch.randn(1, 4, 2, 2), torch.randn(1, 3, 1, 1)).isfinite().all()
 
 
+def test_adaptive_group_norm_of_a_constant_latent_has_a_gradient() -> None:
+    """All positions with one code, as of an image of one color: the root of a variance of 0 has an infinite slope."""
+    quantized = torch.randn(1, 3, 1, 1).expand(1, 3, 4, 4).clone().requires_grad_()
+    AdaptiveGroupNorm(4, 3, norm_groups=2)(torch.randn(1, 4, 8, 8), quantized).square().sum().backward()
+    assert quantized.grad is not None
+    assert quantized.grad.isfinite().all()
+
+
 def test_attention_by_hand() -> None:
     layer = SelfAttention(4, norm_groups=2).double()
     nn.init.zeros_(layer.query_key_value.bias)
@@ -111,6 +119,10 @@ def test_initialization_follows_the_reference(index: int, gain: float) -> None:
     fan_in = 64 * 9
     assert float(layer.weight.detach().std()) == pytest.approx(gain / math.sqrt(fan_in), rel=0.02)
     assert_uniform(layer.bias, 1 / math.sqrt(fan_in))
+
+
+def test_a_skip_that_widens_keeps_the_variance() -> None:
+    assert float(ResidualBlock(64, 128).skip.weight.detach().std()) == pytest.approx(1 / math.sqrt(64), rel=0.05)
 
 
 def test_depth_to_space_starts_as_convolutions_of_pytorch() -> None:

@@ -87,6 +87,12 @@ def test_group_norms_have_the_eps_of_the_released_checkpoints() -> None:
     assert tokenizer.encoder.final[0].eps == tokenizer.decoder.final[0].eps == 1e-5
 
 
+def test_last_convolutions_keep_the_variance_through_their_activation() -> None:
+    tokenizer = build(base_channels=64)
+    for network, fan_in in ((tokenizer.encoder, 128), (tokenizer.decoder, 64 * 9)):
+        assert float(network.final[-1].weight.detach().std()) == pytest.approx(1.6761 / fan_in**0.5, rel=0.1)
+
+
 @pytest.mark.parametrize(
     ("arguments", "count"),
     [
@@ -98,7 +104,13 @@ def test_group_norms_have_the_eps_of_the_released_checkpoints() -> None:
 )
 def test_attention_stands_where_it_is_asked_for(arguments: dict[str, Any], count: int) -> None:
     tokenizer = build(**arguments)
-    assert sum(isinstance(layer, SelfAttention) for layer in tokenizer.modules()) == count
+    layers = [layer for layer in tokenizer.modules() if isinstance(layer, SelfAttention)]
+    assert len(layers) == count
+    seen: list[torch.Size] = []
+    for layer in layers:
+        layer.register_forward_pre_hook(lambda _, inputs: seen.append(inputs[0].shape[-2:]))
+    tokenizer(torch.zeros(1, 3, 8, 8))
+    assert seen == [(4, 4)] * count  # half the image's, the network's lowest too
 
 
 @pytest.mark.parametrize(
