@@ -22,6 +22,7 @@ from gsq_lightning.__main__ import main
 from gsq_lightning.data import ImageNetDataModule
 from gsq_lightning.data.batch import collate
 from gsq_lightning.data.sampler import EpochSampler
+from gsq_lightning.losses import adaptive_weight
 from gsq_lightning.metrics import CodebookUsage, MetricName, OriginalImages, ReconstructionMetrics
 from gsq_lightning.metrics.feature_sets import FeatureSets
 from gsq_lightning.metrics.features import Features
@@ -33,6 +34,8 @@ from tests.conftest import WITHOUT_WEIGHTS, write_images
 
 NAMES: list[MetricName] = ["psnr", "psnr_set", "ssim", "codebook", "rfd_random"]
 VALIDATED = (7, 2)  # images of two validations
+# gradients of the reconstruction and the adversarial loss, by rank
+SLOPES = [[9.0, 0.0], [0.0, 9.0], [0.0, 3.0]], [[6.0, 0.0], [-6.0, 0.0], [0.0, 6.0]]
 
 
 def free_port() -> int:
@@ -58,6 +61,7 @@ def _as_three_and_as_two(rank: int, folder: str) -> None:
             "validated": {images: validated(f"{folder}/{images}", rank, 3) for images in VALIDATED},
             "measured": [measured(rank, 3, f"{folder}/statistics") for _ in range(2)],
             "tally": tallied(rank),
+            "adaptive_weight": adapted(rank),
         }
         torch.save(values, f"{folder}/3-{rank}.pt")
     if rank < 2:
@@ -99,6 +103,19 @@ def tallied(rank: int) -> int:
     tally.add(rank + 1)
     distributed.barrier()
     return tally.add(0)
+
+
+def adapted(rank: int) -> float:
+    """The adaptive weight, of losses whose gradients differ from rank to rank."""
+    last_layer = torch.zeros(2, requires_grad=True)
+    losses = ((torch.tensor(slopes[rank]) * last_layer).sum() for slopes in SLOPES)
+    return adaptive_weight(*losses, last_layer).item()
+
+
+def test_the_adaptive_weight_is_that_of_all_images(several: Path) -> None:
+    """Mean gradients (3, 4) and (0, 2): 5 / 2 on every rank."""
+    weights = [torch.load(several / f"3-{rank}.pt")["adaptive_weight"] for rank in range(3)]
+    assert weights == pytest.approx([2.5] * 3)
 
 
 def compared(kind: type[FeatureSets], images: Iterable[int]) -> dict[str, float]:

@@ -17,9 +17,10 @@ from gsq_lightning.discriminators import (
     ProjectedDiscriminator,
     StyleGANDiscriminator,
 )
-from gsq_lightning.losses import EfficientNetLoss, Loss, LossWeights, Objective, PerceptualLoss
+from gsq_lightning.losses import EfficientNetLoss, GradientPenalty, Loss, LossWeights, Objective, PerceptualLoss
 from gsq_lightning.losses.objective import frozen
 from gsq_lightning.pretrained.efficientnet import load_efficientnet_lite0
+from gsq_lightning.quantizers import QuantizerOutput
 
 Build = Callable[..., GSQTokenizer]
 
@@ -107,6 +108,55 @@ def test_the_generator_minimizes_the_weighted_sum(small_tokenizer: Build) -> Non
     assert discriminator.total.item() == pytest.approx(float(discriminator.log["loss_discriminator"]))
 
 
+class PixelMean(Discriminator):
+    """One logit: the mean of an image, whose gradient is 1/n in each of n values."""
+
+    def forward(self, image: Tensor) -> Tensor:
+        return image.mean(dim=(1, 2, 3))[:, None]
+
+
+@pytest.mark.parametrize(("kind", "penalty"), [("r1", 4 / 12), ("wgan_gp", (12**-0.5 - 1) ** 2)])
+def test_the_discriminator_minimizes_the_weighted_sum(kind: GradientPenalty, penalty: float) -> None:
+    """Logits 0.5 and -0.25; hinge ½ (0.5 + 0.75), LeCam (0.5 + 0.5)² + (2 + 0.25)² with averages 2 and -0.5."""
+    weights = LossWeights(discriminator=0.7, lecam=0.2, gradient_penalty=3.0)
+    objective = Objective(weights, PixelMean(), gradient_penalty=kind)
+    assert objective.lecam is not None
+    objective.lecam.real_average.fill_(2.0)
+    objective.lecam.fake_average.fill_(-0.5)
+    loss = objective.discriminate(torch.full((1, 3, 2, 2), 0.5), torch.full((1, 3, 2, 2), -0.25))
+    terms = {name: value.item() for name, value in loss.log.items()}
+    assert terms == pytest.approx(
+        {
+            "loss_discriminator": 0.625,
+            "loss_lecam": 1.0 + 2.25**2,
+            "loss_gradient_penalty": penalty,
+            "logits_real": 0.5,
+            "logits_fake": -0.25,
+            "accuracy_real": 1.0,
+            "accuracy_fake": 1.0,
+        }
+    )
+    assert loss.total.item() == pytest.approx(0.7 * 0.625 + 0.2 * (1.0 + 2.25**2) + 3.0 * penalty)
+
+
+@pytest.mark.parametrize(("maximum", "ratio"), [(1e4, 5.0), (4.0, 4.0)])
+def test_the_adaptive_weight_is_of_reconstruction_and_perceptual_loss(maximum: float, ratio: float) -> None:
+    """Of a reconstruction w = 0.5 of black: 2 w² + 3 |w| has the slope 2 + 3, the adversarial loss -w has -1."""
+    objective = Objective(
+        LossWeights(reconstruction=2.0, perceptual=3.0, adversarial=0.1, quantizer=1.0),
+        PixelMean(),
+        Difference(),
+        adversarial_loss="hinge",
+        adaptive_weight=True,
+        adaptive_weight_maximum=maximum,
+    )
+    last_layer = torch.tensor(0.5, requires_grad=True)
+    output = QuantizerOutput(torch.empty(0), torch.empty(0), loss=7 * last_layer, terms={})
+    loss = objective.generator(torch.zeros(1, 3, 2, 2), output, last_layer.expand(1, 3, 2, 2), last_layer, step=0)
+    assert loss.log["adaptive_weight"].item() == pytest.approx(ratio)
+    assert loss.total.item() == pytest.approx(2.0 * 0.25 + 3.0 * 0.5 - 0.1 * ratio * 0.5 + 3.5)
+
+
 def test_the_quantizers_loss_has_the_weight_of_the_reconstruction_unless_it_is_given() -> None:
     """As in the paper's reference, where λrec multiplies both (Table 4's rows with 4 and 5)."""
     assert LossWeights(reconstruction=5.0).of_quantizer == 5.0
@@ -157,6 +207,8 @@ def test_adversarial_weight_starts_and_rises() -> None:
     )
     assert [objective.adversarial_weight(step) for step in range(7)] == [0.0, 0.0, 0.125, 0.25, 0.375, 0.5, 0.5]
     assert [objective.trains_discriminator(step) for step in range(3)] == [False, True, True]
+    with_the_discriminator = Objective(LossWeights(adversarial=0.5), ADVERSARIES["NLD"](), discriminator_start_step=2)
+    assert [with_the_discriminator.adversarial_weight(step) for step in range(4)] == [0.0, 0.0, 0.5, 0.5]
 
 
 def test_lecam_moves_with_the_means_of_a_step() -> None:
