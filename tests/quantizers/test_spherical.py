@@ -51,7 +51,7 @@ def test_indices_are_the_nearest_codes(normalization: str, channels: int, groups
 
 
 def test_neighbours_on_a_crowded_circle_are_told_apart() -> None:
-    """2^18 codes are 2.4e-5 apart, where float32 rounds directions by some 1e-7; angles in float64 say which is next."""
+    """2^18 codes are 2.4e-5 apart, where float32 rounds directions by some 1e-7; float64 angles say which is next."""
     quantizer = GroupedSphericalQuantizer(2, 2**18)
     points = torch.randn(2, 20_000)
     of_codes, of_points = (torch.atan2(y, x) for x, y in (quantizer.codebook.detach().double().T, points.double()))
