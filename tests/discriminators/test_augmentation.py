@@ -121,6 +121,9 @@ def test_draws_have_the_strengths_of_the_paper() -> None:
     assert draw.shift[:, 0].unique().tolist() == list(range(-4, 5))
     assert draw.shift[:, 1].unique().tolist() == list(range(-5, 6))
     assert draw.shift.float().mean(0).abs().max() < 0.1
+    # of 20 and of 28 pixels 2.5 and 3.5, rounded up as DiffAugment does
+    shift = DifferentiableAugmentation().draw(torch.empty(1000, 3, 20, 28)).shift
+    assert shift.amax(dim=0).tolist() == [3, 4]
 
 
 @pytest.mark.parametrize("side", [20, 25])  # holes of 4 and of 5 pixels

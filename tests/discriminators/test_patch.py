@@ -1,6 +1,7 @@
 import pytest
 import torch
 from torch import nn
+from torch.nn import functional as F
 
 from gsq_lightning.discriminators import PatchDiscriminator
 from gsq_lightning.errors import InputError
@@ -12,6 +13,19 @@ def test_it_has_the_weights_of_the_reference() -> None:
     assert sum(weight.numel() for weight in discriminator.parameters()) == 2_765_632
     convolutions = [module for module in discriminator.modules() if isinstance(module, nn.Conv2d)]
     assert [convolution.bias is not None for convolution in convolutions] == [True, False, False, False, False]
+
+
+def test_it_computes_what_pix2pix_does() -> None:
+    """Convolutions with LeakyReLU of slope 0.2 between them, the first two of stride 2: in float64."""
+    discriminator = PatchDiscriminator(channels=2, num_layers=2, norm="none")
+    image = torch.rand(1, 3, 32, 32) * 2 - 1
+    first, *others = (module for module in discriminator.modules() if isinstance(module, nn.Conv2d))
+    assert first.bias is not None
+    x = F.conv2d(image.double(), first.weight.double(), first.bias.double(), stride=2, padding=1)
+    for convolution, stride in zip(others, (2, 1, 1), strict=True):
+        bias = None if convolution.bias is None else convolution.bias.double()
+        x = F.conv2d(torch.where(x > 0, x, 0.2 * x), convolution.weight.double(), bias, stride, padding=1)
+    torch.testing.assert_close(discriminator(image), x.float())
 
 
 @pytest.mark.parametrize(("num_layers", "field"), [(1, 16), (2, 34), (3, 70)])

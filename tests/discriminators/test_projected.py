@@ -51,6 +51,25 @@ def test_the_mixing_is_the_same_in_every_run() -> None:
         assert torch.equal(one, other)
 
 
+def test_the_mixing_keeps_the_variance() -> None:
+    projection = RandomProjection([24, 40, 112, 320])
+    for layer in projection.modules():
+        if isinstance(layer, nn.Conv2d):
+            assert float(layer.weight.detach().std()) == pytest.approx(layer.in_channels**-0.5, rel=0.05)
+
+
+def test_a_head_is_two_convolutions_around_a_norm() -> None:
+    """Slope 0.2, batch statistics: in float64, with the weights that spectral norm gives in evaluation."""
+    head = MapHead(16, 8).eval()
+    x = torch.randn(2, 16, 5, 4)
+    first, norm, _, last, _ = head.net
+    maps = F.conv2d(x.double(), first.weight.double(), padding=1)
+    maps = maps - maps.mean(dim=(0, 2, 3), keepdim=True)
+    maps = maps / (maps.square().mean(dim=(0, 2, 3), keepdim=True) + norm.eps).sqrt()
+    logits = F.conv2d(torch.where(maps > 0, maps, 0.2 * maps), last.weight.double(), last.bias.double(), padding=1)
+    torch.testing.assert_close(head(x), logits.flatten(1).float(), rtol=1e-4, atol=1e-5)
+
+
 def test_only_heads_are_trained_and_saved(discriminator: ProjectedDiscriminator) -> None:
     assert discriminator.trunk is not None
     before = copy.deepcopy(discriminator.trunk.network.state_dict())

@@ -92,8 +92,10 @@ def test_depths_can_be_weighted(loss: EfficientNetLoss) -> None:
 @torch.no_grad()
 def test_it_computes_in_float32(loss: EfficientNetLoss) -> None:
     pair = torch.rand(2, 1, 3, 32, 32) * 2 - 1
+    expected = float(loss(*pair))
     with torch.autocast("cpu", dtype=torch.bfloat16):
-        assert float(loss(*pair)) == float(EfficientNetLoss()(*pair))  # the second loads its network by itself
+        assert float(loss(*pair)) == expected
+        assert float(EfficientNetLoss()(*pair)) == expected  # which loads its network by itself
 
 
 @pytest.mark.parametrize("weights", [(1.0,) * 4, (0.0,) * 5, (1.0, 1.0, -1.0, 1.0, 1.0)])

@@ -50,9 +50,9 @@ def test_the_share_of_the_initialization() -> None:
         nn.init.ones_(trained.weight)
         ema = EMA(trained, decay=0.999, warmup=warmup)
         nn.init.zeros_(trained.weight)
-        for _ in range(40):
+        for updates in range(40):
+            assert float(ema.module.get_parameter("weight")) == pytest.approx(ema.initial_share, abs=1e-6), updates
             ema.update(trained)
-        assert float(ema.module.get_parameter("weight")) == pytest.approx(ema.initial_share, abs=1e-6)
         assert ema.initial_share == pytest.approx(0.0 if warmup else 0.999**40, abs=1e-6)
 
 
