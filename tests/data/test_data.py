@@ -55,6 +55,8 @@ def test_order_changes_with_epoch_and_seed_and_repeats_with_both() -> None:
     assert sorted(order(0, 0)) == list(range(50))
     orders = {tuple(order(seed, epoch)) for seed in range(4) for epoch in range(4)}
     assert len(orders) == 16  # (seed 0, epoch 1) is not (seed 1, epoch 0) either
+    # the crops of images come from the same two
+    assert {(key.seed, key.epoch) for key in EpochSampler(50, position=DataPosition(3, 2))} == {(3, 2)}
 
 
 def test_sampler_resumes_from_any_place() -> None:
@@ -63,6 +65,9 @@ def test_sampler_resumes_from_any_place() -> None:
     assert len(resumed) == 10  # of the whole pass, as Lightning counts
     resumed.set_epoch(7)  # somebody who counts otherwise
     assert keys(resumed) == order(1, 1, 10)[6:]
+    # what is left is cut to whole batches again: ranks with one more would wait for the others
+    cut = EpochSampler(10, position=DataPosition(1, epoch=1, consumed=3), multiple_of=4)
+    assert keys(cut) == order(1, 1, 10)[3:7]
 
 
 def test_a_pass_is_the_same_again_until_something_was_trained_on() -> None:
@@ -122,7 +127,7 @@ def test_resize_and_center_crop_equal_pillow(short_side: int, size: int) -> None
     assert np.abs(got.astype(int) - expected).max() <= 1  # both round the weights of their filters, each its way
 
 
-@pytest.mark.parametrize("shape", [(60, 90), (91, 60), (64, 64), (32, 33), (20, 50)])
+@pytest.mark.parametrize("shape", [(60, 90), (91, 60), (64, 64), (32, 33), (36, 39), (20, 50)])
 def test_resize_and_center_crop_equal_torchvision_bit_exact(shape: tuple[int, int]) -> None:
     pixels = torch.randint(0, 256, (*shape, 3), dtype=torch.uint8).permute(2, 0, 1)
     expected = v2.functional.center_crop(v2.functional.resize(pixels, [36], antialias=True), [32])
