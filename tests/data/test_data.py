@@ -135,6 +135,13 @@ def test_resize_and_center_crop_equal_torchvision_bit_exact(shape: tuple[int, in
     assert torch.equal(ResizeAndCrop(32, 36)(pixels.contiguous(), torch.Generator), expected)
 
 
+@pytest.mark.parametrize(("side", "short"), [(20, 32), (40, 40), (100, 64)])
+def test_without_enlarging_an_image_keeps_its_size_down_to_that_of_the_crop(side: int, short: int) -> None:
+    pixels = torch.randint(0, 256, (3, side, side + 10), dtype=torch.uint8)
+    kept = ResizeAndCrop(32, 64, enlarge=False)(pixels, torch.Generator)
+    assert torch.equal(kept, ResizeAndCrop(32, short)(pixels, torch.Generator))
+
+
 def test_random_crop_and_flip_show_every_place_of_the_image() -> None:
     image = Image.fromarray(np.arange(36, dtype=np.uint8).reshape(6, 6, 1).repeat(3, axis=2))
     transform = ResizeAndCrop(4, 6, crop="random", flip=True)

@@ -2,12 +2,18 @@
 
 import tarfile
 from collections.abc import Callable
+from itertools import pairwise
 from pathlib import Path
 
 import pytest
+import torch
+from torch import Tensor
 
 from gsq_lightning import GSQTokenizer, TokenizerModule
 from gsq_lightning.data import ImageNetDataModule
+from gsq_lightning.data.loader import Loading
+from gsq_lightning.data.sampler import DataPosition
+from gsq_lightning.data.stream import StreamedShards
 from gsq_lightning.metrics import ReconstructionMetrics
 from tests.conftest import write_images
 from tests.data.test_data import Idle, quiet_trainer
@@ -74,3 +80,56 @@ def test_streamed_validation_images_are_measured(
         trainer.validate(module, data, verbose=False)
         values.append(module.metric_values)
     assert values[0] == pytest.approx(values[1], rel=1e-4)
+
+
+def noise(pixels: Tensor, stream: Callable[[], torch.Generator]) -> Tensor:
+    """A transform that shows the random stream of an image."""
+    return torch.randint(256, (3, 8, 8), generator=stream(), dtype=torch.uint8)
+
+
+def streamed(pattern: str, **options: int) -> StreamedShards:
+    return StreamedShards([pattern.replace("{0..3}", str(shard)) for shard in range(4)], noise, **options)  # type: ignore[arg-type]
+
+
+def trained_on(pattern: str, **position: int) -> dict[str, Tensor]:
+    """What an epoch makes of each image, in the order of the images."""
+    loader = streamed(pattern, shuffle_buffer=12).train_loader(DataPosition(**position), 2, Loading(batch_size=2))  # type: ignore[arg-type]
+    pairs = (pair for batch in loader for pair in zip(batch.path, batch.image, strict=True))
+    return {path.rpartition("/")[2]: image for path, image in pairs}
+
+
+def test_the_order_depends_on_seed_and_epoch(pattern: str) -> None:
+    orders = {tuple(trained_on(pattern, seed=seed, epoch=epoch)) for seed in range(3) for epoch in range(3)}
+    assert len(orders) == 9
+    first = list(trained_on(pattern, seed=2, epoch=1))
+    assert list(trained_on(pattern, seed=2, epoch=1)) == first
+    numbers = [int(name[6:9]) // 3 for name in first]  # of shards, three images each
+    assert sum(before != after for before, after in pairwise(numbers)) > 3, "the images of a shard follow each other"
+
+
+def test_a_pass_that_is_resumed_goes_on_in_another_order(pattern: str) -> None:
+    """In the same one it would see the first images again, and never the last."""
+    whole, rest = list(trained_on(pattern)), list(trained_on(pattern, consumed=6))
+    assert len(rest) == 6
+    assert rest not in (whole[:6], whole[6:])
+
+
+def test_another_round_has_another_order(pattern: str) -> None:
+    loader = streamed(pattern, train_images=24).train_loader(DataPosition(), 2, Loading(batch_size=2))
+    seen = [path for batch in loader for path in batch.path]
+    assert sorted(seen[:12]) == sorted(seen[12:])
+    assert seen[:12] != seen[12:]
+
+
+def test_each_image_has_a_random_stream_of_its_own_in_each_epoch(pattern: str) -> None:
+    """Crops that all images of an epoch shared would hardly augment."""
+    made = [trained_on(pattern, seed=seed, epoch=epoch) for seed, epoch in ((1, 0), (1, 1), (2, 0))]
+    drawn = torch.stack([image for one in made for image in one.values()])
+    assert len(drawn.flatten(1).unique(dim=0)) == 3 * 12
+    again = trained_on(pattern, seed=1, epoch=0)
+    assert all(torch.equal(image, made[0][name]) for name, image in again.items())
+
+
+def test_a_pass_is_cut_to_whole_steps(pattern: str) -> None:
+    """Of 12 images one step of four accumulated batches of two, not six batches."""
+    assert len(list(streamed(pattern).train_loader(DataPosition(), 8, Loading(batch_size=2)))) == 4

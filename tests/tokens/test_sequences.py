@@ -61,6 +61,8 @@ def test_the_largest_combination_that_fits_int64_survives() -> None:
     assert torch.equal(separate_groups(combine_groups(largest, 2**9), 2**9, 7), largest)
     with pytest.raises(InputError, match=r"8 indices of 512 codes do not fit into one"):
         combine_groups(torch.zeros(1, 8), 2**9)
+    with pytest.raises(InputError, match=r"65536\^4 is above 2\^63"):
+        combine_groups(torch.zeros(1, 4), 2**16)
 
 
 @pytest.mark.parametrize("group", [add_group_offsets, combine_groups])
