@@ -8,6 +8,7 @@ import torch
 from jsonargparse import ArgumentParser
 from torch import Tensor, nn
 from torch.nn import functional as F
+from torch.nn.utils import parametrize
 
 from gsq_lightning.discriminators import DifferentiableAugmentation, DINODiscriminator, Discriminator
 from gsq_lightning.discriminators.dino import LocalBatchNorm, TokenHead
@@ -98,6 +99,19 @@ def test_head_is_the_papers() -> None:
     seen = sum(np.roll(x, 4 - tap, axis=0) @ ring[0][:, :, tap].T for tap in range(9))
     x = (leaky(seen + ring[1]) + x) / np.sqrt(2)
     np.testing.assert_allclose(head(tokens)[0].detach(), (x @ last[0][0] + last[1])[:, 0], rtol=1e-4, atol=1e-5)
+
+
+def test_the_defaults_are_the_references() -> None:
+    """At 518², five taps, heads that see nine tokens through batch norms and without spectral norm."""
+    discriminator = DINODiscriminator()
+    assert (discriminator.input_size, discriminator.prefix_tokens, discriminator.augmentation) == (518, True, None)
+    assert discriminator.trunk_dtype == torch.bfloat16
+    assert list(discriminator.heads) == ["embedding", "2", "5", "8", "11"]
+    for head in discriminator.heads.values():
+        kinds = [type(module) for module in head.modules()]
+        assert kinds.count(nn.BatchNorm1d) == 2
+        assert [module.kernel_size for module in head.modules() if isinstance(module, nn.Conv1d)] == [(1,), (9,), (1,)]
+        assert not any(parametrize.is_parametrized(module) for module in head.modules())
 
 
 def reference_logits(discriminator: DINODiscriminator, image: Tensor) -> Tensor:

@@ -5,6 +5,7 @@ import torch
 from torch import nn
 
 from gsq_lightning import GroupedSphericalQuantizer, GSQTokenizer, InputError
+from gsq_lightning.networks import NetworkShape
 from gsq_lightning.networks.layers import AdaptiveGroupNorm, ResidualBlock, SelfAttention
 
 DEEPER = {"encoder_blocks": [4, 3, 4, 3, 4, 4], "decoder_blocks": [3, 4, 3, 4, 4, 4]}
@@ -13,6 +14,7 @@ DEEPER = {"encoder_blocks": [4, 3, 4, 3, 4, 4], "decoder_blocks": [3, 4, 3, 4, 4
 @pytest.mark.parametrize(
     ("arguments", "parameters"),
     [
+        ({}, 75_201_683),
         ({"channel_multipliers": [1, 2, 2, 4]}, 75_201_683),
         ({"channel_multipliers": [1, 2, 2, 4], "middle_attention": True}, 77_304_979),
         ({"channel_multipliers": [1, 2, 4, 4]}, 98_220_947),
@@ -28,6 +30,12 @@ def test_parameter_counts_of_the_released_networks(arguments: dict[str, Any], pa
     with torch.device("meta"):
         tokenizer = GSQTokenizer(GroupedSphericalQuantizer(16, 262_144), **arguments)
     assert sum(parameter.numel() for parameter in tokenizer.parameters()) == parameters
+    assert {layer.num_groups for layer in tokenizer.modules() if isinstance(layer, nn.GroupNorm)} == {32}
+
+
+def test_shape_and_tokenizer_have_the_same_defaults() -> None:
+    with torch.device("meta"):
+        assert GSQTokenizer(GroupedSphericalQuantizer(16, 8)).shape == NetworkShape(16)
 
 
 def build(**arguments: Any) -> GSQTokenizer:
