@@ -188,6 +188,14 @@ def test_few_codes_and_few_points(codebook_size: int, dimension: int) -> None:
             assert torch.equal(index, float64_search(points, codes)), method
 
 
+@pytest.mark.parametrize("codebook_size", range(3, 9))
+def test_few_codes_around_a_circle_that_is_none(codebook_size: int) -> None:
+    """Of so different norms that the nearest code often lies far from the two at either side."""
+    codes = gaussian(codebook_size, 2, 16) * torch.logspace(-1, 1, codebook_size)[:, None]
+    points = 3 * gaussian(2000, 2, 17)
+    assert torch.equal(nearest_code(points, codes, "circle"), float64_search(points, codes))
+
+
 def test_what_cannot_be_looked_up_is_refused_in_one_line() -> None:
     points, codes = torch.zeros(5, 3), torch.zeros(7, 3)
     for bad in (torch.zeros(0, 3), torch.zeros(7), torch.zeros(7, 3, dtype=torch.int64)):
