@@ -48,6 +48,7 @@ def test_encoder_and_codebook_stay_bit_identical(small_tokenizer: Build, tmp_pat
     before = {name: value.clone() for name, value in tokenizer.state_dict().items()}
     indices = tokenizer.eval().encode_indices(images())
     module, watch = TokenizerModule(tokenizer.train(), discriminator(), trained="decoder", ema_decay=0.5), Watch()
+    module.train()  # as whoever trains it otherwise may say
     fit(module, tmp_path, max_steps=4, callbacks=[watch])
     assert module.ema is not None
     for network in (module.tokenizer, module.ema.module):

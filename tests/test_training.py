@@ -20,7 +20,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 from torch.utils.data import DataLoader, Dataset
 
-from gsq_lightning import GroupedSphericalQuantizer, GSQTokenizer, InputError, TokenizerModule
+from gsq_lightning import GroupedSphericalQuantizer, GSQTokenizer, InputError, TokenizerModule, training
 from gsq_lightning.discriminators import (
     DINODiscriminator,
     Discriminator,
@@ -211,6 +211,21 @@ def test_accumulated_batches_give_the_gradient_of_the_whole(small_tokenizer: Bui
             torch.testing.assert_close(
                 parts[name], value, rtol=1e-3, atol=1e-5, msg=lambda text, name=name: f"{name}: {text}"
             )
+
+
+def test_each_batch_and_rank_has_a_random_stream_of_its_own(
+    small_tokenizer: Build, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """With one for all ranks they would augment alike; a batch that is run again has the stream that it had."""
+    seeded: list[tuple[int, int, int]] = []
+    monkeypatch.setattr(training, "seed_streams", lambda *numbers: seeded.append(numbers))
+    monkeypatch.setattr(Trainer, "global_rank", 1)
+    torch.manual_seed(5)
+    module = TokenizerModule(small_tokenizer())
+    fit(module, tmp_path, max_steps=3)
+    assert seeded == [(5, batch, 1) for batch in range(3)]
+    module.find_nonfinite(images()[:2], number=2)
+    assert seeded[-1] == seeded[2]
 
 
 def test_average_follows_the_tokenizer(small_tokenizer: Build, tmp_path: Path) -> None:
