@@ -216,16 +216,22 @@ def test_accumulated_batches_give_the_gradient_of_the_whole(small_tokenizer: Bui
 def test_each_batch_and_rank_has_a_random_stream_of_its_own(
     small_tokenizer: Build, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """With one for all ranks they would augment alike; a batch that is run again has the stream that it had."""
+    """One for all ranks would augment alike. A batch that is run again has its own, a resumed run the next."""
     seeded: list[tuple[int, int, int]] = []
     monkeypatch.setattr(training, "seed_streams", lambda *numbers: seeded.append(numbers))
     monkeypatch.setattr(Trainer, "global_rank", 1)
     torch.manual_seed(5)
     module = TokenizerModule(small_tokenizer())
-    fit(module, tmp_path, max_steps=3)
+    run = fit(module, tmp_path, max_steps=3)
     assert seeded == [(5, batch, 1) for batch in range(3)]
     module.find_nonfinite(images()[:2], number=2)
     assert seeded[-1] == seeded[2]
+    run.save_checkpoint(tmp_path / "at_3.ckpt")
+    torch.manual_seed(6)  # another process, nobody has given it a seed
+    loader: Any = DataLoader(images(), batch_size=2)  # type: ignore[arg-type]
+    resumed = trainer(tmp_path, max_steps=4)
+    resumed.fit(TokenizerModule(small_tokenizer()), loader, ckpt_path=tmp_path / "at_3.ckpt", weights_only=True)
+    assert seeded[-1] == (5, 3, 1)
 
 
 def test_average_follows_the_tokenizer(small_tokenizer: Build, tmp_path: Path) -> None:
