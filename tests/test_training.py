@@ -234,6 +234,18 @@ def test_each_batch_and_rank_has_a_random_stream_of_its_own(
     assert seeded[-1] == (5, 3, 1)
 
 
+def test_a_validation_within_an_accumulation_changes_nothing(small_tokenizer: Build, tmp_path: Path) -> None:
+    def trained(validates: bool) -> dict[str, Tensor]:
+        torch.manual_seed(0)
+        module = TokenizerModule(small_tokenizer(), accumulate_batches=2, tokenizer_optimizer=sgd)
+        data: Any = DataLoader(images(), batch_size=2)  # type: ignore[arg-type]
+        run = trainer(tmp_path, max_steps=2, val_check_interval=1, num_sanity_val_steps=0)
+        run.fit(module, data, data if validates else None)
+        return weights(module.tokenizer)
+
+    torch.testing.assert_close(trained(True), trained(False), rtol=0, atol=0)
+
+
 def test_average_follows_the_tokenizer(small_tokenizer: Build, tmp_path: Path) -> None:
     """average ← 0.75 · average + 0.25 · weights after each generator step, from the initial weights on."""
     module = TokenizerModule(small_tokenizer(), discriminator(), ema_decay=0.75, ema_warmup=False)
@@ -485,6 +497,8 @@ def test_a_checkpoint_of_another_shape_is_refused_with_the_first_tensors(
 def test_prediction_gives_indices_of_the_average(small_tokenizer: Build, tmp_path: Path) -> None:
     module = TokenizerModule(small_tokenizer())
     fit(module, tmp_path, max_steps=1)
+    with torch.no_grad():
+        module.tokenizer.quantizer.codebook.copy_(module.tokenizer.quantizer.codebook.flip(0))  # type: ignore[operator, arg-type]
     (batch,) = trainer(tmp_path).predict(module, DataLoader(images(3), batch_size=3))  # type: ignore[arg-type, misc]
     module.eval()
     with torch.no_grad():
@@ -563,6 +577,14 @@ def test_regularizers_change_the_discriminators_step_alone(small_tokenizer: Buil
     assert value > 0
     assert not changed(weights(without.tokenizer), with_term.tokenizer)
     assert changed(weights(without.discriminator), with_term.discriminator)  # type: ignore[arg-type]
+
+
+def test_lecam_follows_the_logits_of_training(small_tokenizer: Build, tmp_path: Path) -> None:
+    module = TokenizerModule(small_tokenizer(), discriminator(), loss_weights=LossWeights(lecam=0.1))
+    ((real, fake),) = logged(module, tmp_path, 1, ["logits_real", "logits_fake"])
+    assert module.lecam is not None
+    assert module.lecam.real_average.item() == pytest.approx(0.001 * real, rel=1e-4)
+    assert module.lecam.fake_average.item() == pytest.approx(0.001 * fake, rel=1e-4)
 
 
 class Uncompiled(Callback):
