@@ -62,6 +62,15 @@ def test_kernel_distance_over_subsets_equals_torch_fidelity(monkeypatch: pytest.
     assert result.of_all == pytest.approx(unbiased_mmd(first.double().numpy(), second.double().numpy()), rel=1e-6)
 
 
+def test_of_as_many_images_as_a_subset_has_each_subset_is_all(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(kernel, "SUBSETS", 2)
+    first, second = feature_sets_of(1000, 1000)
+    result = kernel_distance(first, second)
+    assert result.mean == pytest.approx(result.of_all, rel=1e-9)
+    assert result.std == pytest.approx(0.0, abs=1e-12)
+    assert kernel_distance(first[1:], second).mean is None
+
+
 def test_few_images_do_not_bias_the_kernel_distance() -> None:
     """Of halves of one set it is about 0, as often below as above, where a Fréchet distance is far above."""
     first, second = feature_sets_of(4000, 0)[0].view(40, 2, 50, 16).unbind(dim=1)
