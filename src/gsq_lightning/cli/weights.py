@@ -29,7 +29,7 @@ def fetch_weights(arguments: list[str]) -> None:
         with recorded_files() as files:
             model.load_training_networks()
             model.load_metrics()
-        for network, path in files:
+        for network, path in dict.fromkeys(files):  # a network may serve several
             print(f"  {network:<24}  {path}")
         if not files:
             print("  this recipe needs no pretrained weights")
