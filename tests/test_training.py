@@ -744,6 +744,8 @@ def test_originals_of_the_sanity_check_and_of_limited_runs_are_not_kept(
     loader = DataLoader(_Fingerprinted(), batch_size=4)
     for limit in (1, 2, 0.5):
         trainer(tmp_path, limit_val_batches=limit).validate(module, loader, verbose=False)
+        assert module.metrics is not None
+        assert not [note for note in module.metrics.notes if "could not be read" in note]
     trainer(tmp_path, max_steps=1, num_sanity_val_steps=2, limit_val_batches=3).fit(module, loader, loader)
     assert not (tmp_path / "statistics").exists()
     # the sanity check sees two batches; the validation after an epoch all four, and those alone
