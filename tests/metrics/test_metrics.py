@@ -12,6 +12,7 @@ from gsq_lightning import InputError
 from gsq_lightning.metrics import CodebookUsage, MetricOptions, ReconstructionMetrics, SampleMetrics, ssim
 from gsq_lightning.metrics.catalog import CONCERNED, MetricName
 from gsq_lightning.metrics.features import RandomFeatures, random_features
+from gsq_lightning.metrics.images import ImageCounts, pixel_hash
 from gsq_lightning.metrics.inception import load_inception
 from gsq_lightning.metrics.psnr import PeakSignalToNoise, SetPeakSignalToNoise
 from gsq_lightning.pixels import image_to_pixels, pixels_to_image
@@ -30,6 +31,22 @@ def computed(names: list[str], image: torch.Tensor, reconstruction: torch.Tensor
         part = slice(start, start + 2)
         metrics.update(image[part], reconstruction[part], torch.zeros(1, 1, 1, 2, dtype=torch.int64))
     return metrics.compute()
+
+
+def test_images_that_exchange_a_pixel_are_other_images() -> None:
+    """A hash of all originals says whether two reports are of the same; their order does not matter."""
+
+    def hash_of(image: torch.Tensor) -> int:
+        counts = ImageCounts()
+        counts.update(torch.ones(len(image), dtype=torch.bool), image, pixel_hash(image))
+        return int(counts.compute().hash)
+
+    image = torch.randint(0, 256, (3, 3, 4, 4), dtype=torch.uint8)
+    exchanged = image.clone()
+    exchanged[:2, 0, 0, 0] = torch.tensor([10, 20], dtype=torch.uint8)
+    image[:2, 0, 0, 0] = torch.tensor([20, 10], dtype=torch.uint8)
+    assert hash_of(exchanged) != hash_of(image)
+    assert hash_of(image.flip(0)) == hash_of(image)
 
 
 def test_psnr_and_ssim_equal_scikit_image() -> None:

@@ -8,9 +8,10 @@ import torch
 from torch import Tensor
 from torch_fidelity.metric_kid import kid_features_to_metric
 from torch_fidelity.metric_prc import prc_features_to_metric
+from torchvision.transforms.v2.functional import resize
 
-from gsq_lightning.metrics import SampleMetrics, feature_sets, kernel
-from gsq_lightning.metrics.features import Features, efficientnet_features
+from gsq_lightning.metrics import ReconstructionMetrics, SampleMetrics, feature_sets, kernel
+from gsq_lightning.metrics.features import EfficientNetInput, Features, efficientnet_features
 from gsq_lightning.metrics.kernel import KernelDistance, kernel_distance, partners_of
 from gsq_lightning.metrics.precision_recall import PrecisionRecall, precision_recall
 from gsq_lightning.pixels import image_to_pixels
@@ -77,6 +78,15 @@ def test_few_images_do_not_bias_the_kernel_distance() -> None:
     distances = [kernel_distance(x, y).of_all for x, y in zip(first, second, strict=True)]
     assert 10 <= sum(distance < 0 for distance in distances) <= 30
     assert abs(np.mean(distances)) < 3 * np.std(distances) / np.sqrt(40)
+
+
+def test_perfect_reconstructions_are_at_kernel_distance_0() -> None:
+    """None is compared with its own image, as no image is with itself: all three means are of the same pairs."""
+    metrics = ReconstructionMetrics(["psnr"], own=[KernelDistance("rkd_random", "random", 64)])
+    image = torch.rand(9, 3, 16, 16) * 2 - 1
+    for part in image.split(4):
+        metrics.update(part, part)
+    assert metrics.compute()["rkd_random"] == pytest.approx(0.0, abs=1e-12)
 
 
 @pytest.mark.usefixtures("small_tiles")
@@ -235,3 +245,16 @@ def test_generated_images_may_be_more_than_the_real_ones() -> None:
         *({"mu": x.mean(0), "sigma": np.cov(x, rowvar=False)} for x in (first, second)), verbose=False
     )["frechet_inception_distance"]
     assert values["rfd_random"] == pytest.approx(theirs, rel=1e-3)
+
+
+def test_equal_images_lie_within_their_own_manifold() -> None:
+    """Whose balls have a radius of 0."""
+    equal = torch.ones(5, 3)
+    assert precision_recall(equal, equal) == (1.0, 1.0)
+
+
+def test_efficientnet_sees_images_as_it_was_trained() -> None:
+    """Resized with antialiasing, by torchvision, then (pixel - 127) / 128, as its authors have it."""
+    pixels = torch.randint(0, 256, (2, 3, 300, 400), dtype=torch.uint8)
+    expected = (resize(pixels.float(), [224, 224], antialias=True) - 127) / 128
+    torch.testing.assert_close(EfficientNetInput()(pixels), expected)
