@@ -472,6 +472,30 @@ def test_wrong_input_ends_in_one_line(
     assert message in error_of(arguments, capsys)
 
 
+@pytest.mark.parametrize(
+    ("command", "flags", "works"),
+    [
+        ("fit", ["--tokens.folder=mine"], "gsq predict"),
+        ("validate", ["--tokens.split", "all"], "gsq predict"),
+        ("predict", ["--reconstructions.columns=2"], "gsq fit, gsq validate, gsq test"),
+        ("test", ["--checkpoint.keep_all=true"], "gsq fit"),
+        ("validate", ["--init_from=demo"], "gsq fit"),
+        ("predict", ["--init.weights=raw"], "gsq fit"),
+        ("validate", ["--auto_resume", "true"], "gsq fit"),
+        ("test", ["--on_divergence=rollback"], "gsq fit"),
+    ],
+)
+def test_a_flag_without_effect_in_a_command_is_refused_with_the_command_that_has_it(
+    trained: Path, command: str, flags: list[str], works: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """A run's config.yaml has all of these options, and serves every command."""
+    run = ["--config", str(trained / "config.yaml")] + ([] if command == "fit" else [f"--ckpt_path={trained}"])
+    name = flags[0].partition("=")[0]
+    message = f"{name} has no effect in gsq {command}; it is an option of {works}"
+    assert error_of([command, *run, *flags], capsys).endswith(message)
+    assert printed_config([command, *run], capsys)["tokens"]["split"] == "val"
+
+
 def test_a_wrong_word_in_a_config_file_ends_in_one_line(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     config = tmp_path / "typo.yaml"
     config.write_text("model: {emma_decay: 0.9}")

@@ -58,6 +58,24 @@ def test_rows_of_a_csv_logger_outlive_a_resume_and_two_loggers_share_the_folder(
     assert not (place / "runs").exists()
 
 
+def test_flags_name_the_folder_of_a_run_whose_loggers_are_a_list(place: Path) -> None:
+    """The parser gives them to the last one alone; a run that is resumed by its config.yaml goes there too."""
+    board = "{class_path: gsq_lightning.runs.RunLogger, init_args: {save_dir: runs, name: recipe}}"
+    csv = "{class_path: lightning.pytorch.loggers.CSVLogger, init_args: {save_dir: rows}}"
+    (place / "loggers.yaml").write_text(f"trainer: {{log_every_n_steps: 1, logger: [{board}, {csv}]}}\n")
+    logger = ["--trainer.logger.name=mine", "--trainer.logger.save_dir=elsewhere", "--trainer.logger.version=first"]
+    main([*FIT, "--config=loggers.yaml", *logger])
+    run = place / "elsewhere" / "mine" / "first"
+    assert (run / "csv" / "metrics.csv").is_file()
+    assert list(run.glob("events.out.tfevents.*"))
+    main(["fit", f"--ckpt_path={run}", "--trainer.max_steps=3", "--trainer.logger.version=second"])
+    assert (run.parent / "second" / "csv" / "metrics.csv").is_file()
+    main([*FIT, "--config=loggers.yaml", "--trainer.logger.name=mine"])  # a single one leaves the others as they were
+    assert (place / "runs" / "mine" / "version_0" / "csv" / "metrics.csv").is_file()
+    assert not (place / "rows").exists()
+    assert not (place / "runs" / "recipe").exists()
+
+
 def test_a_fast_dev_run_leaves_nothing(place: Path) -> None:
     main([*FIT, "--trainer.fast_dev_run=true"])
     assert files(place) == {"config.yaml"}

@@ -6,8 +6,19 @@ from itertools import zip_longest
 from typing import Any, NamedTuple
 
 from gsq_lightning.cli.messages import fail
+from gsq_lightning.errors import require
 
 EVALUATIONS = ("validate", "test", "predict")
+# commands in which an option or section has an effect, where not in all; a config.yaml of a run has them all
+WORKS_IN = {
+    "auto_resume": ("fit",),
+    "checkpoint": ("fit",),
+    "init": ("fit",),
+    "init_from": ("fit",),
+    "on_divergence": ("fit",),
+    "reconstructions": ("fit", "validate", "test"),
+    "tokens": ("predict",),
+}
 PLACES = ("root", "train", "val")  # options of data modules that say where images lie
 
 
@@ -104,6 +115,21 @@ def given_options(contents: list[dict[str, Any]], flags: list[str]) -> list[str]
     names = [name for content in contents for name in names_within(content)]
     names += [flag.removeprefix("--").partition("=")[0] for flag in flags if flag.startswith("--")]
     return [name.replace(".init_args", "") for name in names]
+
+
+def require_effect(flags: list[str], command: str) -> None:
+    """Raises InputError for a flag without effect in a command.
+
+    Args:
+        flags: names of the options that flags give.
+        command: of Lightning's four; others take all options of a config.
+    """
+    for flag in flags:
+        works = WORKS_IN.get(flag.partition(".")[0], (command,))
+        require(
+            command in works or command not in ("fit", *EVALUATIONS),
+            f"--{flag} has no effect in gsq {command}; it is an option of gsq {', gsq '.join(works)}",
+        )
 
 
 def names_within(config: dict[str, Any], before: str = "") -> list[str]:

@@ -25,6 +25,7 @@ from gsq_lightning.cli.arguments import (
     given_options,
     names_places,
     recipe_name,
+    require_effect,
     what_is_missing,
 )
 from gsq_lightning.cli.initial import InitOptions, check_options, initialize
@@ -118,6 +119,7 @@ class GSQCommand(LightningCLI):
     Attributes:
         checkpoint: what to resume, or what to evaluate.
         source: the tokenizer that is evaluated.
+        flags: names of the options that flags give.
         run_folder: of a training.
     """
 
@@ -127,6 +129,8 @@ class GSQCommand(LightningCLI):
         configs = [find_recipe(name) for name in given.configs]
         contents = [read_config(config) for config in configs]
         given = given.completed(contents)
+        self.flags = given_options([], given.flags)
+        require_effect(self.flags, command)
         require(bool(configs or given.checkpoint) or given.asks_for_help, what_is_missing(command))
         self.weights = given.weights
         self.recipe = recipe_name(given)
@@ -246,8 +250,9 @@ class GSQCommand(LightningCLI):
 
     def before_instantiate_classes(self) -> None:
         trainer = self.config.trainer
-        text = self.parser.dump(self.config, skip_unset=False)
         loggers = configured_loggers(trainer.logger)
+        share_place(loggers, self.flags)
+        text = self.parser.dump(self.config, skip_unset=False)
         runs = runs_folder(loggers, trainer.default_root_dir, self.recipe)
         if self.takes_last:
             self.checkpoint = newest_resumable(runs) if self.command == "fit" else newest_checkpoint(runs)
@@ -419,6 +424,14 @@ def configured_loggers(logger: Any) -> list[Any]:
     """Configs of the loggers that have a class, of whatever `trainer.logger` is."""
     every = logger if isinstance(logger, list) else [logger]
     return [one for one in every if hasattr(one, "init_args")]
+
+
+def share_place(loggers: list[Any], flags: list[str]) -> None:
+    """Gives every logger of a list the place that flags name, of which the parser gives the last one alone."""
+    for option in ("save_dir", "name", "version"):
+        for logger in loggers[:-1] if f"trainer.logger.{option}" in flags else ():
+            if option in logger.init_args:
+                logger.init_args[option] = loggers[-1].init_args[option]
 
 
 def runs_folder(loggers: list[Any], root: str | None, recipe: str | None) -> Path:
