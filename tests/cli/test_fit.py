@@ -229,6 +229,16 @@ def test_an_export_knows_the_size_of_its_images_or_says_that_it_does_not(
     assert "its image_size is -1" in error_of(["validate", f"--ckpt_path={tmp_path / 'exported'}", *data], capsys)
 
 
+def test_notes_come_once_below_the_table(
+    trained: Path, capsys: pytest.CaptureFixture[str], caplog: pytest.LogCaptureFixture
+) -> None:
+    flags = ["--model.metrics.ssim_rim=true", "--model.metrics.names=[ssim]"]
+    main(["validate", f"--ckpt_path={trained}", f"--data.root={trained.parents[2] / 'images'}", *flags])
+    note = "the rim, where the window sees reflected pixels, is included: ssim"
+    assert capsys.readouterr().out.count(f"  note: {note}") == 1
+    assert note not in caplog.text
+
+
 def test_what_to_compare_with_is_looked_for_first(trained: Path, capsys: pytest.CaptureFixture[str]) -> None:
     checkpoint = trained / "checkpoints" / "last.ckpt"
     arguments = [f"--ckpt_path={checkpoint}", f"--data.root={trained.parents[2] / 'images'}"]

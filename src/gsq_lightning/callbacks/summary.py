@@ -84,6 +84,9 @@ class Report(Callback):
         log_dir = trainer.log_dir  # a collective call
         self._folder = self.folder or log_dir
         self._others = [find_report(expanded(other)) for other in self.compare]
+        metrics: Any = getattr(pl_module, "metrics", None)
+        if hasattr(metrics, "logs_notes"):
+            metrics.logs_notes = stage == "fit"  # else a table with the notes follows at once
 
     def on_save_checkpoint(self, trainer: Trainer, pl_module: LightningModule, checkpoint: dict[str, Any]) -> None:
         checkpoint["recipe"] = self.recipe
