@@ -3,6 +3,7 @@
 import re
 import subprocess
 import sys
+import traceback
 from pathlib import Path
 from typing import get_args
 
@@ -12,7 +13,8 @@ from gsq_lightning.__main__ import main
 from gsq_lightning.cli.help import EVALUATION, FOLDERS, METRICS, TOKENS, TRAINING
 from gsq_lightning.cli.weights import Objects
 from gsq_lightning.metrics import MetricName, SampleMetricName
-from tests.cli.test_fit import error_of
+from tests.cli.test_fit import TINY, error_of, images
+from tests.conftest import write_images
 
 FIT = ["fit", "--config", "quickstart.yaml"]
 
@@ -49,6 +51,7 @@ def test_a_slip_is_named_in_full_and_what_was_meant_is_suggested(
 
 OWN = """
 import torch
+from lightning.pytorch.loggers import CSVLogger
 
 class L1(torch.nn.Module):
     def forward(self, image, reconstruction):
@@ -56,7 +59,21 @@ class L1(torch.nn.Module):
 
 class Broken(torch.nn.Module):
     def __init__(self):
-        raise RuntimeError("boom")
+        raise ValueError("boom")
+
+class Bug(torch.nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.layer = self.lair
+
+class BuggyAdamW(torch.optim.AdamW):
+    def __init__(self, params, lr: float = 0.1):
+        super().__init__(params, lr)
+        self.param_groups[7]
+
+class BuggyLogger(CSVLogger):
+    def __init__(self, save_dir: str):
+        super().__init__(save_dir, nam="mine")
 """
 
 
@@ -81,6 +98,31 @@ def test_a_class_that_cannot_be_used_is_told_why(
     monkeypatch.syspath_prepend(tmp_path)
     monkeypatch.setattr("lightning.pytorch.loggers.wandb._WANDB_AVAILABLE", Missing())
     assert message in error_of([*FIT, flag], capsys)
+
+
+@pytest.mark.parametrize(
+    ("flag", "error", "line"),
+    [
+        ("--model.discriminator=slips.Bug", AttributeError, "self.layer = self.lair"),
+        ("--trainer.logger={class_path: slips.BuggyLogger, init_args: {save_dir: runs}}", TypeError, 'nam="mine"'),
+        ("--model.tokenizer_optimizer=slips.BuggyAdamW", IndexError, "self.param_groups[7]"),
+    ],
+)
+def test_a_bug_in_a_class_of_ones_own_is_shown_with_its_traceback(
+    flag: str, error: type[Exception], line: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Without the parser's, which is long."""
+    (tmp_path / "slips.py").write_text(OWN)
+    write_images(tmp_path / "images" / "train", 4)
+    write_images(tmp_path / "images" / "val", 2)
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.syspath_prepend(tmp_path)
+    monkeypatch.delitem(sys.modules, "slips", raising=False)
+    with pytest.raises(error) as caught:
+        main([*FIT, *TINY, *images(Path("images")), flag])
+    shown = "".join(traceback.format_exception(caught.value))
+    assert line in shown
+    assert "jsonargparse" not in shown.partition("in make")[0]
 
 
 class Missing:

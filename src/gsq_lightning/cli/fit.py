@@ -29,7 +29,7 @@ from gsq_lightning.cli.arguments import (
     what_is_missing,
 )
 from gsq_lightning.cli.initial import InitOptions, check_options, initialize
-from gsq_lightning.cli.messages import constructor_error, fail, input_error, one_line_errors, plain_message
+from gsq_lightning.cli.messages import constructor_error, fail, input_error, make, one_line_errors, plain_message
 from gsq_lightning.cli.missing import WeightsAtHand
 from gsq_lightning.cli.option_help import PlainHelp, explain
 from gsq_lightning.cli.recipes import check_completeness, find_recipe, read_config
@@ -316,7 +316,7 @@ class GSQCommand(LightningCLI):
     def instantiate_classes(self) -> None:
         """As Lightning's, by the name that jsonargparse has for it now."""
         try:
-            self.config_init = self.parser.instantiate(self.config)
+            self.config_init = self.parser.instantiate(self.config, instantiators=[(make, object, True)])
         except Exception as error:
             wrong = None if input_error(error) else constructor_error(error)
             if wrong is None:

@@ -9,7 +9,7 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from difflib import get_close_matches
 from itertools import pairwise
-from typing import Any, NoReturn
+from typing import Any, NoReturn, TypeVar
 
 from gsq_lightning.errors import (
     CheckpointNotWritten,
@@ -21,6 +21,8 @@ from gsq_lightning.errors import (
     causes,
 )
 from gsq_lightning.files import disk_error
+
+Made = TypeVar("Made")
 
 EXIT_BAD_INPUT = 2
 EXIT_FAILED = 1
@@ -60,10 +62,34 @@ KINDS = {
     "list": "a list, such as [a,b]",
     "NoneType": "null",
 }
+LIBRARIES = ("gsq_lightning", "lightning", "torch")  # whose constructors are right, so that the arguments are not
 OUT_OF_MEMORY = (
     "The last checkpoint is whole. Fewer images at a time need less memory: raise model.accumulate_batches, "
     "which leaves data.global_batch_size as it is, or lower data.val_batch_size where it happened in validation"
 )
+
+
+class OwnClassFailed(BaseException):
+    """Carries the error of a constructor of the user's past the parser, which would make text of it."""
+
+    def __init__(self, error: Exception) -> None:
+        self.error = error
+
+
+def make(class_type: type[Made], *arguments: Any, **options: Any) -> Made:
+    """Makes an object of a config.
+
+    Raises:
+        OwnClassFailed: where a class of the user's fails other than by a ValueError, which is about arguments.
+    """
+    try:
+        return class_type(*arguments, **options)
+    except ValueError:
+        raise
+    except Exception as error:
+        if class_type.__module__.partition(".")[0] in LIBRARIES:
+            raise
+        raise OwnClassFailed(error) from error
 
 
 def fail(message: str, code: int = EXIT_BAD_INPUT) -> NoReturn:
@@ -94,6 +120,8 @@ def one_line_errors(command: str) -> Iterator[None]:
         if stop.agreed and _rank() > 0:
             raise SystemExit(0) from stop
         fail(str(stop), EXIT_SIGNAL + (stop.signal or signal.SIGTERM))
+    except OwnClassFailed as failed:
+        raise failed.error from None  # with its traceback, as Python does
     except KeyboardInterrupt:
         fail("interrupted", EXIT_SIGNAL + signal.SIGINT)
     except Exception as error:
