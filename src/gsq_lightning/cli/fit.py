@@ -427,11 +427,21 @@ def configured_loggers(logger: Any) -> list[Any]:
 
 
 def share_place(loggers: list[Any], flags: list[str]) -> None:
-    """Gives every logger of a list the place that flags name, of which the parser gives the last one alone."""
+    """Gives every logger of a list the place that a flag names: the parser gives it to the one that is last so far.
+
+    Args:
+        loggers: their configs.
+        flags: names of the options that flags give, in order; `trainer.logger+` appends one.
+    """
     for option in ("save_dir", "name", "version"):
-        for logger in loggers[:-1] if f"trainer.logger.{option}" in flags else ():
+        flag = f"trainer.logger.{option}"
+        later = flags[len(flags) - flags[::-1].index(flag) :] if flag in flags else []
+        if flag not in flags or "trainer.logger" in later:
+            continue
+        named = loggers[-1 - later.count("trainer.logger+")].init_args[option]
+        for logger in loggers:
             if option in logger.init_args:
-                logger.init_args[option] = loggers[-1].init_args[option]
+                logger.init_args[option] = named
 
 
 def runs_folder(loggers: list[Any], root: str | None, recipe: str | None) -> Path:
