@@ -24,7 +24,7 @@ from gsq_lightning.metrics import OriginalImages, ReconstructionMetrics
 from gsq_lightning.optim.adamw import PaperAdamW
 from gsq_lightning.optim.ema import EMA
 from gsq_lightning.optim.nonfinite import Finding, find_nonfinite
-from gsq_lightning.optim.options import as_parameters_lie, make_optimization, restore_options
+from gsq_lightning.optim.options import as_parameters_lie, make_optimization, restore_options, step_scheduler
 from gsq_lightning.optim.random_streams import seed_streams
 from gsq_lightning.optim.stepping import OptimizerStep, Stepper
 from gsq_lightning.pixels import image_of
@@ -79,7 +79,8 @@ class TokenizerModule(LightningModule):
         discriminator_optimizer: optimizer of the discriminator, likewise.
         tokenizer_scheduler: learning rate schedule of the tokenizer, stepped once per generator step, any of
             torch.optim.lr_scheduler; in Python a function of the optimizer.
-        discriminator_scheduler: learning rate schedule of the discriminator, likewise.
+        discriminator_scheduler: learning rate schedule of the discriminator, likewise: stepped from the first
+            generator step on, also before `discriminator_start_step`.
         tokenizer_clip_norm: largest gradient norm of the tokenizer, or null for no clipping.
         discriminator_clip_norm: largest gradient norm of the discriminator, or null for no clipping.
         accumulate_batches: batches per optimizer step.
@@ -438,9 +439,12 @@ class TokenizerModule(LightningModule):
         }
         means = self.stepper.step(steps)
         self.objective.after_step(means)
-        schedulers = self.lr_schedulers()
-        for scheduler in schedulers if isinstance(schedulers, list) else [schedulers] if schedulers else []:
-            scheduler.step()  # type: ignore[call-arg]
+        schedulers: Any = self.lr_schedulers() or []
+        scheduled = [name for name in steps if self.schedulers_of[name] is not None]
+        for name, scheduler in zip(
+            scheduled, schedulers if isinstance(schedulers, list) else [schedulers], strict=True
+        ):
+            step_scheduler(name, scheduler)
         if self.ema is not None:
             rates["train/ema_decay"] = self.ema.decay_at(self.ema.updates)
             self.ema.update(self.tokenizer)
@@ -606,12 +610,16 @@ class TokenizerModule(LightningModule):
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         weights = checkpoint["state_dict"]
         self._fit_parts(weights)
-        check_weights(self, weights, "the checkpoint")
+        hint = "--init_from starts a new training from its weights"
+        try:
+            check_weights(self, weights, "the checkpoint")
+        except InputError as error:
+            raise InputError(f"{error}; {hint}" if self._fits else str(error)) from error
         state = checkpoint["training_state"]
         require(
             not self._fits or state["trained"] == self.trained,
             f'the checkpoint was trained with trained "{state["trained"]}", this run has "{self.trained}"; '
-            "its optimizer state does not fit. Start a new training from its weights",
+            f"its optimizer state does not fit; {hint}",
         )
         self._batches = state["batches"]
         self._stream_seed = state["stream_seed"]

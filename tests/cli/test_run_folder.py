@@ -1,10 +1,13 @@
 """What a training leaves where: one folder, whatever its loggers; nothing where it fails before its first step."""
 
+import warnings
 from pathlib import Path
 
 import pytest
+import torch
 
 from gsq_lightning.__main__ import main
+from gsq_lightning.callbacks.lightning_output import leave_out_noise
 from tests.cli.test_fit import TINY, error_of, images
 from tests.conftest import write_images
 
@@ -72,6 +75,8 @@ def test_flags_name_the_folder_of_a_run_whose_loggers_are_a_list(place: Path) ->
     assert (run.parent / "second" / "csv" / "metrics.csv").is_file()
     main([*FIT, "--config=loggers.yaml", "--trainer.logger.name=mine"])  # a single one leaves the others as they were
     assert (place / "runs" / "mine" / "version_0" / "csv" / "metrics.csv").is_file()
+    main([*FIT, "--trainer.logger.name=mine", f"--trainer.logger+={csv}"])  # which is not the last one in the end
+    assert (place / "runs" / "mine" / "version_1" / "csv" / "metrics.csv").is_file()
     assert not (place / "rows").exists()
     assert not (place / "runs" / "recipe").exists()
 
@@ -101,6 +106,7 @@ def test_a_fast_dev_run_leaves_nothing(place: Path) -> None:
             "--trainer.callbacks+={class_path: ModelCheckpoint, init_args: {filename: last}}",
             "last.ckpt too, which",
         ),
+        ("--model.tokenizer_optimizer=LBFGS", "tokenizer_optimizer is LBFGS, whose step computes the loss several"),
         ("--data.root=nowhere", "nowhere"),
         ("--model.metrics.names=[rfid]", "weights of inception are missing"),
     ],
@@ -112,6 +118,45 @@ def test_a_start_that_fails_ends_in_one_line_and_leaves_nothing(
     monkeypatch.setattr("gsq_lightning.pretrained.weights.reachable", lambda url: False)
     assert message in error_of([*FIT, flag], capsys)
     assert files(place) == {"config.yaml"}
+
+
+@pytest.mark.parametrize(
+    ("schedule", "message"),
+    [
+        ("{class_path: OneCycleLR, init_args: {max_lr: 0.01, total_steps: 1}}", "OneCycleLR cannot go beyond step 1: "),
+        ("{class_path: StepLR, init_args: {step_size: 0}}", "StepLR cannot go beyond step 0: integer modulo by zero"),
+    ],
+)
+def test_a_schedule_that_ends_before_its_training_is_named(
+    place: Path, schedule: str, message: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    error = error_of([*FIT, f"--model.tokenizer_scheduler={schedule}"], capsys)
+    assert f"tokenizer_scheduler {message}" in error
+
+
+def test_a_checkpoint_without_the_discriminator_that_is_asked_for_names_init_from(
+    place: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    main(FIT)
+    run = ["--ckpt_path=runs/quickstart", "--model.discriminator=PatchDiscriminator", "--trainer.max_steps=3"]
+    error = error_of([*FIT, *run], capsys)
+    assert "discriminator.net.0.weight: missing in the file" in error
+    assert "--init_from starts a new training from its weights" in error
+
+
+def test_a_discriminators_schedule_runs_while_it_waits_without_a_warning(place: Path) -> None:
+    flags = ["--model.discriminator=PatchDiscriminator", "--model.discriminator.num_layers=1"]
+    schedule = (
+        "--model.discriminator_scheduler={class_path: gsq_lightning.optim.WarmupDecay, init_args: {warmup_steps: 4}}"
+    )
+    with warnings.catch_warnings(record=True) as caught:
+        leave_out_noise()
+        main([*FIT, *flags, "--model.discriminator_start_step=1", schedule])
+    assert not [one for one in caught if "lr_scheduler" in str(one.message)]
+    checkpoint = torch.load(
+        place / "runs" / "quickstart" / "version_0" / "checkpoints" / "last.ckpt", weights_only=True
+    )
+    assert [state["last_epoch"] for state in checkpoint["lr_schedulers"]] == [2]
 
 
 def test_without_checkpoints_a_run_ends_well(place: Path) -> None:

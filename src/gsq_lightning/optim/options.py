@@ -6,6 +6,7 @@ restored. If they differ, the new ones take effect from the step at which the ru
 """
 
 import copy
+import inspect
 import logging
 import warnings
 from collections.abc import Callable, Iterable, Mapping
@@ -16,10 +17,11 @@ from torch import Tensor, nn
 from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LRScheduler, ReduceLROnPlateau
 
-from gsq_lightning.errors import InputError, first_line
+from gsq_lightning.errors import InputError, first_line, require
 
 logger = logging.getLogger(__name__)
 
+REFUSALS = (ArithmeticError, TypeError, ValueError)  # by which optimizers and schedulers reject their options
 DERIVED = ("base_lrs", "_last_lr")  # of a scheduler's state: from the optimizer's lr
 
 
@@ -45,14 +47,20 @@ def make_optimization(
     """Makes the optimizer and the scheduler of a network, whose name is for messages.
 
     Raises:
-        InputError: where they refuse their options, or the scheduler waits for a metric.
+        InputError: where they refuse their options, the optimizer needs a closure, or the scheduler a metric.
     """
     try:
         optimizer = make_optimizer(parameters)
         groups = [_without_parameters(group) for group in optimizer.param_groups]  # before a scheduler changes them
         scheduler = None if make_scheduler is None else make_scheduler(optimizer)
-    except (TypeError, ValueError) as error:
+    except REFUSALS as error:
         raise InputError(f"an optimizer or scheduler of the {network} rejects its options: {error}") from error
+    closure = inspect.signature(optimizer.step).parameters.get("closure")
+    require(
+        closure is None or closure.default is not closure.empty,
+        f"{network}_optimizer is {type(optimizer).__name__}, whose step computes the loss several times; take one that "
+        "steps by gradients, such as torch.optim.AdamW",
+    )
     if isinstance(scheduler, ReduceLROnPlateau):
         raise InputError(
             f"{network}_scheduler is ReduceLROnPlateau, which waits for a metric; schedulers here are stepped once per "
@@ -96,6 +104,17 @@ def restore_options(made: Mapping[str, Optimization], checkpoint: dict[str, Any]
     checkpoint["lr_schedulers"] = [restored[name] for name, new in made.items() if new.scheduler is not None]
 
 
+def step_scheduler(network: str, scheduler: LRScheduler) -> None:
+    """Steps the scheduler of a network. Raises InputError, which names the option, where it cannot go on."""
+    try:
+        scheduler.step()
+    except REFUSALS as error:
+        raise InputError(
+            f"{network}_scheduler {type(scheduler).__name__} cannot go beyond step {scheduler.last_epoch - 1}: "
+            f"{first_line(error)}; change its options"
+        ) from error
+
+
 def _with_options(name: str, new: Optimization, old: Mapping[str, Any], saved: dict[str, Any]) -> dict[str, Any]:
     """A saved state of an optimizer with the options of a new one."""
     state = new.optimizer.state_dict()
@@ -114,7 +133,7 @@ def _advance(name: str, scheduler: LRScheduler, steps: int) -> None:
             warnings.simplefilter("ignore")  # that the optimizer has not been stepped
             for _ in range(steps):
                 scheduler.step()
-    except (TypeError, ValueError) as error:
+    except REFUSALS as error:
         raise InputError(
             f"{name}_scheduler has changed since the checkpoint, and cannot be brought to its step {steps}: "
             f"{first_line(error)}"
