@@ -238,7 +238,8 @@ def test_last_is_the_newest_checkpoint_of_the_recipe(place: Path, capsys: pytest
     assert load(1)["global_step"] == 4
     main([*fit(6), "--ckpt_path=last"])
     assert load(2)["global_step"] == 6
-    main(["validate", *fit(4)[1:], "--ckpt_path=last"])
+    shared = [flag for flag in fit(4)[1:] if not flag.startswith("--checkpoint.")]
+    main(["validate", *shared, "--ckpt_path=last"])
     written = read_report(RUNS / "version_2" / "checkpoints" / "validate" / "last" / "metrics.json")
     assert written.step == 6
     assert len(list(RUNS.iterdir())) == 3
