@@ -614,7 +614,9 @@ class TokenizerModule(LightningModule):
         try:
             check_weights(self, weights, "the checkpoint")
         except InputError as error:
-            raise InputError(f"{error}; {hint}" if self._fits else str(error)) from error
+            if not self._fits:
+                raise
+            raise InputError(f"{error}; {hint}") from error
         state = checkpoint["training_state"]
         require(
             not self._fits or state["trained"] == self.trained,

@@ -31,8 +31,8 @@ class ReconstructionGrid(Callback):
 
     Writes `reconstructions.png` into the log folder after each validation, and logs the first four images to
     TensorBoard and Weights & Biases, to the first also a histogram of how often codes were used (where the module's
-    metrics have "codebook"). The images are the same each
-    time; those of another size than the first are not shown. Small ones are enlarged, pixel by pixel.
+    metrics have "codebook"). The images are the same each time; those of another size than the first are not shown.
+    Small ones are enlarged, pixel by pixel.
 
     Args:
         num_images: how many images are shown.

@@ -435,8 +435,10 @@ def share_place(loggers: list[Any], flags: list[str]) -> None:
     """
     for option in ("save_dir", "name", "version"):
         flag = f"trainer.logger.{option}"
-        later = flags[len(flags) - flags[::-1].index(flag) :] if flag in flags else []
-        if flag not in flags or "trainer.logger" in later:
+        if flag not in flags:
+            continue
+        later = flags[len(flags) - flags[::-1].index(flag) :]
+        if "trainer.logger" in later:
             continue
         named = loggers[-1 - later.count("trainer.logger+")].init_args[option]
         for logger in loggers:

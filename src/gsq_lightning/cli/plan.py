@@ -258,7 +258,7 @@ def _work(planned: Plan) -> Iterator[str]:
 
 def _memory(planned: Plan) -> Iterator[str]:
     module, memory = planned.module, planned.device.memory
-    images = planned.batch // (planned.gpus * module.accumulate_batches)
+    images = per_device_batch_size(planned.batch, planned.gpus, module.accumulate_batches)
     fixed = planned.parameters.memory(module.ema is not None, planned.gpus, planned.autocast)
     of_an_image = planned.costs.memory * (COMPILED_ACTIVATIONS if module.compile_networks else 1)
     largest = max(0, int((USABLE_MEMORY * memory - fixed - KEPT_BYTES) / of_an_image))
