@@ -61,6 +61,8 @@ class Way(NamedTuple):
     small_input: bool = True
     looks_once: bool = True
     compiled: bool = False
+    compiled_trunks: bool = False
+    cuda_graphs: bool = False
 
 
 WAYS = [
@@ -71,6 +73,8 @@ WAYS = [
     Way("+ discriminator at its smaller input", True, True, True, True, False),
     COMPILED := Way("+ compiled (a recipe with fast.yaml)", True, True, True, True, False, True),
     Way("+ reconstruction judged once (same_draw)", True, True, True, True, True, True),
+    Way("+ frozen networks compiled", True, True, True, True, True, True, True),
+    Way("+ CUDA graphs of what is compiled", True, True, True, True, True, True, True, True),
 ]
 PRODUCT = "as gsq fit runs it (a recipe with fast.yaml)"
 WARM_UP = 3  # steps of the product
@@ -120,11 +124,18 @@ class Trainee:
         self.memory = 0  # bytes, at most
 
     def compile(self) -> None:
+        networks: list[torch.nn.Module] = []
         if self.way.compiled:
-            self.tokenizer.encoder.compile()
-            self.tokenizer.decoder.compile()
+            networks += [self.tokenizer.encoder, self.tokenizer.decoder]
+        if self.way.compiled_trunks:
+            for holder in (self.perceptual.network, self.discriminator.trunk):
+                assert holder is not None
+                networks.append(holder.network)
+        for network in networks:
+            network.compile(mode="reduce-overhead" if self.way.cuda_graphs else "default")
 
     def step(self, image: Tensor, second_image: Tensor) -> None:
+        torch.compiler.cudagraph_mark_step_begin()  # nothing of the step before is needed any more
         with self.discriminator.within_step():
             self._step(image, second_image)
 

@@ -189,3 +189,14 @@ def test_weights_that_are_missing_are_named_together(
     ):
         assert error.count(part) == 1
     assert "--config offline.yaml" in error
+
+
+def test_a_validation_is_not_told_of_options_of_training(
+    place: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("TORCH_HOME", str(place / "images"))
+    monkeypatch.setattr("gsq_lightning.pretrained.weights.reachable", lambda url: False)
+    names = "--model.metrics.names=[lpips_vgg]"
+    assert "--model.perceptual_loss.weights" not in error_of(["validate", *FIT[1:], names], capsys)
+    error = error_of([*FIT, "--model.perceptual_loss=LPIPS", names], capsys)
+    assert "--model.perceptual_loss.weights or --model.metrics.vgg16_weights" in error

@@ -173,9 +173,11 @@ def missing_text(errors: list[WeightsMissing], command: str) -> str:
     metrics = "model.metrics."
     parts = []
     for error in errors:
-        options = WEIGHTS_OPTIONS.get(error.network, ())
+        options: Sequence[str] = WEIGHTS_OPTIONS.get(error.network, ())
+        if command in ("validate", "test", "evaluate"):
+            options = [name for name in options if name.startswith(metrics)]
         if command == "evaluate":
-            options = tuple(name.removeprefix(metrics) for name in options if name.startswith(metrics))
+            options = [name.removeprefix(metrics) for name in options]
         paths = f"; or give its path with {' or '.join(f'--{name}' for name in options)}" if options else ""
         parts.append(f"{error}{paths}")
     if command == "evaluate":
