@@ -360,6 +360,18 @@ def test_the_order_is_that_of_seed_everything_unless_the_data_have_a_seed(
     assert run_through(seeded(image_root, seed=None), 3, tmp_path / "resumed", ckpt_path=checkpoint) == whole[1:]
 
 
+@pytest.mark.parametrize(("stop", "warns"), [(2, True), (4, False)])  # within an epoch of four steps, and at its end
+def test_a_run_resumed_with_another_seed_says_that_its_epoch_is_mixed(
+    image_root: Path, tmp_path: Path, stop: int, warns: bool, caplog: pytest.LogCaptureFixture
+) -> None:
+    checkpoint = tmp_path / "run" / f"step={stop}.ckpt"
+    run_through(seeded(image_root), stop, tmp_path / "run")
+    run_through(seeded(image_root), stop + 1, tmp_path / "same", ckpt_path=checkpoint)
+    assert "the seed is" not in caplog.text
+    run_through(seeded(image_root, seed=5), stop + 1, tmp_path / "other", ckpt_path=checkpoint)
+    assert ("the seed is 5, the checkpoint's was 3" in caplog.text) == warns
+
+
 @pytest.mark.parametrize(("before", "now"), [(2, 1), (1, 2), (4, 1)])
 @pytest.mark.parametrize("stop", [1, 2, 3])  # within epochs of two steps, and at their end
 def test_a_run_resumed_with_other_accumulation_sees_each_image_of_an_epoch_once(

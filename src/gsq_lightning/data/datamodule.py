@@ -153,7 +153,8 @@ class ResumableDataModule(LightningDataModule):
         if self._train is None:  # validation has no use for it
             return
         before, found = state_dict["training_images"], self._train.count()
-        self._position = DataPosition(self._choose_seed(state_dict["seed"]), total=state_dict["images_consumed"])
+        seed = self._choose_seed(state_dict["seed"])
+        self._position = DataPosition(seed, total=state_dict["images_consumed"])
         self._is_resumed = True
         if before != found:
             logger.warning(
@@ -166,6 +167,13 @@ class ResumableDataModule(LightningDataModule):
         epoch, consumed = state_dict["epoch"], state_dict["images_consumed_in_epoch"]
         is_over = found - consumed < self.global_batch_size  # by batches that are larger than before
         self._position.epoch, self._position.consumed = (epoch + 1, 0) if is_over else (epoch, consumed)
+        if self._position.consumed and seed != state_dict["seed"]:
+            logger.warning(
+                "the seed is %d, the checkpoint's was %d: what is left of this epoch is drawn from another order, so "
+                "that some of its images come twice and some not at all",
+                seed,
+                state_dict["seed"],
+            )
 
     def _choose_seed(self, resumed: int | None) -> int:
         """Seed of the order of images: flags, else the checkpoint, else torch's initial seed."""
