@@ -168,6 +168,13 @@ def test_two_ranks_see_the_global_batches_of_one(tmp_path: Path) -> None:
     assert together == alone
 
 
+def test_a_rank_without_tokens_validates_a_batch_of_none(tmp_path: Path) -> None:
+    write_tokens(tmp_path, images=2)
+    batches = [list(TokenDataset(tmp_path).val_loader(Loading(rank, 3, 4))) for rank in range(3)]
+    assert seen([batch for (batch,) in batches]) == [["class/image 0.png 0"], ["class/image 1.png 0"], []]
+    assert batches[2][0].indices.shape == (0, 2, 3, 2)
+
+
 def test_training_resumes_in_the_middle_of_an_epoch(tmp_path: Path) -> None:
     write_tokens(tmp_path / "train", images=22, copies=("plain", "mirrored"))
     write_tokens(tmp_path / "val", images=3)

@@ -16,7 +16,7 @@ from gsq_lightning.data.batch import ImageBatch, Sample, UnreadableImage, batch_
 from gsq_lightning.data.decoding import UNREADABLE, decode_image
 from gsq_lightning.data.image_shards import Cut, ImageShards, IndexedShards
 from gsq_lightning.data.loader import Loading, make_loader
-from gsq_lightning.data.sampler import DataPosition, EpochSampler, SampleKey
+from gsq_lightning.data.sampler import DataPosition, EpochSampler, InOrder, SampleKey
 from gsq_lightning.data.sources.interface import ImageSource
 from gsq_lightning.errors import InputError
 
@@ -75,14 +75,18 @@ class IndexedImages(ImageDataset):
 
     def train_loader(self, position: DataPosition, step_images: int, loading: Loading) -> DataLoader:
         sampler = EpochSampler(len(self), loading.rank, loading.world_size, position, step_images)
-        return make_loader(self, loading, sampler)
+        return make_loader(self, loading, sampler, collate_fn=self.collate)
 
     def val_loader(self, loading: Loading) -> DataLoader:
         sampler = EpochSampler(len(self), loading.rank, loading.world_size)
         if len(sampler) == 0:
             # fewer images than devices: a batch of none, so that this device takes part in the others' validation
-            return DataLoader(NoImages(), sampler=EpochSampler(1), collate_fn=collate)
-        return make_loader(self, loading, sampler)
+            return DataLoader([self.collate([])], sampler=InOrder([0]), batch_size=None)  # type: ignore[arg-type]
+        return make_loader(self, loading, sampler, collate_fn=self.collate)
+
+    def collate(self, items: Sequence[Any]) -> Any:
+        """A batch of what `self[key]` returns, or of nothing."""
+        return collate(items)
 
     def in_shards(self, cut: Cut, images_per_shard: int) -> ImageShards:
         return IndexedShards(self, cut, images_per_shard)
@@ -90,16 +94,6 @@ class IndexedImages(ImageDataset):
     def short_name(self, item: int, sample: Sample) -> str:
         """The name of an image within the data set."""
         return sample.path
-
-
-class NoImages(Dataset[ImageBatch]):
-    """Makes one batch, of none."""
-
-    def __len__(self) -> int:
-        return 1
-
-    def __getitems__(self, keys: list[Any]) -> ImageBatch:
-        return collate([])
 
 
 class SourceImages(IndexedImages):

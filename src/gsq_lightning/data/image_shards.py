@@ -2,15 +2,15 @@
 
 from abc import ABC, abstractmethod
 from collections.abc import Iterable, Iterator, Sequence
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import TYPE_CHECKING, NamedTuple
 
 from torch import Tensor
-from torch.utils.data import DataLoader, Dataset, DistributedSampler, IterableDataset, get_worker_info
+from torch.utils.data import DataLoader, Dataset, IterableDataset, get_worker_info
 
 from gsq_lightning.data.batch import Sample, UnreadableImage, batch_of
 from gsq_lightning.data.copies import COPIES, Augmentation, copies_of, copy_numbers
 from gsq_lightning.data.loader import Loading, make_loader
-from gsq_lightning.data.sampler import SampleKey
+from gsq_lightning.data.sampler import InOrder, SampleKey
 
 if TYPE_CHECKING:
     from gsq_lightning.data.dataset import IndexedImages
@@ -183,20 +183,6 @@ class ShardPart(NamedTuple):
     start: int
     stop: int
     shard_end: int
-
-
-class InOrder(DistributedSampler[Any]):
-    """Given keys in their order. (A DistributedSampler by type, so that Lightning leaves it in place.)"""
-
-    def __init__(self, keys: Sequence[Any]) -> None:
-        super().__init__(keys, num_replicas=1, rank=0, shuffle=False)  # type: ignore[arg-type]
-        self.keys = keys
-
-    def __iter__(self) -> Iterator[Any]:
-        return iter(self.keys)
-
-    def __len__(self) -> int:
-        return len(self.keys)
 
 
 def only(batches: list[ShardBatch]) -> ShardBatch:

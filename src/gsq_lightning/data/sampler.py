@@ -1,8 +1,8 @@
 """The order of images: depends on the seed, not on the number of devices and workers."""
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
@@ -94,3 +94,17 @@ class EpochSampler(DistributedSampler[SampleKey]):
     def __len__(self) -> int:
         """Samples of a full epoch on this device, including those already consumed."""
         return len(range(self.rank, self.size // self.multiple_of * self.multiple_of, self.num_replicas))
+
+
+class InOrder(DistributedSampler[Any]):
+    """Given keys in their order. (A DistributedSampler by type, so that Lightning leaves it in place.)"""
+
+    def __init__(self, keys: Sequence[Any]) -> None:
+        super().__init__(keys, num_replicas=1, rank=0, shuffle=False)  # type: ignore[arg-type]
+        self.keys = keys
+
+    def __iter__(self) -> Iterator[Any]:
+        return iter(self.keys)
+
+    def __len__(self) -> int:
+        return len(self.keys)

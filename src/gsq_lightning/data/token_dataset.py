@@ -9,12 +9,10 @@ from typing import Any, Literal
 
 import numpy as np
 import torch
-from torch.utils.data import DataLoader
 
 from gsq_lightning.data.batch import NO_LABEL
-from gsq_lightning.data.dataset import ImageDataset, key_of
-from gsq_lightning.data.loader import Loading, make_loader
-from gsq_lightning.data.sampler import DataPosition, EpochSampler, SampleKey
+from gsq_lightning.data.dataset import IndexedImages, key_of
+from gsq_lightning.data.sampler import SampleKey
 from gsq_lightning.data.sources.classes import renumbering
 from gsq_lightning.data.sources.interface import SHOWN
 from gsq_lightning.errors import InputError, first_few, one_of, require, whole_number
@@ -27,7 +25,7 @@ Numbers = Sequence[int] | Sequence[bool] | np.ndarray | torch.Tensor
 MOST_MAPPED = 4096  # shards: systems allow some ten thousand maps for each process
 
 
-class TokenDataset(WithTokenFacts, ImageDataset):
+class TokenDataset(WithTokenFacts, IndexedImages):
     """Tokens that `gsq predict` wrote, in any order, through memory maps: what is not asked for is not read.
 
     `dataset[7]` is a `TokenBatch` of one image without the dimension B, so that a plain `DataLoader(dataset, 32)` makes
@@ -125,9 +123,6 @@ class TokenDataset(WithTokenFacts, ImageDataset):
     def __len__(self) -> int:
         return self.num_images * (len(self.facts.copies) if self.copies == "all" else 1)
 
-    def count(self) -> int:
-        return len(self)
-
     def __str__(self) -> str:
         copies = f", {len(self.facts.copies)} copies of each" if len(self.facts.copies) > 1 else ""
         return f"tokens of {self.num_images} images in {self.folder}{copies}"
@@ -141,7 +136,7 @@ class TokenDataset(WithTokenFacts, ImageDataset):
         if isinstance(key, int) or np.ndim(key) == 0:
             return self._item(whole_number("an item", key, -sys.maxsize))
         chosen = numbers_in(key, len(self))
-        return TokenBatch.stack([self._item(item) for item in chosen.tolist()]) if len(chosen) else self._none()
+        return self.collate([self._item(item) for item in chosen.tolist()])
 
     def _item(self, key: SampleKey | int) -> TokenBatch:
         item, number = key_of(key).item, len(self)
@@ -159,19 +154,8 @@ class TokenDataset(WithTokenFacts, ImageDataset):
     def _numbered(self, label: torch.Tensor) -> torch.Tensor:
         return label if self._numbers is None else self._numbers[label]
 
-    def _none(self) -> TokenBatch:
-        empty = torch.empty(0, dtype=torch.int64)
-        return TokenBatch(torch.empty(0, *self.grid, self.num_groups, dtype=torch.int64), empty, empty, [])
-
-    def train_loader(self, position: DataPosition, step_images: int, loading: Loading) -> DataLoader:
-        sampler = EpochSampler(len(self), loading.rank, loading.world_size, position, step_images)
-        return make_loader(self, loading, sampler, collate_fn=TokenBatch.stack)
-
-    def val_loader(self, loading: Loading) -> DataLoader:
-        sampler = EpochSampler(len(self), loading.rank, loading.world_size)
-        if len(sampler) == 0:  # a batch of none, so that this device takes part in the others' validation
-            return DataLoader([self._none()], sampler=EpochSampler(1), batch_size=None)  # type: ignore[arg-type]
-        return make_loader(self, loading, sampler, collate_fn=TokenBatch.stack)
+    def collate(self, items: Sequence[TokenBatch]) -> TokenBatch:
+        return TokenBatch.stack(items) if items else TokenBatch.of_none(*self.grid, self.num_groups)
 
     def _row(self, image: int, copy: int) -> int:
         number = image if self._images is None else int(self._images[image])

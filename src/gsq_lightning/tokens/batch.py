@@ -1,4 +1,4 @@
-"""What encoding makes of images, and generators are trained on."""
+"""Batches of tokens, which generators are trained on."""
 
 from collections.abc import Sequence
 from typing import NamedTuple
@@ -21,6 +21,12 @@ class TokenBatch(NamedTuple):
     label: Tensor
     copy: Tensor
     name: Sequence[str]
+
+    @classmethod
+    def of_none(cls, height: int, width: int, num_groups: int) -> "TokenBatch":
+        """A batch of no images, whose grids would be h × w with G groups."""
+        none = torch.empty(0, dtype=torch.int64)
+        return cls(torch.empty(0, height, width, num_groups, dtype=torch.int64), none, none, [])
 
     @classmethod
     def stack(cls, items: "Sequence[TokenBatch]") -> "TokenBatch":

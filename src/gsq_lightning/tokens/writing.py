@@ -87,12 +87,11 @@ def write_rows(folder: Path, number: int, rows: Sequence[TokenBatch], facts: Tok
     """
     if (folder / FACTS_FILE).exists():
         check_folder(folder, facts)
-    none = torch.empty(0, dtype=torch.int64)
-    no_indices = torch.empty(0, facts.height, facts.width, facts.num_groups, dtype=torch.int64)
+    rows = rows or [TokenBatch.of_none(facts.height, facts.width, facts.num_groups)]
     whole = TokenBatch(
-        torch.cat([part.indices for part in rows]) if rows else no_indices,
-        torch.cat([none, *(part.label for part in rows)]),
-        torch.cat([none, *(part.copy for part in rows)]),
+        torch.cat([part.indices for part in rows]),
+        torch.cat([part.label for part in rows]),
+        torch.cat([part.copy for part in rows]),
         [name for part in rows for name in part.name],
     )
     path = folder / shard_name(number, facts.file_type)
