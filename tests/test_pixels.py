@@ -38,6 +38,13 @@ def test_pictures_of_any_kind_are_one_image(tmp_path: Path) -> None:
     assert np.array_equal(np.asarray(image_to_picture(image)), PIXELS)
 
 
+def test_pictures_of_three_rows_have_their_channels_last(tmp_path: Path) -> None:
+    pixels = PIXELS[:3]
+    Image.fromarray(pixels).save(tmp_path / "picture.png")
+    for picture in (tmp_path / "picture.png", Image.open(tmp_path / "picture.png"), Image.fromarray(pixels), pixels):
+        assert np.array_equal(np.asarray(image_to_picture(picture_to_image(picture))), pixels)
+
+
 def test_arrays_may_be_flipped_or_read_only() -> None:
     """As OpenCV's channels in the other order are, and Pillow's own arrays."""
     read_only = np.asarray(Image.fromarray(PIXELS))

@@ -92,11 +92,11 @@ def picture_to_image(picture: Any) -> Tensor:
         InputError: for anything else.
     """
     if isinstance(picture, str | Path):
-        picture = _file_pixels(Path(picture).expanduser())
+        picture = _read(Path(picture).expanduser())
     elif hasattr(picture, "getexif"):
-        picture = _pillow_pixels(picture)
+        picture = _to_rgb(picture)
     channels_first = isinstance(picture, Tensor)  # where both ends have 3, as each kind usually has them
-    tensor = picture if isinstance(picture, Tensor) else _tensor_of(picture)
+    tensor = picture if channels_first else _tensor_of(picture)
     if tensor.ndim == 4 and len(tensor) == 1:
         tensor = tensor[0]
     if tensor.ndim == 2:
@@ -124,7 +124,7 @@ def image_to_picture(image: Tensor) -> "Image":
 
 
 def _tensor_of(picture: Any) -> Tensor:
-    """Of an array, also of one that is flipped or read-only: a copy."""
+    """A copy of an array, which may be flipped or read-only, or of what NumPy makes one of."""
     import numpy as np
 
     try:
@@ -136,28 +136,25 @@ def _tensor_of(picture: Any) -> Tensor:
         ) from error
 
 
-def _file_pixels(path: Path) -> Tensor:
-    import numpy as np
-
+def _read(path: Path) -> "Image":
     from gsq_lightning.pictures import read_rgb
 
     try:
-        return torch.from_numpy(np.array(read_rgb(path.read_bytes(), upright=True)))
+        return read_rgb(path.read_bytes(), upright=True)
     except (OSError, ValueError) as error:
         raise InputError(f"{path} cannot be read as a picture: {first_line(error)}") from error
 
 
-def _pillow_pixels(picture: "Image") -> Tensor:
-    import numpy as np
+def _to_rgb(picture: "Image") -> "Image":
     from PIL import ImageOps
 
     from gsq_lightning.pictures import to_rgb
 
     if getattr(picture, "tile", None):  # of a file that is not loaded yet, so that its own range can be seen
         try:
-            return torch.from_numpy(np.array(to_rgb(picture, upright=True)))  # type: ignore[arg-type]
+            return to_rgb(picture, upright=True)  # type: ignore[arg-type]
         except (OSError, SyntaxError, ValueError) as error:
             raise InputError(f"the picture cannot be read: {first_line(error)}") from error
     if picture.mode not in PILLOW_MODES:
         raise InputError(f"the picture has Pillow's mode {picture.mode}, whose range is not that of 8 bits; convert it")
-    return torch.from_numpy(np.array(ImageOps.exif_transpose(picture).convert("RGB")))
+    return ImageOps.exif_transpose(picture).convert("RGB")
