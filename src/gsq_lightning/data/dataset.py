@@ -13,7 +13,7 @@ from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
 from gsq_lightning.data.batch import ImageBatch, Sample, UnreadableImage, batch_of, collate
-from gsq_lightning.data.decoding import UNREADABLE, decode_image
+from gsq_lightning.data.decoding import decode_image
 from gsq_lightning.data.image_shards import Cut, ImageShards, IndexedShards
 from gsq_lightning.data.loader import Loading, make_loader
 from gsq_lightning.data.sampler import DataPosition, EpochSampler, InOrder, SampleKey
@@ -124,7 +124,7 @@ class SourceImages(IndexedImages):
         self.on_error = on_error
         self.substitute = substitute
         self.epoch_images = len(source) if epoch_images is None else epoch_images
-        # steps of this width visit every image once, and leave a folder that is gone at the first
+        # a step without a common divisor visits every image once; a wide one soon leaves a folder that is gone
         self._stride = next(
             step
             for step in range(max(1, round(0.618 * len(source))), len(source) + 2)
@@ -152,7 +152,7 @@ class SourceImages(IndexedImages):
                 return Sample(pixels, int(self.source.labels[item]), self.source.name(item), tuple(unreadable))
             except OSError as error:
                 raise InputError(unread_line(self.source.name(item), error)) from error
-            except UNREADABLE as error:
+            except ValueError as error:
                 if self.on_error == "raise":
                     raise InputError(unreadable_line(self.source.name(item), error)) from error
                 unreadable.append(UnreadableImage(self.source.name(item), str(error)))

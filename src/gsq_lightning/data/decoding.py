@@ -1,7 +1,6 @@
 """From the bytes of an image file to its pixels."""
 
 from functools import cache
-from pathlib import Path
 
 import numpy as np
 import simplejpeg
@@ -9,10 +8,7 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-from gsq_lightning.pictures import picture_formats, read_rgb, to_rgb
-
-# what a damaged image raises, whoever finds out; an OSError is the system's and says nothing of the image
-UNREADABLE = (ValueError,)
+from gsq_lightning.pictures import picture_formats, read_rgb
 
 PLAIN_COLORSPACES = ("YCbCr", "RGB", "Gray")
 
@@ -51,9 +47,3 @@ def decode_plain_jpeg(content: bytes) -> np.ndarray | None:
         return simplejpeg.decode_jpeg(content, "RGB")
     except ValueError:  # damaged, or not quite as the standard has it: Pillow decides
         return None
-
-
-def read_image(path: Path) -> Image.Image:
-    """An image file in RGB. Raises OSError, and what Pillow does for damaged files."""
-    with Image.open(path) as image:
-        return to_rgb(image)

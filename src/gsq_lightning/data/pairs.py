@@ -14,25 +14,26 @@ from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
 from gsq_lightning.data.dataset import unread_line
-from gsq_lightning.data.decoding import UNREADABLE, decode_image, picture_formats
+from gsq_lightning.data.decoding import decode_image
 from gsq_lightning.data.sources import ImageSource
 from gsq_lightning.data.sources.locate import open_images
 from gsq_lightning.data.transforms import ResizeAndCrop
 from gsq_lightning.errors import InputError, first_few
+from gsq_lightning.pictures import picture_formats
 
 SHOWN = 3  # names in a message
 
 
-class DecodedImage(NamedTuple):
+class LoadedImage(NamedTuple):
     """An image as it is compared.
 
     Attributes:
         pixels: (3, H, W) uint8.
-        is_turned: whether its file has an EXIF orientation, which is ignored here.
+        content: of its file.
     """
 
     pixels: Tensor
-    is_turned: bool
+    content: bytes
 
 
 class Pair(NamedTuple):
@@ -57,7 +58,7 @@ class EvaluatedImages(Dataset[Tensor]):
         transform: what is done to them, or nothing.
 
     Raises:
-        InputError: when asked for an image, where it cannot be read or is too small.
+        InputError: where there are no images; when asked for one, where it cannot be read or is too narrow.
     """
 
     def __init__(self, place: Path, transform: ResizeAndCrop | None = None) -> None:
@@ -68,31 +69,19 @@ class EvaluatedImages(Dataset[Tensor]):
         return len(self.source.names)
 
     def __getitem__(self, item: int) -> Tensor:
-        return self._decoded(item, self._read(item))
+        return self.load(item).pixels
 
-    def decoded(self, item: int) -> DecodedImage:
-        """An image, and whether it would be shown otherwise."""
-        content = self._read(item)
-        return DecodedImage(self._decoded(item, content), has_orientation(content))
-
-    def _read(self, item: int) -> bytes:
-        try:
-            return self.source.read(item)
-        except OSError as error:
-            raise InputError(unread_line(self.source.name(item), error)) from error
-        except UNREADABLE as error:
-            raise InputError(f"{self.source.name(item)} cannot be read as an image: {error}") from error
-
-    def _decoded(self, item: int, content: bytes) -> Tensor:
+    def load(self, item: int) -> LoadedImage:
+        """An image with the bytes of its file."""
         name = self.source.name(item)
         try:
+            content = self.source.read(item)
             pixels = decode_image(content)
-        except UNREADABLE as error:
-            raise InputError(f"{name} cannot be read as an image: {error}") from error
-        try:
-            return pixels if self.transform is None else self.transform(pixels, torch.Generator)
+            return LoadedImage(pixels if self.transform is None else self.transform(pixels, torch.Generator), content)
+        except OSError as error:
+            raise InputError(unread_line(name, error)) from error
         except ValueError as error:
-            raise InputError(f"{name} cannot be used: {error}") from error
+            raise InputError(f"{name} cannot be read as an image: {error}") from error
 
     @property
     def fingerprint(self) -> str:
@@ -142,7 +131,8 @@ class ImagePairs(Dataset[Pair]):
 
     def __getitem__(self, item: int) -> Pair:
         original, reconstruction = self.items[item]
-        pixels, is_turned = self.real.decoded(original)
+        pixels, content = self.real.load(original)
+        is_turned = has_orientation(content)
         pair = Pair(pixels, self.fake[reconstruction], int(is_turned))
         if pair.original.shape != pair.reconstruction.shape:
             raise InputError(

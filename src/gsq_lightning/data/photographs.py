@@ -14,13 +14,12 @@ from torchvision.transforms.v2 import functional as F
 
 from gsq_lightning.data.batch import NO_LABEL, Sample
 from gsq_lightning.data.dataset import ImageDataset, IndexedImages, OnError, SourceImages, key_of
-from gsq_lightning.data.decoding import read_image
-from gsq_lightning.data.image_datamodule import PredictedSplit
 from gsq_lightning.data.images import ImageNetDataModule
 from gsq_lightning.data.sampler import SampleKey
 from gsq_lightning.data.sources.splits import Split
 from gsq_lightning.data.transforms import ResizeAndCrop, random_crop
 from gsq_lightning.errors import require, whole_number
+from gsq_lightning.pictures import read_rgb
 
 SMALLEST_SIDE = 300  # of a photograph, in pixels
 TRAIN_PHOTOGRAPHS = (
@@ -143,10 +142,8 @@ class PhotographsDataModule(ImageNetDataModule):
         short_side = self.short_side if side is None else max(side, self.short_side)
         return self._evaluated(ResizeAndCrop(size, short_side, enlarge=False), split)
 
-    def predict_splits(self, split: PredictedSplit) -> list[Split]:
-        if split == "all" and self._trains_on_bundled:
-            return ["train", "val"]
-        return super().predict_splits(split)
+    def _has_val_split(self) -> bool:
+        return self._trains_on_bundled or super()._has_val_split()
 
 
 class RandomCrops(IndexedImages):
@@ -225,8 +222,8 @@ class Tiles(IndexedImages):
 
 
 def load_photograph(name: str, short_side: int) -> Tensor:
-    """A photograph of scikit-image's wheel, its short side shrunk to `short_side` pixels: (3, H, W) uint8."""
-    image = read_image(Path(skimage.__file__).parent / "data" / name)
+    """A photograph that scikit-image ships, its short side shrunk to `short_side` pixels: (3, H, W) uint8."""
+    image = read_rgb((Path(skimage.__file__).parent / "data" / name).read_bytes())
     if min(image.size) > short_side:
         image = F.resize(image, [short_side], F.InterpolationMode.BILINEAR)
     return F.pil_to_tensor(image)

@@ -13,7 +13,7 @@ from torch.utils.data import DataLoader, IterableDataset, get_worker_info
 
 from gsq_lightning.data.batch import Sample, UnreadableImage
 from gsq_lightning.data.dataset import ImageDataset, OnError, Transform, unreadable_line
-from gsq_lightning.data.decoding import UNREADABLE, decode_image
+from gsq_lightning.data.decoding import decode_image
 from gsq_lightning.data.image_shards import Cut, ImageShards, StreamShards
 from gsq_lightning.data.loader import Loading, make_loader
 from gsq_lightning.data.sampler import DataPosition, SampleKey
@@ -168,7 +168,7 @@ class StreamedShards(ImageDataset, IterableDataset[Sample | UnreadableImage]):
             generator: of the order of samples.
         """
         encoded = self._encoded(urls)
-        if generator is not None and self.shuffle_buffer > 0:
+        if generator is not None:
             encoded = shuffled(encoded, self.shuffle_buffer, generator)
         for image in encoded:
             if isinstance(image, UnreadableImage):
@@ -178,7 +178,7 @@ class StreamedShards(ImageDataset, IterableDataset[Sample | UnreadableImage]):
                 raise InputError(unnamed_label(image.name, image.label, len(self.class_names)))
             try:
                 yield Sample(self._decode(image.content, image.name, key), image.label, image.name)
-            except UNREADABLE as error:
+            except ValueError as error:
                 if self.on_error == "raise":
                     raise InputError(unreadable_line(image.name, error)) from error
                 yield UnreadableImage(image.name, str(error))
