@@ -3,7 +3,6 @@
 import math
 from typing import Literal
 
-import torch
 from torch import Tensor
 
 from gsq_lightning.data.transforms import center_crop
@@ -17,7 +16,7 @@ COPIES: dict[Augmentation, tuple[str, ...]] = {
     "flip": ("plain", "mirrored"),
     "ten_crop": ("center", *CORNERS, "center mirrored", *(f"{corner} mirrored" for corner in CORNERS)),
 }
-TEN_CROP_MARGIN = 1.1  # side of what ten crops are cut from, in theirs (LlamaGen, arXiv 2406.06525)
+TEN_CROP_MARGIN = 1.1  # side of the square that ten crops are cut from / side of a crop (LlamaGen, arXiv 2406.06525)
 
 
 def side_before(augmentation: Augmentation, size: int) -> int:
@@ -34,8 +33,3 @@ def copies_of(pixels: Tensor, augmentation: Augmentation, size: int) -> list[Ten
         near, far = slice(None, size), slice(-size, None)
         crops += [pixels[:, rows, columns] for rows in (near, far) for columns in (near, far)]
     return crops + [crop.flip(-1) for crop in crops]
-
-
-def copy_numbers(rows: int, augmentation: Augmentation) -> Tensor:
-    """(rows,) int64: which copy each row is, where all copies of an image follow each other."""
-    return torch.arange(rows) % len(COPIES[augmentation])

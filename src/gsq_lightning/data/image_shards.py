@@ -4,11 +4,12 @@ from abc import ABC, abstractmethod
 from collections.abc import Iterable, Iterator, Sequence
 from typing import TYPE_CHECKING, NamedTuple
 
+import torch
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset, IterableDataset, get_worker_info
 
 from gsq_lightning.data.batch import Sample, UnreadableImage, batch_of
-from gsq_lightning.data.copies import COPIES, Augmentation, copies_of, copy_numbers
+from gsq_lightning.data.copies import COPIES, Augmentation, copies_of
 from gsq_lightning.data.loader import Loading, make_loader
 from gsq_lightning.data.sampler import InOrder, SampleKey
 
@@ -47,13 +48,14 @@ class Cut(NamedTuple):
         size: side of the copies, in pixels.
     """
 
-    augmentation: Augmentation = "none"
-    size: int = 0
+    augmentation: Augmentation
+    size: int
 
     def batch(self, samples: Iterable[Sample | UnreadableImage], most: int, shard: int, ends: bool) -> ShardBatch:
         """Makes a batch of at most so many images."""
-        batch = batch_of(self._rows(samples), most * len(COPIES[self.augmentation]))
-        return ShardBatch(*batch, copy_numbers(len(batch.path), self.augmentation), shard, ends)
+        copies = len(COPIES[self.augmentation])
+        batch = batch_of(self._rows(samples), most * copies)
+        return ShardBatch(*batch, torch.arange(len(batch.path)) % copies, shard, ends)
 
     def images_of(self, rows: int) -> int:
         """Images of a batch of so many rows; at least one."""

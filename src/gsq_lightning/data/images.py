@@ -191,7 +191,7 @@ class ImageNetDataModule(ImageDataModule):
         splits = super().predict_splits(split)
         return splits if split != "all" or self._has_val_split() or self.val_share is not None else ["train"]
 
-    def _evaluated(self, transform: Transform, split: Split = "val") -> ImageDataset | None:
+    def _evaluated(self, transform: Transform, split: Split) -> ImageDataset | None:
         found = self._find_val() if split == "val" else self._find_train()
         if found is None:
             return None

@@ -11,7 +11,7 @@ from gsq_lightning.files import write_whole
 FACTS_FILE = "tokens.json"
 FORMAT = 1  # of files and folder; a later one is refused
 
-# what all shards of a folder have in common, in words: with another one of these they do not belong together
+# facts that all shards of a folder share, and what a message says of shards that differ in one
 COMMON = {
     "tokenizer_hash": "of another tokenizer",
     "precision": "computed in another precision",
@@ -80,7 +80,7 @@ class TokenFacts:
             within = [split for split in ("train", "val") if (folder / split / FACTS_FILE).is_file()]
             hint = f"; there is {folder / within[0]}" if within else "; gsq predict writes such a folder"
             raise InputError(f"there are no tokens in {folder}: it has no {FACTS_FILE}{hint}") from None
-        except (AttributeError, KeyError, OSError, RecursionError, TypeError, ValueError) as error:
+        except (KeyError, OSError, TypeError, ValueError) as error:
             raise InputError(f"{path} cannot be read: {error}") from error
 
     def write(self, folder: Path) -> None:
@@ -88,7 +88,7 @@ class TokenFacts:
         write_whole(folder / FACTS_FILE, (json.dumps(content, indent=1, ensure_ascii=False) + "\n").encode())
 
     def difference(self, other: "TokenFacts") -> str | None:
-        """What the shards of the other are of, in words, where they do not belong to these."""
+        """The first fact in which the other's shards differ, in words; None where they may share a folder."""
         return next((words for name, words in COMMON.items() if getattr(self, name) != getattr(other, name)), None)
 
 

@@ -1,4 +1,4 @@
-"""Token shards as Parquet files, for engines of data: rows of fixed-size lists."""
+"""Token shards as Parquet files, which datasets and polars read: rows with a fixed-size list of indices."""
 
 import io
 from pathlib import Path
@@ -24,16 +24,14 @@ def write_parquet(path: Path, shard: TokenShard) -> None:
     import pyarrow
     import pyarrow.parquet
 
-    rows = len(shard.label)
-    tokens = shard.indices.reshape(rows, -1) if rows else shard.indices.reshape(0, shard.indices.shape[1:].numel())
+    tokens = shard.indices.flatten(1)
     table = pyarrow.table(
         {
             "indices": pyarrow.FixedSizeListArray.from_arrays(pyarrow.array(tokens.flatten().numpy()), tokens.shape[1]),
             "label": shard.label.numpy(),
             "copy": shard.copy.numpy(),
-            "name": [
-                shard.name(row).encode("utf-8", "backslashreplace").decode() for row in range(rows)
-            ],  # names of files need not be UTF-8
+            # names of files need not be UTF-8
+            "name": [shard.name(row).encode("utf-8", "backslashreplace").decode() for row in range(len(tokens))],
         }
     )
     content = io.BytesIO()
