@@ -221,8 +221,10 @@ def test_a_share_is_held_out_by_name(tmp_path: Path) -> None:
     assert 4 <= len(val) <= 16
     assert val[:].copy.tolist() == [0] * len(val)
     assert np.array_equal(train.labels, [every.label[every.name.index(name)] for name in train[:].name])
-    with pytest.raises(InputError, match=r"val_share 0\.001 of 40 images"):
-        module(tmp_path, val_share=0.001).make_val_dataset()
+    nothing = module(tmp_path, val_share=0.001)
+    for make in (nothing.make_train_dataset, nothing.make_val_dataset):
+        with pytest.raises(InputError, match=r"val_share 0\.001 of 40 images .* leaves 40 for training and 0 for"):
+            make()
 
 
 def test_tokens_of_two_tokenizers_are_not_trained_and_validated_together(tmp_path: Path) -> None:

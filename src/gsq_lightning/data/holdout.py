@@ -1,30 +1,36 @@
-"""Validation images from a set that has none: a share held out by name."""
+"""Validation images from a set that has none: a share that names decide."""
 
 import hashlib
+from collections.abc import Iterable
 from functools import cached_property
 from typing import NamedTuple
 
 import numpy as np
 
 from gsq_lightning.data.sources.interface import ImageSource
+from gsq_lightning.data.sources.splits import Split
 from gsq_lightning.errors import require
 from gsq_lightning.names import PackedNames
 
 
 class SourcePart(ImageSource):
-    """Some images of a source.
+    """The training or the validation part of a source that has no splits.
 
     Args:
         source: all images.
-        items: (N,) int64, which of them.
-        words: what part this is, for messages.
+        share: of them, about, for validation, in (0, 1).
+        split: which part.
+
+    Raises:
+        InputError: where one of the parts is empty.
     """
 
-    def __init__(self, source: ImageSource, items: np.ndarray, words: str) -> None:
+    def __init__(self, source: ImageSource, share: float, split: Split) -> None:
+        parts = hold_out(source.names, share, source.place)
         self.source = source
-        self.items = items
-        self.place = f"{source.place} ({words})"
-        self.labels = source.labels[items]
+        self.items = parts.train if split == "train" else parts.val
+        self.place = f"{source.place} ({'all but ' if split == 'train' else ''}val_share {share:g} by name)"
+        self.labels = source.labels[self.items]
         self.class_names = source.class_names
         self.notes = source.notes
 
@@ -48,35 +54,41 @@ class SourcePart(ImageSource):
         return hashlib.sha256(self.source.fingerprint().encode() + self.items.tobytes()).hexdigest()
 
 
-class HoldOut(NamedTuple):
-    """The two parts of a source that has no splits."""
+class HeldOut(NamedTuple):
+    """Numbers of the images of each part, (N,) int64."""
 
-    train: SourcePart
-    val: SourcePart
+    train: np.ndarray
+    val: np.ndarray
 
 
-def hold_out(source: ImageSource, share: float) -> HoldOut:
-    """The training and the validation part of a source. An image's name decides: every machine comes to the same parts.
+def hold_out(names: Iterable[str], share: float, place: object) -> HeldOut:
+    """Divides images by a hash of their names, which is the same on every machine, and whatever other images there are.
 
     Args:
-        source: all images.
+        names: of all images, within their source.
         share: of them, about, for validation, in (0, 1).
+        place: of the images, for the message.
 
     Raises:
         InputError: where one of the parts is empty.
     """
-    hashes = np.fromiter((hash_of(source.names[item]) for item in range(len(source))), np.float64, len(source))
+    hashes = np.fromiter(map(hash_of, names), np.float64)
     train, val = np.flatnonzero(hashes >= share), np.flatnonzero(hashes < share)
     require(
         len(train) > 0 and len(val) > 0,
-        f"val_share {share:g} of {len(source)} images in {source.place} leaves {len(train)} for training and "
-        f"{len(val)} for validation; choose another share, or name validation images with data.val",
+        f"val_share {share:g} of {len(hashes)} images in {place} leaves {len(train)} for training and {len(val)} for "
+        "validation; choose another share, or add a validation split",
     )
-    words = f"val_share {share:g} by name"
-    return HoldOut(SourcePart(source, train, f"all but {words}"), SourcePart(source, val, words))
+    return HeldOut(train, val)
+
+
+def check_share(share: float | None) -> float | None:
+    """A share that options give, as a Python float. Raises InputError for one that is not between 0 and 1."""
+    require(share is None or 0 < share < 1, f"val_share is {share}; it must be above 0 and below 1")
+    return None if share is None else float(share)
 
 
 def hash_of(name: str) -> float:
-    """The place of a name within its source as a number in [0, 1)."""
+    """A name as a number in [0, 1)."""
     digest = hashlib.blake2b(name.encode("utf-8", "surrogateescape"), digest_size=6).digest()
     return int.from_bytes(digest, "big") / 2**48

@@ -6,13 +6,11 @@ from contextlib import suppress
 from functools import cached_property
 from typing import Any
 
-from gsq_lightning.data.batch import NO_LABEL
+from gsq_lightning.data.class_numbers import ClassNumbers
 from gsq_lightning.data.dataset import ImageDataset, OnError, SourceImages, Transform
-from gsq_lightning.data.holdout import hold_out
+from gsq_lightning.data.holdout import SourcePart, check_share
 from gsq_lightning.data.image_datamodule import ImageDataModule, PredictedSplit
 from gsq_lightning.data.sources import ImageSource, ParquetSource
-from gsq_lightning.data.sources.classes import same_name, unnamed_label
-from gsq_lightning.data.sources.interface import SHOWN
 from gsq_lightning.data.sources.locate import (
     Shards,
     SourceKind,
@@ -26,7 +24,7 @@ from gsq_lightning.data.sources.parquet import Columns
 from gsq_lightning.data.sources.splits import Split
 from gsq_lightning.data.stream import StreamedShards
 from gsq_lightning.data.transforms import CROP_SCALE, MAX_IMAGE_SIZE, Crop, ResizeAndCrop, short_side_for
-from gsq_lightning.errors import InputError, first_few, one_of, require, whole_number
+from gsq_lightning.errors import InputError, one_of, require, whole_number
 
 
 class ImageNetDataModule(ImageDataModule):
@@ -122,18 +120,19 @@ class ImageNetDataModule(ImageDataModule):
         self.root, self.train, self.val = place("root", root), place("train", train), place("val", val)
         self.train_images = None if train_images is None else whole_number("train_images", train_images, 1)
         self.shuffle_buffer = whole_number("shuffle_buffer", shuffle_buffer, 1)
-        self.val_share = None if val_share is None else float(val_share)
-        require(val_share is None or 0 < val_share < 1, f"val_share is {val_share}; it must be above 0 and below 1")
-        self._given_names = None if class_names is None else list(class_names)
-        self._trained_names = None if trained_class_names is None else list(trained_class_names)
-        self.class_names = self._given_names
+        self.val_share = check_share(val_share)
+        self._classes = ClassNumbers(class_names, trained_class_names)
         self._columns = Columns(image_column, label_column)
         self.crop: Crop = one_of("crop", crop, Crop)
         self.flip = bool(flip)
         self.on_error: OnError = one_of("on_error", on_error, OnError)
         self.source: SourceKind = one_of("source", source, SourceKind)
         self._trains_on_all = False  # on what `root` holds, which has no splits
-        self._is_numbered = False  # by training images, without names of the classes
+
+    @property
+    def class_names(self) -> list[str] | None:
+        """Names of the classes in the order of the labels, or None; before `setup` those that were given."""
+        return self._classes.names
 
     @property
     def settings(self) -> dict[str, Any]:
@@ -146,7 +145,7 @@ class ImageNetDataModule(ImageDataModule):
             "val": self._absolute(self.val),
             "source": self.source,
             "val_share": self.val_share,
-            "class_names": self._given_names,
+            "class_names": self._classes.given,
             "trained_class_names": self.class_names,
             "image_column": self._columns.image,
             "label_column": self._columns.label,
@@ -169,9 +168,9 @@ class ImageNetDataModule(ImageDataModule):
         found = self._find_train()
         if isinstance(found, Shards):
             return StreamedShards(
-                found, transform, self.on_error, self.shuffle_buffer, self.train_images, self._given_names
+                found, transform, self.on_error, self.shuffle_buffer, self.train_images, self._classes.given
             )
-        self.class_names = self._names_of(found)
+        self._classes.number_training(found)
         return SourceImages(found, transform, self.on_error, substitute=True)
 
     def make_val_dataset(self) -> ImageDataset | None:
@@ -196,18 +195,19 @@ class ImageNetDataModule(ImageDataModule):
         if found is None:
             return None
         if isinstance(found, Shards):
-            return StreamedShards(found, transform, self.on_error, class_names=self._given_names)
+            return StreamedShards(found, transform, self.on_error, class_names=self._classes.given)
         if split == "train":
-            self.class_names = self._names_of(found)
+            self._classes.number_training(found)
+        elif self._train is not None:
+            self._classes.number_as_training(found)
         else:
-            self._number_as_training(found)
+            self._classes.number_alone(found, self._images_that_number(found))
         return SourceImages(found, transform, self.on_error)
 
     def _find_train(self) -> ImageSource | Shards:
-        found = self._all_training_images()
         if self.val_share is None or self._has_val_split():
-            return found
-        return hold_out(self._in_any_order(found, "data.val_share needs"), self.val_share).train
+            return self._all_training_images()
+        return self._part(self.val_share, "train")
 
     def _find_val(self) -> ImageSource | Shards | None:
         """None where there are training images alone, of which none are held out."""
@@ -216,7 +216,7 @@ class ImageNetDataModule(ImageDataModule):
         if self.root is not None and "val" in self._splits:
             return find_split(self.root, "val", self.source, self._columns)
         if self.val_share is not None:
-            return hold_out(self._in_any_order(self._all_training_images(), "data.val_share needs"), self.val_share).val
+            return self._part(self.val_share, "val")
         if self._train is not None or self.train is not None:
             return None
         if self.root is None:
@@ -233,6 +233,9 @@ class ImageNetDataModule(ImageDataModule):
         self._trains_on_all = self.val_share is None
         return open_images(self.root, self.source, "train", self._columns)
 
+    def _part(self, val_share: float, split: Split) -> SourcePart:
+        return SourcePart(self._in_any_order(self._all_training_images(), "data.val_share needs"), val_share, split)
+
     def _has_val_split(self) -> bool:
         return self.val is not None or "val" in self._splits
 
@@ -243,79 +246,20 @@ class ImageNetDataModule(ImageDataModule):
             return set()
         return {"train", "val"} if is_on_hub(self.root, self.source) else splits_of(self.root, self.source)
 
-    def _number_as_training(self, found: ImageSource) -> None:
-        """Gives the labels of validation images the numbers of training."""
-        names = self._training_classes(found)
-        if is_numbered(found):
-            found.class_names = self._names_of_numbers(found, names)
-        elif names is not None:
-            found.number_by(names)
-        elif found.class_names is not None and self._is_numbered:
-            found.remove_labels(
-                "their classes have names and those of the training images numbers: they have no label; "
-                "data.class_names takes the names in the order of the numbers"
-            )
-        if self._train is None or self.class_names is None:
-            self.class_names = found.class_names
-
-    def _training_classes(self, found: ImageSource) -> list[str] | None:
-        """The classes that number the labels of validation images: those of training, so that equal numbers are equal.
-
-        They are not looked for where nothing names the class of an image. Of quite other images than those that a
-        checkpoint was trained on, the classes are numbered by themselves.
-        """
-        own = found.class_names
-        if self._train is not None:
-            return self.class_names
-        if own is None and os.sep not in found.names[0]:
-            return self._given_names
+    def _images_that_number(self, found: ImageSource) -> ImageSource | None:
+        """The images whose classes number those of validation images; None where there are none, or no need of any."""
+        if found.class_names is None and os.sep not in found.names[0]:  # nothing names the class of an image
+            return None
         is_held_out = self.val_share is not None and not self._has_val_split()
         has_training = self.train is not None or "train" in self._splits
         # Parquet files name all classes in each split, and the training split would be converted
         if is_held_out or (has_training and isinstance(found, ParquetSource)):
-            return self._names_of(found)
+            return found
         if has_training:
-            training = None
             with suppress(InputError):  # of training images, which validation does without
                 training = self._all_training_images()
-            names = self._names_of(training) if isinstance(training, ImageSource) else None
-            if names is not None:
-                return names
-        if self._given_names is not None or is_numbered(found) or self._is_numbered:
-            return self._given_names
-        trained = self._trained_names
-        is_of_others = own is not None and not set(map(same_name, own)) & set(map(same_name, trained or ()))
-        return None if is_of_others else trained
-
-    def _names_of(self, training: ImageSource) -> list[str] | None:
-        """Of the classes of training images: those that are given, by whose order they are numbered, or their own."""
-        self._is_numbered = is_numbered(training)
-        given = self._given_names
-        if given is None:
-            return training.class_names
-        if self._is_numbered:
-            return self._names_of_numbers(training, given)
-        known = set(map(same_name, given))
-        missing = [name for name in training.class_names or () if same_name(name) not in known]
-        require(
-            not missing,
-            f"{training.place} has classes that data.class_names does not name ({first_few(missing, SHOWN)}); name "
-            "all, or leave the option out",
-        )
-        training.number_by(given)
-        return given
-
-    def _names_of_numbers(self, found: ImageSource, names: list[str] | None) -> list[str] | None:
-        """Names for labels that are numbers. Raises InputError where those that are given are too few."""
-        largest = int(found.labels.max())
-        if names is None or largest < len(names):
-            return names
-        require(
-            self._given_names is None,
-            unnamed_label(found.place, largest, len(names)),
-        )
-        found.remove_labels(f"it has the label {largest}, and training has {len(names)} classes: labels are left out")
-        return names
+                return training if isinstance(training, ImageSource) else None
+        return None
 
     def _in_any_order(self, found: ImageSource | Shards, what: str) -> ImageSource:
         if isinstance(found, Shards):
@@ -327,11 +271,6 @@ class ImageNetDataModule(ImageDataModule):
         if location is None or is_remote(location) or is_on_hub(location, self.source):
             return location
         return "::".join(os.path.abspath(os.path.expanduser(part)) for part in location.split("::"))
-
-
-def is_numbered(source: ImageSource) -> bool:
-    """Whether labels are numbers that the data itself gives."""
-    return source.class_names is None and bool((source.labels != NO_LABEL).any())
 
 
 class NoImagesNamed(InputError):

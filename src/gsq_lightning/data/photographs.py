@@ -129,7 +129,7 @@ class PhotographsDataModule(ImageNetDataModule):
             return RandomCrops(self._bundled, self.image_size, self.crops_per_epoch, self.flip)
         transform = ResizeAndCrop(self.image_size, self.short_side, self.crop, self.flip, enlarge=False)
         found = self._in_any_order(self._find_train(), "PhotographsDataModule takes")
-        self.class_names = self._names_of(found)
+        self._classes.number_training(found)
         return SourceImages(found, transform, self.on_error, substitute=True, epoch_images=self.crops_per_epoch)
 
     def make_predict_dataset(self, split: Split, side: int | None = None) -> ImageDataset | None:

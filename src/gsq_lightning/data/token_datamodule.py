@@ -4,10 +4,8 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-
 from gsq_lightning.data.datamodule import ResumableDataModule
-from gsq_lightning.data.holdout import hash_of
+from gsq_lightning.data.holdout import HeldOut, check_share, hold_out
 from gsq_lightning.data.token_dataset import TokenDataset
 from gsq_lightning.errors import require
 from gsq_lightning.tokens.facts import FACTS_FILE, TokenFacts, WithTokenFacts
@@ -50,8 +48,7 @@ class TokenDataModule(WithTokenFacts, ResumableDataModule):
     ) -> None:
         super().__init__(global_batch_size, val_batch_size, num_workers, seed)
         self.root = Path(root).expanduser()
-        self.val_share = None if val_share is None else float(val_share)
-        require(val_share is None or 0 < val_share < 1, f"val_share is {val_share}; it must be above 0 and below 1")
+        self.val_share = check_share(val_share)
 
     @property
     def facts(self) -> TokenFacts:
@@ -80,7 +77,7 @@ class TokenDataModule(WithTokenFacts, ResumableDataModule):
         every = self._all_training_tokens
         if self.val_share is None or self._has_val:
             return TokenDataset(every.folder, "random")
-        return every.part(np.flatnonzero(self._hashes >= self.val_share), "random")
+        return every.part(self._parts.train, "random")
 
     def make_val_dataset(self) -> TokenDataset | None:
         if self._has_val:
@@ -92,16 +89,7 @@ class TokenDataModule(WithTokenFacts, ResumableDataModule):
             if found.class_names is not None and self.class_names is not None:
                 found.number_by(self.class_names)
             return found
-        if self.val_share is None:
-            return None
-        held_out = np.flatnonzero(self._hashes < self.val_share)
-        every = self._all_training_tokens
-        require(
-            0 < len(held_out) < every.num_images,
-            f"val_share {self.val_share:g} of {every.num_images} images in {every.folder} leaves "
-            f"{every.num_images - len(held_out)} for training and {len(held_out)} for validation; choose another share",
-        )
-        return every.part(held_out, "plain")
+        return None if self.val_share is None else self._all_training_tokens.part(self._parts.val, "plain")
 
     @property
     def _has_val(self) -> bool:
@@ -112,6 +100,8 @@ class TokenDataModule(WithTokenFacts, ResumableDataModule):
         return TokenDataset(self.root if (self.root / FACTS_FILE).is_file() else self.root / "train", "plain")
 
     @cached_property
-    def _hashes(self) -> np.ndarray:
+    def _parts(self) -> HeldOut:
+        """Those of all training tokens, by `val_share`."""
+        assert self.val_share is not None
         every = self._all_training_tokens
-        return np.fromiter((hash_of(every.name(image)) for image in range(every.num_images)), np.float64)
+        return hold_out(map(every.name, range(every.num_images)), self.val_share, every.folder)
