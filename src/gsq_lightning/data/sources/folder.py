@@ -6,6 +6,7 @@ from pathlib import Path
 
 import numpy as np
 
+from gsq_lightning.data.decoding import image_suffixes
 from gsq_lightning.data.sources.classes import (
     ANNOTATED,
     annotation_folders,
@@ -20,7 +21,6 @@ from gsq_lightning.data.sources.names import (
     is_image_name,
     left_out_in_words,
     suffix_left_out,
-    suffixes_in_words,
 )
 from gsq_lightning.errors import InputError
 from gsq_lightning.names import PackedNames
@@ -142,4 +142,5 @@ def notes_on(left_out: Counter[str], annotations: int, folders: set[str]) -> lis
 def no_images(where: str, listing: Listing) -> str:
     """The message for a source without images."""
     left_out = f" ({left_out_in_words(listing.left_out)})" if listing.left_out else ""
-    return f"there are no images {where}{left_out}; names must end in one of: {suffixes_in_words()}"
+    suffixes = " ".join(sorted(image_suffixes()))
+    return f"there are no images {where}{left_out}; names must end in one of: {suffixes}"

@@ -31,18 +31,8 @@ ANNOTATION_WORDS = frozenset(
     {
         *("label", "labels", "annotation", "annotations", "annot", "anno", "annos", "xml", "json", "meta", "metadata"),
         *("mask", "masks", "trimap", "trimaps", "segmentation", "segmentations", "matte", "semantic", "bbox", "boxes"),
-        *(
-            "gt",
-            "truth",
-            "groundtruth",
-            "depth",
-            "disparity",
-            "normals",
-            "instance",
-            "instances",
-            "panoptic",
-            "polygons",
-        ),
+        *("gt", "truth", "groundtruth", "depth", "disparity", "normals"),
+        *("instance", "instances", "panoptic", "polygons"),
     }
 )
 IMAGE_WORDS = frozenset(
@@ -90,10 +80,6 @@ def left_out_in_words(left_out: Mapping[str, int]) -> str:
     """`12 files are left out: 10 .heic, 2 .mp4`."""
     counts = first_few([f"{count} {suffix}" for suffix, count in Counter(left_out).most_common()], 6)
     return f"{sum(left_out.values())} files are left out, as their names are not those of images: {counts}"
-
-
-def suffixes_in_words() -> str:
-    return " ".join(sorted(image_suffixes()))
 
 
 def clean_name(name: str) -> str:

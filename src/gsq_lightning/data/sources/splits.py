@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Literal, NamedTuple
 
 from gsq_lightning.data.sources.names import ANNOTATION_WORDS, annotations_among, words_of
-from gsq_lightning.data.sources.tree import LIST_SUFFIXES, Below, Entries, PartKind, Tree, kind_of_file
+from gsq_lightning.data.sources.tree import LIST_SUFFIXES, Entries, PartKind, Tree, kind_of_file
 from gsq_lightning.errors import InputError
 
 Split = Literal["train", "val"]
@@ -67,8 +67,10 @@ def is_exact(part: Part) -> bool:
     return (name if part.kind == "folder" else os.path.splitext(name)[0]).lower() in SPLIT_OF_WORD
 
 
-def choose_parts(tree: Tree, split: Split, place: str, is_root: bool, first: PartKind = "folder") -> list[Part]:
-    """The parts of a data set that hold a split; `[Part("", "folder")]` where it is not divided.
+def choose_parts(
+    tree: Tree, split: Split, place: str, is_root: bool, first: PartKind = "folder", folder: str = ""
+) -> list[Part]:
+    """The parts of a data set that hold a split; `[Part(folder, "folder")]` where it is not divided.
 
     Args:
         tree: the data set.
@@ -77,11 +79,12 @@ def choose_parts(tree: Tree, split: Split, place: str, is_root: bool, first: Par
         is_root: it shall hold the splits, so that one of its parts may be the only one of its split. Else it shall be
             the split: only where it holds several of them one is chosen.
         first: kind that is taken where there are several.
+        folder: of the data set, outside of which nothing is looked for; "" is all of it.
 
     Raises:
         InputError: where the split is not there and others are, or it is not clear which part it is.
     """
-    levels = levels_of(tree, "")
+    levels = levels_of(tree, folder)
     if not is_root:
         levels = [level for level in levels if len(level.parts) > 1]
     if len(levels) > 1:
@@ -90,7 +93,7 @@ def choose_parts(tree: Tree, split: Split, place: str, is_root: bool, first: Par
     if not levels:
         if is_root:
             _refuse_lists_of_splits(tree, split, place)
-        return [Part("", "folder")]
+        return [Part(folder, "folder")]
     parts, others = levels[0].parts, levels[0].others
     folders = [part.path for found in parts.values() for part in found if part.kind == "folder"]
     if is_root and len(parts) == 1 and folders and others:
@@ -108,9 +111,7 @@ def choose_parts(tree: Tree, split: Split, place: str, is_root: bool, first: Par
         )
     chosen = _whole(parts[split], split, place, first)
     if len(chosen) == 1 and chosen[0].kind == "folder":  # which may hold splits again
-        folder = chosen[0].path
-        below = choose_parts(Below(tree, folder), split, os.path.join(place, folder), False, first)
-        return [Part(os.path.join(folder, part.path) if part.path else folder, part.kind) for part in below]
+        return choose_parts(tree, split, place, False, first, chosen[0].path)
     return chosen
 
 

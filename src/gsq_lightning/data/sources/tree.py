@@ -90,7 +90,7 @@ class FolderTree(Tree):
 
 
 class NameTree(Tree):
-    """Of the names of an archive.
+    """The tree that the names in an archive make.
 
     Args:
         images: of all images, with folders.
@@ -119,22 +119,6 @@ class NameTree(Tree):
 
     def holds_images(self, folder: str) -> bool:
         return folder in self._with_images
-
-
-class Below(Tree):
-    """A folder of a tree as one of its own."""
-
-    def __init__(self, tree: Tree, folder: str) -> None:
-        self.tree, self.folder = tree, folder
-
-    def entries(self, folder: str) -> Entries:
-        return self.tree.entries(os.path.join(self.folder, folder) if folder else self.folder)
-
-    def holds_images(self, folder: str) -> bool:
-        return self.tree.holds_images(os.path.join(self.folder, folder) if folder else self.folder)
-
-    def is_list(self, path: str) -> bool:
-        return self.tree.is_list(os.path.join(self.folder, path))
 
 
 def kind_of_file(name: str) -> PartKind | None:
