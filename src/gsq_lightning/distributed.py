@@ -34,10 +34,10 @@ def from_rank_0(value: Value) -> Value:
 class Tally:
     """A count over all ranks, to which each adds without waiting for the others.
 
-    It lies in the key-value store through which the ranks found each other. Nothing of it is a collective call.
+    It is kept in the key-value store of the process group: no call is collective.
 
     Args:
-        name: of the count, another for each.
+        name: of this count alone.
     """
 
     def __init__(self, name: str) -> None:
@@ -62,8 +62,11 @@ def gathered(value: Value) -> list[Value]:
 
 
 def mean_over_ranks(value: Tensor) -> Tensor:
-    """The mean over all ranks; every rank must call it. Its gradient is that of the own rank's share, times the number
-    of ranks: data-parallel training, which averages gradients, then has that of the mean."""
+    """The mean over all ranks; every rank must call it.
+
+    Its gradient with respect to the value of this rank is 1: once DDP has averaged gradients over the ranks, they are
+    those of the mean.
+    """
     if not _are_several():
         return value
     total = value.detach().clone()

@@ -6,8 +6,8 @@ from functools import cache
 import numpy as np
 from PIL import ExifTags, Image, ImageFile, ImageOps, UnidentifiedImageError
 
-# formats that Pillow opens and that are no single pictures: documents (which start other programs), films, and arrays
-# of science
+# formats that Pillow opens and that are no single pictures: documents (some start other programs), videos, and arrays
+# of scientific data
 NO_PICTURES = frozenset(
     {"BUFR", "EPS", "FITS", "FLI", "GRIB", "HDF5", "IPTC", "MCIDAS", "MIC", "MPEG", "PDF", "SPIDER", "WMF"}
 )

@@ -14,7 +14,7 @@ from gsq_lightning.errors import InputError, first_line, require
 if TYPE_CHECKING:
     from PIL.Image import Image
 
-ROUNDING = 1e-3  # of a pixel: more than float32 errs by in the way there and back
+ROUNDING = 1e-3  # in [0, 255]: above the float32 error of `pixels_to_image` and back
 PILLOW_MODES = ("1", "L", "LA", "La", "P", "PA", "RGB", "RGBA", "RGBX", "RGBa", "CMYK", "YCbCr", "LAB", "HSV")
 
 
@@ -28,7 +28,7 @@ def image_to_pixels(image: Tensor, truncate: bool = False) -> Tensor:
 
     Args:
         image: any shape.
-        truncate: drop what is behind the point, as the GSQ paper's reference does for FID, instead of rounding.
+        truncate: round down, as the GSQ paper's reference does for FID, instead of to the nearest.
     """
     values = (image.float().clamp(-1.0, 1.0) + 1.0) * 127.5
     return ((values + ROUNDING).floor() if truncate else values.round()).to(torch.uint8)

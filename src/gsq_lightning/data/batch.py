@@ -51,7 +51,7 @@ class ImageBatch(NamedTuple):
 
 
 def collate(samples: "Iterable[Sample | UnreadableImage] | ImageBatch") -> ImageBatch:
-    """Makes a batch of the samples that could be read; one that is a batch already stays it. Of none, B = 0."""
+    """A batch of the samples that could be read, of none with B = 0. What is a batch already stays as it is."""
     if isinstance(samples, ImageBatch):
         return samples
     samples = list(samples)

@@ -92,7 +92,7 @@ class ResumableDataModule(LightningDataModule):
                 self.trainer.limit_val_batches = 0
 
     def _check_training(self, dataset: ImageDataset) -> None:
-        """Sizes that do not fit, at the start: before the networks of training are loaded. Raises InputError."""
+        """Raises InputError for batches that do not fit the images, before the networks of training are loaded."""
         self._train_batch_size = per_device_batch_size(self.global_batch_size, self._world_size, self._accumulated)
         require(
             dataset.count() >= self.global_batch_size,

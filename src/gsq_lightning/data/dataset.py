@@ -1,4 +1,4 @@
-"""Datasets: the interface of a split, and a source of images as one: read, decoded, transformed."""
+"""Datasets: the interface of a split, and the images of a source, read, decoded and transformed."""
 
 import hashlib
 import math
@@ -106,8 +106,8 @@ class SourceImages(IndexedImages):
         substitute: what takes the place of a skipped image: with True a readable one from elsewhere in the source,
             the same for the same image, so that batches keep their size (training); with False nothing, so that no
             image counts twice (evaluation).
-        epoch_images: length of an epoch; by default each image comes once. Otherwise epochs go round the source: all
-            images come equally often, in epochs together or within one.
+        epoch_images: length of an epoch; by default each image comes once. Otherwise the next epoch goes on in the
+            source where the last one ended, so that all images come equally often.
     """
 
     def __init__(

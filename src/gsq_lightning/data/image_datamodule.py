@@ -12,7 +12,7 @@ from gsq_lightning.data.datamodule import ResumableDataModule, log_split
 from gsq_lightning.data.dataset import ImageDataset
 from gsq_lightning.data.image_shards import Cut, ImageShards
 from gsq_lightning.data.sources.splits import Split
-from gsq_lightning.errors import look_up, one_of, require
+from gsq_lightning.errors import InputError, look_up, one_of
 from gsq_lightning.pixels import pixels_to_image
 
 PredictedSplit = Literal["train", "val", "all"]
@@ -78,8 +78,8 @@ class ImageDataModule(ResumableDataModule):
         found: dict[Split, ImageShards] = {}
         for name in self.predict_splits(split):
             images = self.make_predict_dataset(name, None if side == cut.size else side)
-            require(images is not None, f"there are no images of the split {name}; {self.how_to_validate}")
-            assert images is not None
+            if images is None:
+                raise InputError(f"there are no images of the split {name}; {self.how_to_validate}")
             log_split("training" if name == "train" else "validation", images)
             found[name] = images.in_shards(cut, images_per_shard)
             found[name].class_names = getattr(self, "class_names", None)

@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 
 
 class ShardBatch(NamedTuple):
-    """Images of one shard, all copies of an image next to each other. Batches begin with the shard.
+    """Images of one shard, all copies of an image next to each other. No batch spans two shards.
 
     Attributes:
         image: (B, 3, H, W), uint8 pixels as loaded, float32 in [-1, 1] once on the device.
@@ -114,8 +114,8 @@ class IndexedShards(ImageShards, Dataset[ShardBatch]):
     def __init__(self, images: "IndexedImages", cut: Cut, images_per_shard: int) -> None:
         super().__init__(cut)
         self.dataset = images
-        self.images = len(images)
-        self.images_per_shard = images_per_shard
+        self.images: int = len(images)
+        self.images_per_shard: int = images_per_shard
         self.shards = -(-self.images // images_per_shard)
 
     @property
@@ -123,8 +123,6 @@ class IndexedShards(ImageShards, Dataset[ShardBatch]):
         return getattr(self.dataset, "fingerprint", None)
 
     def loader(self, shards: Sequence[int], loading: Loading) -> DataLoader:
-        assert self.images is not None
-        assert self.images_per_shard is not None
         step = self.cut.images_of(loading.batch_size)
         parts = []
         for number in shards:

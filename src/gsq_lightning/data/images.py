@@ -68,7 +68,8 @@ class ImageNetDataModule(ImageDataModule):
         image_column: which of several columns of images in Parquet files.
         val_image_size: side of the images that are evaluated, in pixels; by default `image_size`.
         trained_class_names: names of the classes of a training on other images, in the order of their numbers; a
-            checkpoint brings them. Images whose classes have names take these numbers; it gives numbers no names.
+            checkpoint brings them. Images whose classes have names take these numbers; labels that are numbers get no
+            names from it.
         label_column: which column of Parquet files has the numbers of the classes; by default `label`, `labels`, `cls`
             or `class`.
 

@@ -202,7 +202,7 @@ class StreamedShards(ImageDataset, IterableDataset[Sample | UnreadableImage]):
 
 
 def shuffled(images: Iterable[Image], size: int, generator: random.Random) -> Iterator[Image]:
-    """The same in another order: each is drawn from those that wait, half as many at first so that it starts soon."""
+    """Shuffles within a buffer of `size` images; it is half as large at first, so that the first image comes soon."""
     waiting: list[Image] = []
     drawn = 0
     for image in images:

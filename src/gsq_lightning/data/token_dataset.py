@@ -180,7 +180,7 @@ def numbers_in(chosen: Numbers, count: int) -> np.ndarray:
     """Some of `count` things, as NumPy chooses elements, by number.
 
     Args:
-        chosen: (N,) integers in [-count, count), negative ones from the end; or (count,) bool, True where one is meant.
+        chosen: (N,) integers in [-count, count), negative ones from the end; or (count,) bool, True for the chosen.
         count: how many there are.
 
     Returns:

@@ -1,4 +1,4 @@
-"""How a folder of tokens comes about: what it is, that new shards belong to it, and the rows of one shard as a file."""
+"""Writes a folder of tokens: its `tokens.json`, to which new shards must fit, and the shards."""
 
 from collections.abc import Sequence
 from importlib.metadata import version
@@ -53,7 +53,7 @@ def facts_of(tokenizer: Any, images: Any, split: str, precision: str, file_type:
 
 
 def claim_folder(folder: Path, facts: TokenFacts) -> None:
-    """Writes what a folder of tokens is. Raises InputError where it holds shards of something else."""
+    """Writes `tokens.json` to a folder. Raises InputError where it holds shards of something else."""
     if any(folder.glob("tokens-*")):
         require(
             (folder / FACTS_FILE).exists(),
