@@ -194,6 +194,21 @@ def test_features_that_are_kept_give_the_same_kernel_distance(tmp_path: Path) ->
     assert second.wants_originals(hashes)
 
 
+def test_a_metric_gets_no_features_of_originals_because_another_wants_them(tmp_path: Path) -> None:
+    """Kept values of one of two distances serve, though the other has none."""
+    validated(tmp_path)
+    metrics = ReconstructionMetrics(
+        "rfd_random", statistics_folder=str(tmp_path), own=[KernelDistance("k", "random", 64)]
+    )
+    metrics.start(ORIGINALS)
+    metrics.update(IMAGES, 0.8 * IMAGES)
+    assert metrics.reused == ["rfd_random"]
+    frechet, kernel = (metrics.metrics[name] for name in ("rfd_random", "k"))
+    assert (frechet.fake_images, frechet.real_images, frechet.unseen) == (6, 0, 6)
+    assert (sum(map(len, kernel.real)), kernel.unseen) == (6, 0)
+    assert metrics.compute()["rfd_random"] == pytest.approx(validated(None)[0]["rfd_random"])
+
+
 def test_a_metric_that_lacks_what_it_needs_says_so() -> None:
     metric = FrechetDistance("rfd", "random", 64)
     metric.update(random_features()(torch.zeros(3, 3, 8, 8, dtype=torch.uint8)), torch.arange(3), real=False)

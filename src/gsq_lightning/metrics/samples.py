@@ -8,7 +8,6 @@ from torch import Tensor
 from gsq_lightning.errors import require
 from gsq_lightning.metrics.catalog import SAMPLE_METRICS, MetricOptions, SampleMetricName
 from gsq_lightning.metrics.images import ImageCounts, pixel_hash
-from gsq_lightning.metrics.interface import FeatureMetric
 from gsq_lightning.metrics.suite import MetricSuite
 from gsq_lightning.pixels import image_to_pixels
 from gsq_lightning.precision import full_precision
@@ -58,13 +57,7 @@ class SampleMetrics(MetricSuite):
             hashes = pixel_hash(pixels)
             finite = image.flatten(1).isfinite().all(dim=1)
             (self.counts if real else self.generated).update(finite, pixels, hashes)
-            for name in self.extractors:
-                metrics = [metric for metric in self._that_want(name) if isinstance(metric, FeatureMetric)]
-                wanting = [metric for metric in metrics if not real or metric.wants_originals(hashes)]
-                seen = pixels if real else self._seen_by(name, image, pixels)
-                features = self._extractor(name)(seen) if wanting else None
-                for metric in metrics:
-                    metric.update(features if metric in wanting else None, hashes, real)
+            self._update_feature_metrics(image, pixels, hashes, real)
 
     def compute(self) -> dict[str, float]:
         """As `MetricSuite`'s; "images" is the number of generated ones."""

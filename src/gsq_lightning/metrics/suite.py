@@ -183,9 +183,24 @@ class MetricSuite(nn.Module):
             if comparison.originals is not None and images == self._originals.number:
                 cache.save(key, comparison.originals)
 
-    def _seen_by(self, name: str, image: Tensor, pixels: Tensor) -> Tensor:
-        """What an extractor is given of an image that is no original: its rounded pixels, or truncated ones."""
-        return image_to_pixels(image, truncate=True) if self._extractor(name).truncates else pixels
+    def _update_feature_metrics(self, image: Tensor, pixels: Tensor, hashes: Tensor, real: bool) -> None:
+        """Runs each network once, and gives the features to the metrics that want them.
+
+        Args:
+            image: (B, 3, H, W) in [-1, 1].
+            pixels: (B, 3, H, W) uint8, the rounded image.
+            hashes: (B,) int64, of the pixels of the originals; of the images themselves where they have none.
+            real: whether these are originals, of which not every metric wants the features.
+        """
+        for name in self.extractors:
+            extractor = self._extractor(name)
+            metrics = [metric for metric in self._that_want(name) if isinstance(metric, FeatureMetric)]
+            wanted = [not real or metric.wants_originals(hashes) for metric in metrics]
+            truncates = extractor.truncates and not real
+            seen = image_to_pixels(image, truncate=True) if truncates else pixels
+            features = extractor(seen) if any(wanted) else None
+            for metric, wants_them in zip(metrics, wanted, strict=True):
+                metric.update(features if wants_them else None, hashes, real)
 
     def _note(self, text: str) -> None:
         """Adds a note; the log has it once, not at each validation of a training."""
@@ -331,9 +346,8 @@ class ReconstructionMetrics(MetricSuite):
             for metric in self._that_want("indices"):
                 require(indices is not None, f'the metric "{metric.name}" needs indices')
                 metric.update(indices)
-            for name in self.extractors:
-                seen = self._seen_by(name, reconstruction, reconstructed)
-                self._update_features(name, original, seen, hashes)
+            self._update_feature_metrics(reconstruction, reconstructed, hashes, real=False)
+            self._update_feature_metrics(image, original, hashes, real=True)
 
     def compute(self) -> dict[str, float]:
         """As `MetricSuite`'s. Where a reconstruction was not finite, "nonfinite_images" counts them and every metric is
@@ -349,14 +363,3 @@ class ReconstructionMetrics(MetricSuite):
             values = {name: float("nan") for name in values}
             values |= {"images": float(images), "nonfinite_images": float(nonfinite)}
         return values
-
-    def _update_features(self, name: str, original: Tensor, reconstructed: Tensor, hashes: Tensor) -> None:
-        """Runs the network on reconstructions once, and on originals if a metric wants their features."""
-        metrics = [metric for metric in self._that_want(name) if isinstance(metric, FeatureMetric)]
-        wanting = [metric for metric in metrics if metric.wants_originals(hashes)]
-        extractor = self._extractor(name)
-        fake = extractor(reconstructed)
-        real = extractor(original) if wanting else None
-        for metric in metrics:
-            metric.update(fake, hashes, real=False)
-            metric.update(real if metric in wanting else None, hashes, real=True)
