@@ -35,7 +35,7 @@ class FeatureExtractor(FrozenNetwork):
     """A frozen network: (B, 3, H, W) uint8 → `Features`.
 
     Args:
-        network: what does it.
+        network: pixels → features.
         num_features: F.
         description: network and preparation of images in words, for reports; the weights' hash is added to it.
         random: whether its weights are random.

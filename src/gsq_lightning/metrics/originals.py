@@ -1,4 +1,4 @@
-"""Distances of two sets of images, and the cache of what is computed of the originals."""
+"""Distances of two sets of images, and the cache of values that depend on the originals alone."""
 
 import hashlib
 import json
@@ -51,9 +51,9 @@ class Comparison(NamedTuple):
     """Of two sets of images, over all processes.
 
     Attributes:
-        result: what the metric says.
-        originals: to keep for the next validation, where these are computed and complete.
-        changed: whether the images are not those that the kept values were computed of.
+        result: values and notes.
+        originals: values of the originals to cache, where they were computed now; else None.
+        changed: whether the originals are other images than those of the cached values.
     """
 
     result: MetricValues
@@ -64,14 +64,14 @@ class Comparison(NamedTuple):
 class SetDistance(FeatureMetric):
     """Compares a set of images with a set of originals.
 
-    What was computed of the same originals before may stand for them. The pixels of the originals are compared with
-    those kept in any case, so that other images, from a changed transform say, are never taken for them.
+    Cached values of the same originals spare their features (`take`). The hashes of the originals' pixels are compared
+    with those in the cache all the same, so that values of other images, as after a changed transform, are never used.
 
     A subclass implements `add`, `originals` and `compare`.
 
     Attributes:
-        kept: what stands for the originals until `reset`, if anything does.
-        keeps: kind of what `originals` gives, the same for metrics that can use each other's.
+        kept: cached values that are used for the originals until `reset`, or None.
+        keeps: kind of the values that `originals` gives; metrics of one kind can use each other's.
     """
 
     keeps: str
@@ -81,7 +81,7 @@ class SetDistance(FeatureMetric):
     def __init__(self, name: str, extractor: ExtractorName) -> None:
         super().__init__(name, extractor)
         self.kept: KeptOriginals | None = None
-        self._are_others = False  # on this process
+        self._are_others = False  # whether this rank saw an original that is not among the kept ones
         self._empty: dict[str, Tensor] = {}
         self.add_list("hashes", torch.zeros(0, dtype=torch.int64))
         self.add_state("unseen", default=torch.zeros((), dtype=torch.int64), dist_reduce_fx="sum")
@@ -104,7 +104,7 @@ class SetDistance(FeatureMetric):
         self._are_others = False
 
     def wants_originals(self, hashes: Tensor) -> bool:
-        """Whether nothing kept stands for these images. Once it does not, none of this process are taken for known."""
+        """Whether nothing is kept, or this rank saw an original, now or before, that is not among the kept ones."""
         if self.kept is not None and not self._are_others:
             self._are_others = not bool(torch.isin(hashes, self.kept.hashes).all())
         return self.kept is None or self._are_others
@@ -149,11 +149,11 @@ class SetDistance(FeatureMetric):
             getattr(self, name).append(empty.to(self.device))
 
     def add_list(self, name: str, empty: Tensor) -> None:
-        """Adds a state of tensors that `joined` puts together.
+        """Adds a list state, to be read with `joined`.
 
         Args:
             name: of the attribute.
-            empty: with what it starts, so that a process without images has something to send.
+            empty: first element, so that a rank without images has a tensor to send.
         """
         self.add_state(name, default=[], dist_reduce_fx="cat")
         self._empty[name] = empty
@@ -211,7 +211,7 @@ def originals_key(data_fingerprint: str, extractor: FeatureExtractor, metric: Se
 
 
 def joined(parts: list[Tensor] | Tensor) -> Tensor:
-    """A state of lists, which torchmetrics makes one tensor of when processes exchange it."""
+    """A list state as one tensor; torchmetrics concatenates it itself when ranks exchange it."""
     return torch.cat(parts) if isinstance(parts, list) else parts
 
 

@@ -1,9 +1,9 @@
 """Several metrics over the same images: their networks, the cache of the originals, and notes on their values."""
 
 import logging
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import Any, ClassVar, Literal
+from typing import Any, ClassVar, Literal, cast
 
 import torch
 from torch import Tensor, nn
@@ -24,20 +24,20 @@ logger = logging.getLogger(__name__)
 
 
 class MetricSuite(nn.Module):
-    """Several metrics by name. A subclass implements `update`, and has what there is by name in `catalog`.
+    """Several metrics by name. A subclass implements `update`, and sets `catalog`, the metrics that names stand for.
 
     Its networks are not in checkpoints. It stays in float32 and float64 whatever dtype its owner is cast to.
 
     Args:
         names: which to compute.
         options: how they are computed.
-        statistics_folder: cache of what is computed of original images; "default" is `statistics` in $GSQ_CACHE, or in
-            gsq-lightning in the user's cache folder; none caches nothing.
+        statistics_folder: cache of values that depend on the original images alone; "default" is `statistics` in
+            $GSQ_CACHE, or in gsq-lightning in the user's cache folder; none caches nothing.
         own: metrics beside those of the catalog.
 
     Attributes:
-        notes: what the last `compute` has to say about its values.
-        seen: the images that it was over.
+        notes: remarks on the values of the last `compute`, in sentences.
+        seen: counts of the images of the last `compute`.
         logs_notes: whether notes go to the log too, once each.
     """
 
@@ -69,11 +69,11 @@ class MetricSuite(nn.Module):
         self._unchecked = {"original", "other"}
         self._codebook: CodebookShape | None = None
         self._originals: OriginalImages | None = None
-        self._keys: dict[str, str] = {}  # on rank 0, of what may be kept of the originals, by metric
+        self._keys: dict[str, str] = {}  # of the cache, by metric, on rank 0
         self._logged: set[str] = set()
 
     def load(self, codebook_size: int | None = None, num_groups: int = 1, num_codebooks: int = 1) -> None:
-        """Makes the metrics and loads their networks. Otherwise that is done at the first images.
+        """Makes the metrics and loads their networks; without this call, the first images do.
 
         Args:
             codebook_size: V, which "codebook" needs.
@@ -108,11 +108,12 @@ class MetricSuite(nn.Module):
         cache = self._cache
         if cache is None:
             return
-        for name, metric in self._set_distances():
+        for metric in self._set_distances():
             kept = None
             if originals is not None and is_rank_0():
-                self._keys[name] = originals_key(originals.fingerprint, self._extractor(metric.wants), metric)
-                kept = cache.load(self._keys[name])
+                key = originals_key(originals.fingerprint, self._extractor(metric.wants), metric)
+                self._keys[metric.name] = key
+                kept = cache.load(key)
                 if kept is not None and len(kept.hashes) != originals.number:
                     kept = None
             metric.take(from_rank_0(kept))
@@ -138,7 +139,7 @@ class MetricSuite(nn.Module):
             for note in result.notes:
                 self._note(note)
         require(len(values) > 0, f"nothing was measured: {'; '.join(self.notes)}")
-        for note in self.options.notes(list(self._all())):
+        for note in self.options.notes(self._all()):
             self._note(note)
         self._keep_originals(images)
         return {"images": float(images), **values}
@@ -153,27 +154,27 @@ class MetricSuite(nn.Module):
     def protocols(self) -> dict[str, str]:
         """How values were computed, in words, by metric: network and preparation of images, where there are any."""
         protocols = {}
-        for name in self.metrics:
-            metric = self._metric(name)
+        for metric in self._all():
             network = self._extractor(metric.wants).description if isinstance(metric, FeatureMetric) else ""
-            protocols[name] = "; ".join(part for part in (network, metric.protocol) if part)
-        return {name: protocol for name, protocol in protocols.items() if protocol}
+            if protocol := "; ".join(part for part in (network, metric.protocol) if part):
+                protocols[metric.name] = protocol
+        return protocols
 
     @property
     def options_without_effect(self) -> list[str]:
         """Names of options that were given and concern none of these metrics. Needs `load`."""
-        return self.options.without_effect(list(self._all()))
+        return self.options.without_effect(self._all())
 
     @property
     def reused(self) -> list[str]:
         """Metrics whose originals came from the cache."""
-        return [name for name, metric in self._set_distances() if metric.kept is not None]
+        return [metric.name for metric in self._set_distances() if metric.kept is not None]
 
     def _keep_originals(self, images: int) -> None:
         """Caches what was computed of the originals, and removes an entry that turned out to be of other images."""
         cache = self._cache
-        for name, metric in self._set_distances():
-            key = self._keys.get(name)
+        for metric in self._set_distances():
+            key = self._keys.get(metric.name)
             if cache is None or key is None or self._originals is None:
                 continue
             comparison = metric.compute()
@@ -216,19 +217,14 @@ class MetricSuite(nn.Module):
         given = self.statistics_folder != "default"
         return OriginalsCache(Path(self.statistics_folder).expanduser() if given else cache_folder("statistics"))
 
-    def _all(self) -> Iterator[ImageMetric]:
-        return (self._metric(name) for name in self.metrics)
+    def _all(self) -> list[ImageMetric]:
+        return cast(list[ImageMetric], list(self.metrics.values()))
 
     def _that_want(self, what: str) -> list[ImageMetric]:
         return [metric for metric in self._all() if metric.wants == what]
 
-    def _set_distances(self) -> list[tuple[str, SetDistance]]:
-        return [(name, metric) for name, metric in self.metrics.items() if isinstance(metric, SetDistance)]
-
-    def _metric(self, name: str) -> ImageMetric:
-        metric = self.metrics[name]
-        assert isinstance(metric, ImageMetric)
-        return metric
+    def _set_distances(self) -> list[SetDistance]:
+        return [metric for metric in self._all() if isinstance(metric, SetDistance)]
 
     def _extractor(self, name: str) -> FeatureExtractor:
         extractor = self.extractors[name]
