@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from gsq_lightning.errors import look_up, require
+from gsq_lightning.errors import one_of, require
 from gsq_lightning.losses.perceptual import FrozenNetworkLoss
 from gsq_lightning.pretrained.backbones import (
     ImageNetInput,
@@ -20,9 +20,6 @@ from gsq_lightning.pretrained.backbones import (
 )
 
 Output = Literal["logits", "features"]
-
-# whether the classifier at the network's end is left out
-WITHOUT_CLASSIFIER: dict[Output, bool] = {"logits": False, "features": True}
 
 INPUT_SIZE = 224
 MIN_INPUT_SIZE = 32  # five halvings leave one pixel
@@ -79,7 +76,19 @@ class DINOPatchLoss(DINOLoss):
         return _PatchTokens(super().load_features())
 
 
-class ResNetLoss(FeatureLoss):
+class ClassifierLoss(FeatureLoss):
+    """Over the logits of a classifier, or the features that they are made of. Args: see the subclasses."""
+
+    def __init__(self, weights: str = "pretrained", output: Output = "logits", input_size: int = INPUT_SIZE) -> None:
+        super().__init__(weights, input_size)
+        require(
+            input_size >= MIN_INPUT_SIZE,
+            f"input_size is {input_size}; it must be at least {MIN_INPUT_SIZE}, {INPUT_SIZE} is usual",
+        )
+        self.output: Output = one_of("output", output, Output)
+
+
+class ResNetLoss(ClassifierLoss):
     """ResNet-50, trained by recipe A1 (arXiv 2110.00476).
 
     Args:
@@ -88,20 +97,14 @@ class ResNetLoss(FeatureLoss):
         input_size: see `FeatureLoss`.
     """
 
-    def __init__(self, weights: str = "pretrained", output: Output = "logits", input_size: int = INPUT_SIZE) -> None:
-        super().__init__(weights, input_size)
-        _check_size(input_size)
-        self.output: Output = output
-        self._without_classifier = look_up("output", output, WITHOUT_CLASSIFIER)
-
     def load_features(self) -> nn.Module:
         network = load_resnet50(self.weights)
-        if self._without_classifier:
+        if self.output == "features":
             network.fc = nn.Identity()
         return network
 
 
-class VGGLoss(FeatureLoss):
+class VGGLoss(ClassifierLoss):
     """VGG-16 (arXiv 1409.1556).
 
     Args:
@@ -110,19 +113,9 @@ class VGGLoss(FeatureLoss):
         input_size: see `FeatureLoss`.
     """
 
-    def __init__(self, weights: str = "pretrained", output: Output = "logits", input_size: int = INPUT_SIZE) -> None:
-        super().__init__(weights, input_size)
-        _check_size(input_size)
-        self.output: Output = output
-        self._without_classifier = look_up("output", output, WITHOUT_CLASSIFIER)
-
     def load_features(self) -> nn.Module:
         network = load_vgg16(self.weights)
-        if self._without_classifier:
-            features = network.features
-            assert isinstance(features, nn.Module)
-            return features
-        return network
+        return network if self.output == "logits" else network.get_submodule("features")
 
 
 class _PatchTokens(nn.Module):
@@ -134,10 +127,3 @@ class _PatchTokens(nn.Module):
 
     def forward(self, image: Tensor) -> Tensor:
         return self.transformer.forward_features(image)[:, self.transformer.num_prefix_tokens :]
-
-
-def _check_size(input_size: int) -> None:
-    require(
-        input_size >= MIN_INPUT_SIZE,
-        f"input_size is {input_size}; it must be at least {MIN_INPUT_SIZE}, {INPUT_SIZE} is usual",
-    )
