@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from gsq_lightning.discriminators import Discriminator, ProjectedDiscriminator
-from gsq_lightning.errors import one_of, require
+from gsq_lightning.errors import one_of, require, require_at_least
 from gsq_lightning.losses.adversarial import AdversarialLoss, discriminator_loss, generator_loss
 from gsq_lightning.losses.efficientnet import EfficientNetLoss
 from gsq_lightning.losses.perceptual import PerceptualLoss
@@ -148,16 +148,15 @@ class Objective:
         self.adaptive_weight_maximum = adaptive_weight_maximum
         self.gradient_penalty: GradientPenalty = gradient_penalty
         self.lecam = LeCamRegularizer() if weights.lecam > 0 else None
-        self._shared: EfficientNetFeatures | None = None  # by perceptual loss and discriminator
+        self._shared: EfficientNetFeatures | None = None  # used by both perceptual loss and discriminator
         self._check_options()
 
     def _check_options(self) -> None:
         """Raises InputError for values that make no sense, and options without effect."""
-        weights = self.weights
+        weights, maximum = self.weights, self.adaptive_weight_maximum
         one_of("adversarial_loss", self.adversarial_loss, AdversarialLoss)
         one_of("discriminator_loss", self.discriminator_loss, AdversarialLoss)
         one_of("gradient_penalty", self.gradient_penalty, GradientPenalty)
-        maximum = self.adaptive_weight_maximum
         require(maximum > 0, f"adaptive_weight_maximum is {maximum}; it must be above 0")
         require(
             self.adaptive_weight or maximum == ADAPTIVE_WEIGHT_MAXIMUM,
@@ -184,41 +183,53 @@ class Objective:
             "adversarial_start_step": self.adversarial_start_step,
             "adversarial_ramp_steps": self.adversarial_ramp_steps,
         }
-        for name, number in steps.items():
-            require(number >= 0, f"{name} is {number}; it must be at least 0")
-        if self.discriminator is None:
-            penalties = {"loss_weights.lecam": weights.lecam, "loss_weights.gradient_penalty": weights.gradient_penalty}
-            for name, value in {**steps, "adaptive_weight": self.adaptive_weight, **penalties}.items():
-                require(not value, f"{name} {value} has no effect without a discriminator; set it to {type(value)(0)}")
+        require_at_least(0, **steps)
+        if self.discriminator is not None:
+            self._check_adversarial_options(self.discriminator)
             return
-        _check_discriminator(self.discriminator, weights)
+        penalties = {"loss_weights.lecam": weights.lecam, "loss_weights.gradient_penalty": weights.gradient_penalty}
+        for name, value in {**steps, "adaptive_weight": self.adaptive_weight, **penalties}.items():
+            require(not value, f"{name} {value} has no effect without a discriminator; set it to {type(value)(0)}")
+
+    def _check_adversarial_options(self, discriminator: Discriminator) -> None:
+        """Those that concern the discriminator and the adversarial loss."""
+        weights, start = self.weights, self.adversarial_start_step
+        require(
+            weights.discriminator > 0,
+            "loss_weights.discriminator is 0: the discriminator would judge without being trained; leave it out",
+        )
+        require(
+            weights.gradient_penalty == 0 or discriminator.supports_gradient_penalty,
+            f"loss_weights.gradient_penalty is {weights.gradient_penalty}, but {type(discriminator).__name__} has no "
+            "second derivatives; set it to 0, or use PatchDiscriminator or StyleGANDiscriminator",
+        )
         for name in ("adversarial_start_step", "adversarial_ramp_steps"):
             require(
-                weights.adversarial > 0 or steps[name] == 0,
-                f"{name} {steps[name]} has no effect where loss_weights.adversarial is 0; set it to 0",
+                weights.adversarial > 0 or getattr(self, name) == 0,
+                f"{name} {getattr(self, name)} has no effect where loss_weights.adversarial is 0; set it to 0",
             )
         require(
             weights.adversarial > 0 or not self.adaptive_weight,
             "adaptive_weight has no effect where loss_weights.adversarial is 0; set it to false",
         )
         require(
-            self.adversarial_start_step == 0 or self.adversarial_start_step >= self.discriminator_start_step,
-            f"adversarial_start_step {self.adversarial_start_step} is before discriminator_start_step "
-            f"{self.discriminator_start_step}, from which on there is an adversarial loss; set it to 0",
+            start == 0 or start >= self.discriminator_start_step,
+            f"adversarial_start_step {start} is before discriminator_start_step {self.discriminator_start_step}, from "
+            "which on there is an adversarial loss; set it to 0",
         )
 
     def load(self) -> None:
-        """Gets the networks ready that only training looks through. Raises WeightsMissing."""
+        """Loads the networks that only training uses. Raises WeightsMissing."""
         self.load_perceptual_loss()
         self.load_discriminator()
 
     def load_perceptual_loss(self) -> None:
-        """Where it has a weight. Raises WeightsMissing."""
+        """Loads it, where its weight is above 0. Raises WeightsMissing."""
         if self.perceptual_loss is not None and self.weights.perceptual > 0:
             self.perceptual_loss.load()
 
     def load_discriminator(self) -> None:
-        """After the perceptual loss, whose trunk it may share. Raises WeightsMissing."""
+        """Loads it; called after `load_perceptual_loss`, whose network it may share. Raises WeightsMissing."""
         loss, discriminator = self.perceptual_loss, self.discriminator
         if (
             isinstance(loss, EfficientNetLoss)
@@ -243,7 +254,7 @@ class Objective:
         return self.weights.adversarial * share
 
     def seen_in_parts(self, quantizer: Quantizer, accumulate_batches: int, ranks: int) -> list[str]:
-        """Terms that are no means over images, so that small batches on several ranks do not add up to a whole one."""
+        """Terms that are no means over images: accumulated or distributed, a batch gives them other gradients."""
         terms = []
         if accumulate_batches > 1:
             terms += quantizer.whole_batch_terms + ["adaptive weight"] * self.adaptive_weight
@@ -330,15 +341,3 @@ def frozen(network: nn.Module) -> Iterator[None]:
     finally:
         for parameter in trained:
             parameter.requires_grad_(True)
-
-
-def _check_discriminator(discriminator: Discriminator, weights: LossWeights) -> None:
-    require(
-        weights.discriminator > 0,
-        "loss_weights.discriminator is 0: the discriminator would judge without being trained; leave it out",
-    )
-    require(
-        weights.gradient_penalty == 0 or discriminator.supports_gradient_penalty,
-        f"loss_weights.gradient_penalty is {weights.gradient_penalty}, but {type(discriminator).__name__} has no "
-        "second derivatives; set it to 0, or use PatchDiscriminator or StyleGANDiscriminator",
-    )
