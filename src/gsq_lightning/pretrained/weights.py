@@ -6,15 +6,13 @@ A network's `weights` option is one word or a path everywhere:
 - "random": fixed random weights, for tests alone; the log says so.
 """
 
-import hashlib
-import io
 import logging
 import re
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
-from typing import NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -56,18 +54,6 @@ class PublishedWeights:
         return f"{self.file} of {self.repository}" if self.repository else self.file
 
 
-class LoadedWeights(NamedTuple):
-    """The content of a file of weights.
-
-    Attributes:
-        state: tensors by name, on the CPU.
-        sha256: of the bytes that they were read from, in hexadecimal.
-    """
-
-    state: dict[str, Tensor]
-    sha256: str
-
-
 @contextmanager
 def fixed_random_weights(network: str) -> Iterator[None]:
     """Within it, weights are drawn from a fixed seed; the global random state is unchanged afterwards."""
@@ -77,17 +63,24 @@ def fixed_random_weights(network: str) -> Iterator[None]:
         yield
 
 
-def read_weights(weights: str, published: PublishedWeights) -> LoadedWeights:
-    """Reads weights, which are downloaded first where they are neither given nor cached.
+def read_weights(weights: str, published: PublishedWeights) -> dict[str, Tensor]:
+    """Reads a file of weights, safetensors or torch's own format, after a download where it is not cached.
+
+    Code in the file is never run.
 
     Args:
         weights: "pretrained" for the published file, or the path of such a file.
         published: which file that is.
 
+    Returns:
+        Tensors by name, on the CPU.
+
     Raises:
         WeightsMissing: where the published file is not cached and cannot be downloaded.
         InputError: where `weights` leads nowhere, or the file cannot be read.
     """
+    from safetensors.torch import load_file
+
     if weights != "pretrained":
         path = Path(weights).expanduser()
         if not path.is_file():
@@ -99,30 +92,17 @@ def read_weights(weights: str, published: PublishedWeights) -> LoadedWeights:
         path = _from_torch_cache(published)
     else:
         path = _from_hub_cache(published, published.repository)
-    return read_file(path, published.network)
-
-
-def read_file(path: Path, network: str) -> LoadedWeights:
-    """Reads a file of weights, safetensors or torch's own format; never runs code in it.
-
-    Raises:
-        InputError: where it cannot be read.
-    """
-    from safetensors.torch import load
-
     for files in _records:
-        files.append((network, path))
+        files.append((published.network, path))
     try:
-        content = path.read_bytes()
         if path.suffix == ".safetensors":
-            state = load(content)
-        else:
-            state = torch.load(io.BytesIO(content), map_location="cpu", weights_only=True)
+            return load_file(path)
+        state: dict[str, Tensor] = torch.load(path, map_location="cpu", weights_only=True)
+        return state
     except Exception as error:  # whatever the reader makes of a damaged file
         raise InputError(
-            f"weights of {network}: {path} cannot be read: {first_line(error)}; remove it, or fetch it again"
+            f"weights of {published.network}: {path} cannot be read: {first_line(error)}; remove it, or fetch it again"
         ) from error
-    return LoadedWeights(state, hashlib.sha256(content).hexdigest())
 
 
 def load_state(network: nn.Module, state: dict[str, Tensor], name: str) -> nn.Module:
@@ -141,11 +121,6 @@ def load_state(network: nn.Module, state: dict[str, Tensor], name: str) -> nn.Mo
     return network
 
 
-def torch_cache() -> Path:
-    """Where torch keeps downloaded weights: `$TORCH_HOME/hub/checkpoints`."""
-    return Path(torch.hub.get_dir()) / "checkpoints"
-
-
 @contextmanager
 def recorded_files() -> Iterator[list[tuple[str, Path]]]:
     """Within it, notes the network and path of each file of weights that is read."""
@@ -161,21 +136,21 @@ _records: list[list[tuple[str, Path]]] = []
 
 
 def _from_torch_cache(published: PublishedWeights) -> Path:
-    path = torch_cache() / published.file
+    folder = Path(torch.hub.get_dir()) / "checkpoints"  # where torch keeps its own downloads
+    path = folder / published.file
     if path.is_file():
         return path
     command = f"curl -L --create-dirs -o {path} {published.url}"
+    missing = partial(WeightsMissing, published.network, published.file, published.url, folder, command)
     if not reachable(published.url):
-        raise WeightsMissing(published.network, published.file, published.url, path.parent, command)
+        raise missing()
     # torchvision and torch-fidelity put the start of the SHA-256 into the name
     prefix = re.search(r"-([a-f0-9]{8})\.", published.file)
     try:
-        path.parent.mkdir(parents=True, exist_ok=True)
+        folder.mkdir(parents=True, exist_ok=True)
         torch.hub.download_url_to_file(published.url, str(path), prefix.group(1) if prefix else None)
     except (OSError, RuntimeError) as error:
-        raise WeightsMissing(
-            published.network, published.file, published.url, path.parent, command, first_line(error)
-        ) from error
+        raise missing(first_line(error)) from error
     return path
 
 
@@ -185,15 +160,14 @@ def _from_hub_cache(published: PublishedWeights, repository: str) -> Path:
     cached = try_to_load_from_cache(repository, WEIGHTS_FILE)
     if isinstance(cached, str):
         return Path(cached)
-    folder = Path(constants.HF_HUB_CACHE)
     url = hf_hub_url(repository, WEIGHTS_FILE)  # of a mirror, where $HF_ENDPOINT names one
     command = f"hf download {repository} {WEIGHTS_FILE}"
+    cache = Path(constants.HF_HUB_CACHE)
+    missing = partial(WeightsMissing, published.network, published.description, url, cache, command)
     # asked before the Hub's own client is, which would retry for most of a minute
     if constants.HF_HUB_OFFLINE or not reachable(url):
-        raise WeightsMissing(published.network, published.description, url, folder, command)
+        raise missing()
     try:
         return Path(hf_hub_download(repository, WEIGHTS_FILE))
     except Exception as error:  # OSError, or what the Hub's HTTP client of the day raises
-        raise WeightsMissing(
-            published.network, published.description, url, folder, command, first_line(error)
-        ) from error
+        raise missing(first_line(error)) from error
