@@ -64,15 +64,15 @@ def test_what_does_not_fit_is_one_line_and_changes_nothing(small_tokenizer: Buil
     tokenizer = small_tokenizer(codebook_size=64)
     before = {name: value.clone() for name, value in tokenizer.state_dict().items()}
     message = (
-        r"do not fit in 1 tensors: quantizer.codebook is \(32, 4\) in it and \(64, 4\) here. "
+        r"do not fit in 1 tensors: quantizer.codebook: \(32, 4\) in the file, \(64, 4\) in the model. "
         "Settings differ: quantizer.codebook_size 32 → 64$"
     )
     with pytest.raises(InputError, match=message):
         started(checkpoint, tokenizer)
     assert all(torch.equal(value, before[name]) for name, value in tokenizer.state_dict().items())
-    with pytest.raises(InputError, match=r"discriminator.net.0.weight is \("):
+    with pytest.raises(InputError, match=r"discriminator.net.0.weight: \("):
         started(checkpoint, small_tokenizer(), PatchDiscriminator(channels=8, num_layers=1))
-    with pytest.raises(InputError, match=r"discriminator.net.0.weight is unknown here"):
+    with pytest.raises(InputError, match=r"discriminator.net.0.weight: unknown to the model"):
         started(checkpoint, small_tokenizer(), nn.Module())
     with pytest.raises(InputError, match=r"'dekoder.\*' matches no tensor; there are encoder.\*, quantizer.\*"):
         started(checkpoint, small_tokenizer(), include=["dekoder.*"])

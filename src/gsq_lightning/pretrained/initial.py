@@ -1,4 +1,4 @@
-"""Weights that a training starts from: all or some of those of another, and what became of each."""
+"""Weights that a training starts from: all or some tensors of another model, and which of them were loaded."""
 
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -10,17 +10,17 @@ from torch import Tensor, nn
 
 from gsq_lightning.errors import InputError, first_few, require
 from gsq_lightning.pretrained.export import Weights, local_copy, read_tokenizer, tokenizer_in
-from gsq_lightning.pretrained.saved import read_plain
+from gsq_lightning.pretrained.saved import read_plain, weight_differences
 
 DISCRIMINATOR = "discriminator."
 SHOWN = 3  # names in a message
 
 
 class InitialWeights(NamedTuple):
-    """What a file has to start from.
+    """The content of a file to start from.
 
     Attributes:
-        place: where it lies on this machine.
+        place: path of the file on this machine.
         config: of the tokenizer, plain data.
         tensors: by name; those of a discriminator begin with "discriminator.".
     """
@@ -36,14 +36,14 @@ class InitialWeights(NamedTuple):
 
 @dataclass(frozen=True)
 class Taken:
-    """What became of the tensors.
+    """Which tensors were loaded.
 
     Attributes:
-        place: of the file.
-        loaded: names of those that were taken from it.
-        fresh: of those that the networks have, and that start as they were made.
-        left_out: of those that the file has and they have not.
-        settings: in which the tokenizers differ, in words.
+        place: path of the file.
+        loaded: names of the tensors that were loaded from it.
+        fresh: names of the networks' other tensors, which keep their initialization.
+        left_out: names of tensors in the file that the networks do not have.
+        settings: those in which the tokenizers differ, in words.
     """
 
     place: str
@@ -92,40 +92,34 @@ def start_from(
     include: Sequence[str] = ("*",),
     exclude: Sequence[str] = (),
 ) -> Taken:
-    """Puts weights into networks. All that are asked for must be there and fit; the others stay as they are.
+    """Loads weights into networks. All that the patterns choose must be there and fit; the others stay as they are.
 
     Args:
         initial: the weights.
         tokenizer, discriminator: what they are put into. Without a discriminator that of `initial` is left out.
         config: of `tokenizer`.
-        include, exclude: patterns of names, as of a shell: those that one of `include` and none of `exclude` matches
-            are asked for. "encoder.*", "quantizer.codebook", "discriminator.*"
+        include, exclude: shell patterns of names, such as "encoder.*", "quantizer.codebook" or "discriminator.*":
+            they choose the tensors whose names one of `include` and none of `exclude` matches.
 
     Raises:
-        InputError: where a pattern matches nothing, or a tensor that is asked for is missing or has another shape.
+        InputError: where a pattern matches nothing, or a chosen tensor is missing or has another shape.
     """
     own = dict(tokenizer.state_dict())
     if discriminator is not None:
         own |= {DISCRIMINATOR + name: value for name, value in discriminator.state_dict().items()}
     given = initial.tensors
+    parts = dict.fromkeys(f"{name.partition('.')[0]}.*" for name in (*own, *given))
     for pattern in (*include, *exclude):
         require(
             any(fnmatchcase(name, pattern) for name in (*own, *given)),
-            f"the pattern {pattern!r} matches no tensor; there are {', '.join(_parts([*own, *given]))}",
+            f"the pattern {pattern!r} matches no tensor; there are {', '.join(parts)}",
         )
-    wanted = [name for name in own if _matches(name, include) and not _matches(name, exclude)]
-    differences = [f"{name} is missing in it" for name in wanted if name not in given]
-    differences += [
-        f"{name} is {tuple(given[name].shape)} in it and {tuple(own[name].shape)} here"
-        for name in wanted
-        if name in given and given[name].shape != own[name].shape
-    ]
-    # what it has beside them is another network's, unless a pattern or the lack of a discriminator leaves it out
-    asked = [name for name in given if _matches(name, include) and not _matches(name, exclude)]
-    strangers = [name for name in asked if name not in own and (discriminator is not None or not _is_of_d(name))]
-    differences += [f"{name} is unknown here" for name in strangers]
+    wanted = _chosen(own, include, exclude)
+    offered = _chosen(given, include, exclude)
+    if discriminator is None:
+        offered = {name: value for name, value in offered.items() if not name.startswith(DISCRIMINATOR)}
     settings = list(_settings(initial.config, config))
-    if differences:
+    if differences := weight_differences(wanted, offered):
         raise InputError(
             f"the weights of {initial.place} do not fit in {len(differences)} tensors: "
             + first_few(differences, SHOWN, "; ")
@@ -138,24 +132,20 @@ def start_from(
             network.load_state_dict(chosen, strict=False)
     return Taken(
         place=str(initial.place),
-        loaded=wanted,
+        loaded=list(wanted),
         fresh=[name for name in own if name not in wanted],
         left_out=[name for name in given if name not in own],
         settings=settings,
     )
 
 
-def _is_of_d(name: str) -> bool:
-    return name.startswith(DISCRIMINATOR)
+def _chosen(tensors: Mapping[str, Tensor], include: Sequence[str], exclude: Sequence[str]) -> dict[str, Tensor]:
+    """Those whose names one of `include` and none of `exclude` matches."""
 
+    def matches(name: str, patterns: Sequence[str]) -> bool:
+        return any(fnmatchcase(name, pattern) for pattern in patterns)
 
-def _matches(name: str, patterns: Sequence[str]) -> bool:
-    return any(fnmatchcase(name, pattern) for pattern in patterns)
-
-
-def _parts(names: Sequence[str]) -> list[str]:
-    """encoder.*, …"""
-    return list(dict.fromkeys(f"{name.partition('.')[0]}.*" for name in names))
+    return {name: x for name, x in tensors.items() if matches(name, include) and not matches(name, exclude)}
 
 
 def _settings(theirs: Mapping[str, Any], ours: Mapping[str, Any], before: str = "") -> Iterator[str]:

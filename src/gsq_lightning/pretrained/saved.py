@@ -128,19 +128,22 @@ def as_plain(value: Any) -> Any:
     raise InputError(f"{value!r} is no number, word or list of these, so that no config can hold it")
 
 
-def check_weights(module: nn.Module, weights: dict[str, Tensor], source: str) -> None:
+def check_weights(module: nn.Module, weights: Mapping[str, Tensor], source: str) -> None:
     """Raises InputError with the first tensors of `weights` that `module` lacks, misses or has in another shape."""
-    own = module.state_dict()
-    differences = [
-        f"{name}: {tuple(weights[name].shape)} in the file, {tuple(own[name].shape)} in the model"
-        for name in own
-        if name in weights and weights[name].shape != own[name].shape
-    ]
-    differences += [f"{name}: missing in the file" for name in own if name not in weights]
-    differences += [f"{name}: unknown to the model" for name in weights if name not in own]
-    if differences:
+    if differences := weight_differences(module.state_dict(), weights):
         shown = first_few(differences, 3, "; ")
         raise InputError(f"the weights of {source} do not fit this model in {len(differences)} tensors: {shown}")
+
+
+def weight_differences(own: Mapping[str, Tensor], given: Mapping[str, Tensor]) -> list[str]:
+    """In words, each tensor by which a file's weights differ from a model's own, in name or shape."""
+    differences = [
+        f"{name}: {tuple(given[name].shape)} in the file, {tuple(own[name].shape)} in the model"
+        for name in own
+        if name in given and given[name].shape != own[name].shape
+    ]
+    differences += [f"{name}: missing in the file" for name in own if name not in given]
+    return differences + [f"{name}: unknown to the model" for name in given if name not in own]
 
 
 def _strangers(path: Path) -> str | None:
