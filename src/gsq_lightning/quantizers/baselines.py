@@ -67,10 +67,10 @@ class LibraryQuantizer(Quantizer):
     def _search(self, latent: Tensor) -> Tensor:
         """(B, D, h, w) float32 → (B, h, w, G) int64."""
 
-    @abstractmethod
     def _decode(self, indices: Tensor) -> Tensor:
         """(B, h, w, G) → (B, D, h, w) float32, contiguous: the result of the decoder's convolutions depends on
         the memory layout in the last bits."""
+        return self.wrapped.indices_to_codes(indices).float().contiguous()
 
     def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> Self:
         super()._apply(keep_precision(fn), recurse)
@@ -258,9 +258,6 @@ class FSQ(LibraryQuantizer):
         indices = (level * self._place_values).sum(dim=-1)
         return indices.masked_fill(~self._split(latent).isfinite().all(dim=-1), 0)
 
-    def _decode(self, indices: Tensor) -> Tensor:
-        return self.wrapped.indices_to_codes(indices).float().contiguous()
-
 
 class LFQ(LibraryQuantizer):
     """Lookup-free quantization: a bit per channel, its sign; codes {-1, 1}^d (LFQ, arXiv 2310.05737).
@@ -361,9 +358,6 @@ class LFQ(LibraryQuantizer):
         """(B, D, h, w) → (B, h, w, G): bit 1 above 0; the first channel counts most."""
         indices = self.wrapped(points)[1]
         return indices.masked_fill(~self._split(points).isfinite().all(dim=-1), 0)
-
-    def _decode(self, indices: Tensor) -> Tensor:
-        return self.wrapped.indices_to_codes(indices).float().contiguous()
 
     def _entropies(self, points: Tensor) -> tuple[Tensor, Tensor]:
         """E[H(p)] and H(E[p]) in nats, mean of the groups."""

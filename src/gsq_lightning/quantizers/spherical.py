@@ -29,12 +29,12 @@ GRADIENTS: dict[Gradient, Callable[[Tensor, Tensor], Tensor]] = {
     "rotation": rotate_and_scale,
 }
 
-COMPARE_WITHOUT_WAITING = ("cpu",)  # devices
+COMPARE_WITHOUT_WAITING = ("cpu",)  # devices whose values can be compared without a synchronization
 MAX_CODEBOOK = 2**31  # numbers: 8 GiB; the paper's largest has 2^23
 
 
 class KeptIndex:
-    """What a lookup has prepared of a codebook (V, d), for the calls that follow."""
+    """The search index of a codebook (V, d), and what tells whether the codebook has changed since."""
 
     def __init__(self, codebook: Tensor, index: CodeIndex) -> None:
         self.index = index
@@ -43,8 +43,11 @@ class KeptIndex:
         self._version = _version_of(codebook)
 
     def is_of(self, codebook: Tensor) -> bool:
-        """Compares the values; of a frozen codebook on a GPU, which that would wait for, memory and version. The
-        version does not count what is written to `codebook.data` or by DLPack."""
+        """Whether the codebook has the values that the index was made of.
+
+        A frozen codebook on a GPU is not read, which would synchronize: its memory and version are compared. The
+        version does not count what is written to `codebook.data` or by DLPack.
+        """
         version = _version_of(codebook)
         if version is not None and version == self._version and codebook.data_ptr() == self._seen.data_ptr():
             return True
@@ -52,7 +55,7 @@ class KeptIndex:
 
 
 def _version_of(codebook: Tensor) -> int | None:
-    """Counts what was written to a codebook that is on a GPU and not trained; None of others."""
+    """PyTorch's count of in-place writes, for a frozen codebook on a GPU; None for any other."""
     if codebook.device.type in COMPARE_WITHOUT_WAITING or codebook.requires_grad or codebook.is_inference():
         return None
     return codebook._version
@@ -154,7 +157,7 @@ class GroupedSphericalQuantizer(Quantizer):
             )
         shape = (num_groups,) * per_group_codebooks + (codebook_size, self.group_channels)
         self.codebook = nn.Parameter(torch.empty(shape))
-        self._indexed: list[KeptIndex] = []  # of each codebook, from evaluation to evaluation
+        self._indexed: dict[int, KeptIndex] = {}  # of each codebook by number, for evaluation
         self.reset_codebook()
 
     @property
@@ -255,26 +258,25 @@ class GroupedSphericalQuantizer(Quantizer):
     def _nearest_in(self, number: int, codebook: Tensor, points: Tensor) -> Tensor:
         """(n, d) normalized → (n,), of the codebook with this number.
 
-        In evaluation the lookup's index is kept from call to call: building it would dominate.
+        In evaluation the search index is kept from call to call: building it takes longer than a search.
         """
         unit_norm = self.normalization == "l2"
         if self.training or torch.compiler.is_compiling():
             return nearest_code(points, normalize(codebook.double(), self.normalization), unit_norm=unit_norm)
-        kept = self._indexed[number] if number < len(self._indexed) else None
+        kept = self._indexed.get(number)
         if kept is None or not kept.is_of(codebook):
             index = CodeIndex(normalize(codebook.double(), self.normalization), unit_norm=unit_norm)
-            kept = KeptIndex(codebook, index)
-            self._indexed[number:] = [kept]
+            kept = self._indexed[number] = KeptIndex(codebook, index)
         return kept.index.query(points)
 
     def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> "GroupedSphericalQuantizer":
         super()._apply(keep_precision(fn), recurse)
-        self._indexed = []  # may be of another device
+        self._indexed = {}  # may be of another device
         return self
 
     def __getstate__(self) -> dict[str, Any]:
-        """For copies and pickle: without the lookup's index, which is larger than the codebook and made again."""
-        return {**self.__dict__, "_indexed": []}
+        """For copies and pickle: without the search index, which is larger than the codebook and made again."""
+        return {**self.__dict__, "_indexed": {}}
 
 
 def normalize(vectors: Tensor, normalization: Normalization) -> Tensor:
