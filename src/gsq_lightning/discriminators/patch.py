@@ -46,16 +46,20 @@ class PatchDiscriminator(Discriminator):
         self.norm: Norm = norm
         layers: list[nn.Module] = [nn.Conv2d(3, channels, KERNEL_SIZE, stride=2, padding=1), nn.LeakyReLU(LEAK)]
         width = channels
-        for layer in range(1, num_layers + 1):
-            out_width = channels * min(2**layer, MAX_MULTIPLIER)
-            stride = 2 if layer < num_layers else 1
+        for number in range(1, num_layers + 1):
+            out_width = channels * min(2**number, MAX_MULTIPLIER)
+            stride = 2 if number < num_layers else 1
             # a bias before a batch norm would be subtracted again
             layers.append(nn.Conv2d(width, out_width, KERNEL_SIZE, stride, padding=1, bias=norm == "none"))
             layers += [*make_norm(out_width), nn.LeakyReLU(LEAK)]
             width = out_width
         last = nn.Conv2d(width, 1, KERNEL_SIZE, stride=1, padding=1, bias=False)
         self.net = nn.Sequential(*layers, last)
-        self._initialize(last)
+        for layer in self.net:
+            if isinstance(layer, nn.Conv2d):
+                nn.init.kaiming_normal_(layer.weight, nonlinearity="linear")
+        with torch.no_grad():
+            last.weight.mul_(LAST_SCALE)
 
     def forward(self, image: Tensor) -> Tensor:
         """(B, 3, H, W) in [-1, 1] → logits (B, 1, H', W'); H' = H/8 - 2 with three layers."""
@@ -66,13 +70,6 @@ class PatchDiscriminator(Discriminator):
             f"each way, these have {image.shape[-2]}×{image.shape[-1]}; lower num_layers",
         )
         return self.net(image)
-
-    @torch.no_grad()
-    def _initialize(self, last: nn.Conv2d) -> None:
-        for module in self.modules():
-            if isinstance(module, nn.Conv2d):
-                nn.init.kaiming_normal_(module.weight, nonlinearity="linear")
-        last.weight.mul_(LAST_SCALE)
 
 
 NORMS = {
