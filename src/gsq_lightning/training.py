@@ -407,9 +407,7 @@ class TokenizerModule(LightningModule):
             torch.compiler.set_stance("force_eager"),  # compiled networks run no hooks
             self.objective.within_step(),
         ):
-            found = find_nonfinite(
-                self, image, lambda: ((name, loss.total, loss.log) for name, loss in self._losses(image))
-            )
+            found = find_nonfinite(self, image, lambda: ((loss.total, loss.log) for _, loss in self._losses(image)))
         for buffer, value in zip(self.buffers(), before, strict=True):
             buffer.copy_(value)
         return found

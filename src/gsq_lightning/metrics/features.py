@@ -9,7 +9,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from gsq_lightning.pixels import pixels_to_image
-from gsq_lightning.pretrained.backbones import DINOV2_CHANNELS, ImageNetInput, load_dinov2
+from gsq_lightning.pretrained.backbones import ImageNetInput, load_dinov2
 from gsq_lightning.pretrained.efficientnet import fold_batch_norms, load_efficientnet_lite0
 from gsq_lightning.pretrained.frozen import FrozenNetwork
 
@@ -36,17 +36,13 @@ class FeatureExtractor(FrozenNetwork):
 
     Args:
         network: pixels → features.
-        num_features: F.
         description: network and preparation of images in words, for reports; the weights' hash is added to it.
         random: whether its weights are random.
         truncates: whether it is given reconstructions truncated to uint8, rather than rounded.
     """
 
-    def __init__(
-        self, network: nn.Module, num_features: int, description: str, random: bool, truncates: bool = False
-    ) -> None:
+    def __init__(self, network: nn.Module, description: str, random: bool, truncates: bool = False) -> None:
         super().__init__(network)
-        self.num_features = num_features
         self.truncates = truncates
         self.fingerprint = fingerprint_of(network)
         kind = "random weights" if random else "weights"
@@ -63,7 +59,7 @@ def random_features() -> FeatureExtractor:
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(0)
         network = RandomFeatures()
-    return FeatureExtractor(network, RandomFeatures.num_features, "three convolutions, seed 0", random=True)
+    return FeatureExtractor(network, "three convolutions, seed 0", random=True)
 
 
 def dinov2_features(weights: str) -> FeatureExtractor:
@@ -78,7 +74,6 @@ def dinov2_features(weights: str) -> FeatureExtractor:
     network = load_dinov2(weights, INPUT_SIZE)
     return FeatureExtractor(
         nn.Sequential(PixelsToImage(), ImageNetInput(INPUT_SIZE), network),
-        DINOV2_CHANNELS,
         f"DINOv2 ViT-S/14 with registers at {INPUT_SIZE}²",
         random=weights == "random",
     )
@@ -97,7 +92,6 @@ def efficientnet_features(weights: str) -> FeatureExtractor:
     network.reset_classifier(0)
     return FeatureExtractor(
         nn.Sequential(EfficientNetInput(), PooledEfficientNet(network)),
-        EFFICIENTNET_CHANNELS,
         f"EfficientNet-Lite0 at {INPUT_SIZE}², antialiased",
         random=weights == "random",
     )

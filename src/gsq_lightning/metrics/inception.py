@@ -46,7 +46,6 @@ def inception_features(weights: str, preparation: Preparation, truncates: bool =
     """
     return FeatureExtractor(
         PreparedInception(load_inception(weights), preparation),
-        INCEPTION_FEATURES,
         f"Inception v3 of 2015-12-05, images prepared by {preparation}"
         + (", reconstructions truncated to uint8" if truncates else ""),
         random=weights == "random",

@@ -1,6 +1,6 @@
-"""Where a training step went wrong: it is run again, after the fact, and watched."""
+"""Finds where NaN or infinite values of a training step came from, by running the step again."""
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from typing import Any, NamedTuple
 
 import torch
@@ -22,14 +22,14 @@ class Finding(NamedTuple):
 
 
 def find_nonfinite(
-    root: nn.Module, image: Tensor, losses: Callable[[], Iterator[tuple[str, Tensor, Mapping[str, Tensor]]]]
+    root: nn.Module, image: Tensor, losses: Callable[[], Iterable[tuple[Tensor, Mapping[str, Tensor]]]]
 ) -> Finding:
-    """Runs a step's losses once more, with a look at the output of every module. Gradients of `root` stay as they are.
+    """Runs a step's losses again, and checks the output of every module. Gradients of `root` stay as they are.
 
     Args:
         root: holds all networks.
-        image: what the step saw.
-        losses: gives name, loss and terms of each network.
+        image: of the step.
+        losses: gives loss and terms of each network.
     """
     found: list[str] = [] if _is_finite(image) else ["image"]
     handles = [module.register_forward_hook(_note(name, found)) for name, module in root.named_modules() if name]
@@ -37,7 +37,7 @@ def find_nonfinite(
     gradients: list[str] = []
     terms: dict[str, float] = {}
     try:
-        for _, loss, log in losses():
+        for loss, log in losses():
             terms |= {name: float(value) for name, value in log.items()}
             got = torch.autograd.grad(loss, list(parameters.values()), allow_unused=True)
             gradients += [name for name, one in zip(parameters, got, strict=True) if not _is_finite(one)]
