@@ -66,7 +66,8 @@ class GSQTokenizer(nn.Module):
         residual_kernel_size: kernel of residual blocks and of the decoder's first convolution; odd, as are the others.
         input_kernel_size: kernel of the encoder's first convolution.
         output_kernel_size: kernel of the decoder's last convolution. (The encoder's last is 1×1.)
-        norm_groups: groups of every GroupNorm; divides every width.
+        norm_groups: groups of every GroupNorm; divides every width. Keep about four channels to a group, as the paper
+            does (128 / 32), or colors drift: a group of one channel loses its brightness.
 
     Attributes:
         shape: all of these but the quantizer.
@@ -148,7 +149,7 @@ class GSQTokenizer(nn.Module):
         return self.encoder(image.to(self.encoder.conv_in.weight.dtype))
 
     def _finite(self, latent: Tensor) -> Tensor:
-        """Raises InputError in eval mode for a latent that is not finite: it too gets a code, which says nothing."""
+        """The latent. Raises InputError in eval mode where it is NaN or infinite: a lookup would still give codes."""
         if not self.training and not torch.compiler.is_compiling():
             broken = int((~latent.flatten(1).isfinite().all(dim=1)).sum())
             require(

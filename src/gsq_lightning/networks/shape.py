@@ -29,8 +29,7 @@ class NetworkShape:
         residual_kernel_size: kernel of residual blocks and of the decoder's first convolution; odd, as are the others.
         input_kernel_size: kernel of the encoder's first convolution.
         output_kernel_size: kernel of the decoder's last convolution.
-        norm_groups: groups of every GroupNorm; divides every width. A group of one channel forgets its brightness: keep
-            about four channels to a group, as the paper does (128 / 32), or colors drift.
+        norm_groups: groups of every GroupNorm; divides every width.
 
     Raises:
         InputError: for sizes that do not fit each other.

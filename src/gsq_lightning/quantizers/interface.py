@@ -100,7 +100,7 @@ class Quantizer(nn.Module, ABC):
 
     @property
     def whole_batch_terms(self) -> list[str]:
-        """Loss terms of all latents of a batch at once, whose gradients are others where small batches accumulate."""
+        """Loss terms over all latents of a batch together: accumulating smaller batches changes their gradients."""
         return []
 
     @property
