@@ -105,15 +105,14 @@ def names_places(configs: list[dict[str, Any]], flags: list[str], known: dict[st
     return any(os.path.abspath(os.path.expanduser(str(value))) != known.get(place) for place, value in named.items())
 
 
-def given_options(contents: list[dict[str, Any]], flags: list[str]) -> list[str]:
-    """Names of all options that config files and flags give, in order.
+def config_names(contents: list[dict[str, Any]]) -> list[str]:
+    """Names of all options in the contents of config files, in order."""
+    return [name.replace(".init_args", "") for content in contents for name in names_within(content)]
 
-    Args:
-        contents: of the config files.
-        flags: what follows them on the command line.
-    """
-    names = [name for content in contents for name in names_within(content)]
-    names += [flag.removeprefix("--").partition("=")[0] for flag in flags if flag.startswith("--")]
+
+def flag_names(flags: list[str]) -> list[str]:
+    """Names of the options that flags give, in order."""
+    names = [flag.removeprefix("--").partition("=")[0] for flag in flags if flag.startswith("--")]
     return [name.replace(".init_args", "") for name in names]
 
 

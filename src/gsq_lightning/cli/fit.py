@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any, ClassVar, Literal, NoReturn
 
 import yaml
-from jsonargparse import set_parsing_settings
+from jsonargparse import Namespace, set_parsing_settings
 from lightning.pytorch import Callback, LightningDataModule, Trainer
 from lightning.pytorch.cli import ArgsType, LightningArgumentParser, LightningCLI
 from lightning.pytorch.utilities.rank_zero import rank_zero_info
@@ -22,13 +22,15 @@ from gsq_lightning.callbacks import Evaluated, ReconstructionGrid, Report, Token
 from gsq_lightning.cli.arguments import (
     EVALUATIONS,
     Arguments,
-    given_options,
+    config_names,
+    flag_names,
     names_places,
     recipe_name,
     require_effect,
     what_is_missing,
 )
 from gsq_lightning.cli.initial import InitOptions, check_options, initialize
+from gsq_lightning.cli.loggers import RUNS, configured_loggers, keep_within, runs_folder, share_place
 from gsq_lightning.cli.messages import constructor_error, fail, input_error, make, one_line_errors, plain_message
 from gsq_lightning.cli.missing import WeightsAtHand
 from gsq_lightning.cli.option_help import PlainHelp, explain
@@ -43,7 +45,6 @@ from gsq_lightning.pretrained.saved import check_weights
 from gsq_lightning.reports import report_folder, sha256_of
 from gsq_lightning.run_folders import (
     RunFolder,
-    csv_folder,
     expanded,
     newest_checkpoint,
     next_run,
@@ -59,7 +60,6 @@ from gsq_lightning.training import TokenizerModule
 CommandName = Literal["fit", "validate", "test", "predict", "weights", "plan"]
 
 LAST = "last"  # --ckpt_path of the newest checkpoint of a recipe
-RUNS = "runs"  # where runs go whose config names no place
 
 
 def main(arguments: list[str]) -> None:
@@ -117,7 +117,7 @@ class GSQCommand(LightningCLI):
         arguments: what follows it on the command line.
 
     Attributes:
-        checkpoint: what to resume, or what to evaluate.
+        checkpoint: what training resumes from.
         source: the tokenizer that is evaluated.
         flags: names of the options that flags give.
         run_folder: of a training.
@@ -129,7 +129,7 @@ class GSQCommand(LightningCLI):
         configs = [find_recipe(name) for name in given.configs]
         contents = [read_config(config) for config in configs]
         given = given.completed(contents)
-        self.flags = given_options([], given.flags)
+        self.flags = flag_names(given.flags)
         require_effect(self.flags, command)
         require(bool(configs or given.checkpoint) or given.asks_for_help, what_is_missing(command))
         self.weights = given.weights
@@ -138,35 +138,34 @@ class GSQCommand(LightningCLI):
         require(
             bool(configs) or not self.takes_last, "--ckpt_path last is that of a recipe; name the recipe with --config"
         )
-        self.checkpoint: Path | None = None
-        if given.checkpoint is not None and not self.takes_last:
-            if command == "fit":
-                self.checkpoint = checkpoint_to_resume(expanded(given.checkpoint))
-            else:
-                self.checkpoint = find_tokenizer(given.checkpoint)
-                require(self.checkpoint is not None, f"there is no checkpoint {given.checkpoint}")
-        self.source: Source | None = None
-        self.run_folder: RunFolder | None = None
         require(
-            given.checkpoint is None or not any(flag.partition("=")[0] == "--init_from" for flag in given.flags),
+            given.checkpoint is None or "init_from" not in self.flags,
             "--ckpt_path goes on with a run, --init_from starts a new one from weights; give one of the two",
         )
-        if self.checkpoint is not None and command == "fit":
+        self.checkpoint: Path | None = None
+        self.source: Source | None = None
+        self.run_folder: RunFolder | None = None
+        if given.checkpoint is None:
+            if contents and not given.asks_for_help:
+                check_completeness(given.configs, configs, contents)
+        elif command == "fit" and not self.takes_last:
+            self.checkpoint = checkpoint_to_resume(expanded(given.checkpoint))
             if not configs:
                 configs = [config_of_run(self.checkpoint)]
                 contents = [read_config(configs[0])]
-        elif self.checkpoint is not None:
-            self.source = read_source(self.checkpoint, self.weights)
+        elif not self.takes_last:
+            path = find_tokenizer(given.checkpoint)
+            if path is None:
+                raise InputError(f"there is no checkpoint {given.checkpoint}")
+            self.source = read_source(path, self.weights)
             own = self.source.own_quantizer
             require(
                 own is None or bool(configs),
-                f"the quantizer of {self.checkpoint} is {own}, which is none of this library's; give the configs of "
+                f"the quantizer of {path} is {own}, which is none of this library's; give the configs of "
                 "its training again, with --config",
             )
-        if self.checkpoint is None and not self.takes_last and contents and not given.asks_for_help:
-            check_completeness(given.configs, configs, contents)
         options = [*(f"--config={config}" for config in configs), *given.flags]
-        OneLineErrors.given = given_options(contents, given.flags)
+        OneLineErrors.given = [*config_names(contents), *self.flags]
         self.names_places = names_places(contents, given.flags, self.source.data if self.source else {})
         super().__init__(
             TokenizerModule,
@@ -249,37 +248,46 @@ class GSQCommand(LightningCLI):
     # ------------------------------------------------------------------------------------------------- folders
 
     def before_instantiate_classes(self) -> None:
-        trainer = self.config.trainer
-        loggers = configured_loggers(trainer.logger)
+        loggers = configured_loggers(self.config.trainer.logger)
         share_place(loggers, self.flags)
-        text = self.parser.dump(self.config, skip_unset=False)
-        runs = runs_folder(loggers, trainer.default_root_dir, self.recipe)
-        if self.takes_last:
-            self.checkpoint = newest_resumable(runs) if self.command == "fit" else newest_checkpoint(runs)
-            if self.command != "fit":
-                self.source = read_source(self.checkpoint, self.weights)
+        runs = runs_folder(loggers, self.config.trainer.default_root_dir, self.recipe)
         if self.command == "fit":
-            options = InitOptions(**self.config.init.as_dict())
-            resumes = self.checkpoint is not None
-            check_options(self.config.init_from, options, self.config.model.trained, resumes)
-        if self.command == "fit" and not trainer.fast_dev_run:
-            self.run_folder = self._choose_run(runs, loggers, yaml.safe_load(text))
-            named = any(one.init_args.get("name") for one in loggers) or not loggers
-            self.start = RunStart(self.run_folder, text, runs.parent if named else runs)
-            trainer.default_root_dir = str(self.run_folder.path)
-            if trainer.logger is None or trainer.logger is True:
-                trainer.logger = run_logger()
-            for logger in configured_loggers(trainer.logger):
-                keep_within(self.run_folder, logger)
-        elif self.command != "fit":
-            trainer.logger = False
-            self._say_size()
-            if trainer.default_root_dir is not None:
-                trainer.default_root_dir = str(expanded(trainer.default_root_dir))
-            elif self.source is not None:
-                trainer.default_root_dir = str(evaluation_folder(self.source, self.command))
-            if trainer.default_root_dir is not None:
-                check_writable(Path(trainer.default_root_dir), "--trainer.default_root_dir")
+            self._place_training(loggers, runs)
+        else:
+            self._place_evaluation(runs)
+
+    def _place_training(self, loggers: list[Any], runs: Path) -> None:
+        """Chooses what training resumes from and the run's folder, and has all be written there."""
+        trainer = self.config.trainer
+        text = self.parser.dump(self.config, skip_unset=False)
+        if self.takes_last:
+            self.checkpoint = newest_resumable(runs)
+        options = InitOptions(**self.config.init.as_dict())
+        check_options(self.config.init_from, options, self.config.model.trained, self.checkpoint is not None)
+        if trainer.fast_dev_run:
+            return
+        self.run_folder = self._choose_run(runs, loggers, yaml.safe_load(text))
+        named = any(one.init_args.get("name") for one in loggers) or not loggers
+        self.start = RunStart(self.run_folder, text, runs.parent if named else runs)
+        trainer.default_root_dir = str(self.run_folder.path)
+        if trainer.logger is None or trainer.logger is True:
+            trainer.logger = Namespace(class_path="gsq_lightning.runs.RunLogger", init_args=Namespace(save_dir=RUNS))
+        for logger in configured_loggers(trainer.logger):
+            keep_within(self.run_folder, logger)
+
+    def _place_evaluation(self, runs: Path) -> None:
+        """Chooses the folder of the report, beside what is evaluated where no option names another."""
+        trainer = self.config.trainer
+        if self.takes_last:
+            self.source = read_source(newest_checkpoint(runs), self.weights)
+        trainer.logger = False
+        self._say_size()
+        if trainer.default_root_dir is not None:
+            trainer.default_root_dir = str(expanded(trainer.default_root_dir))
+        elif self.source is not None:
+            trainer.default_root_dir = str(evaluation_folder(self.source, self.command))
+        if trainer.default_root_dir is not None:
+            check_writable(Path(trainer.default_root_dir), "--trainer.default_root_dir")
 
     def _say_size(self) -> None:
         """The size of images in a line, where neither the source nor an option says it."""
@@ -294,15 +302,12 @@ class GSQCommand(LightningCLI):
         check_writable(runs, "--trainer.logger.save_dir")
         trainer = self.config.trainer
         version = next((one.init_args.version for one in loggers if one.init_args.get("version") is not None), None)
-        named = (
-            None
-            if version is None
-            else RunFolder(runs / (f"version_{version}" if isinstance(version, int) else version))
-        )
+        named = None
+        if version is not None:
+            named = RunFolder(runs / (f"version_{version}" if isinstance(version, int) else version))
         if self.config.auto_resume and self.checkpoint is None:
-            decision = decide(
-                run_folders(runs) if named is None else [named], config, trainer.max_steps, trainer.max_epochs
-            )
+            candidates = run_folders(runs) if named is None else [named]
+            decision = decide(candidates, config, trainer.max_steps, trainer.max_epochs)
             rank_zero_info(f"auto_resume: {decision.reason}" + ("" if decision.run else "; starting a new one"))
             if decision.run is not None:
                 self.checkpoint = decision.checkpoint
@@ -418,58 +423,6 @@ def config_of_run(checkpoint: Path) -> Path:
         raise InputError(f"{checkpoint} lies in no run with a config.yaml; give the one that fits with --config")
     rank_zero_info(f"config: {run.config}")
     return run.config
-
-
-def configured_loggers(logger: Any) -> list[Any]:
-    """Configs of the loggers that have a class, of whatever `trainer.logger` is."""
-    every = logger if isinstance(logger, list) else [logger]
-    return [one for one in every if hasattr(one, "init_args")]
-
-
-def share_place(loggers: list[Any], flags: list[str]) -> None:
-    """Gives every logger of a list the place that a flag names: the parser gives it to the one that is last so far.
-
-    Args:
-        loggers: their configs.
-        flags: names of the options that flags give, in order; `trainer.logger+` appends one.
-    """
-    for option in ("save_dir", "name", "version"):
-        flag = f"trainer.logger.{option}"
-        if flag not in flags:
-            continue
-        later = flags[len(flags) - flags[::-1].index(flag) :]
-        if "trainer.logger" in later:
-            continue
-        named = loggers[-1 - later.count("trainer.logger+")].init_args[option]
-        for logger in loggers:
-            if option in logger.init_args:
-                logger.init_args[option] = named
-
-
-def runs_folder(loggers: list[Any], root: str | None, recipe: str | None) -> Path:
-    """Where all runs of a recipe go: where the first logger with a place puts its own, else below `root`."""
-    for logger in loggers:
-        save_dir = logger.init_args.get("save_dir")
-        if save_dir:
-            return expanded(save_dir) / (logger.init_args.get("name") or "")
-    return expanded(root or RUNS) / (Path(recipe.split(" + ")[0]).stem if recipe else "unnamed")
-
-
-def run_logger() -> Any:
-    from jsonargparse import Namespace
-
-    return Namespace(class_path="gsq_lightning.runs.RunLogger", init_args=Namespace(save_dir=RUNS))
-
-
-def keep_within(run: RunFolder, logger: Any) -> None:
-    """Has a logger write into the folder of the run."""
-    options = logger.init_args
-    if "save_dir" not in options:
-        return
-    options["save_dir"] = str(run.path)
-    kind = logger.class_path.rpartition(".")[2]
-    if kind in ("RunLogger", "TensorBoardLogger", "CSVLogger"):
-        options["name"], options["version"] = "", csv_folder(run) if kind == "CSVLogger" else ""
 
 
 def check_writable(folder: Path, option: str) -> None:
