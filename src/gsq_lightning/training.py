@@ -94,6 +94,7 @@ class TokenizerModule(LightningModule):
             `compile_networks`; uncompiled it cost a fifth of the speed on an H200.
 
     Attributes:
+        batches_seen: training batches that this rank has begun.
         stops_when_diverged: raise TrainingDiverged; false where a callback goes back instead.
 
     Raises:
@@ -181,7 +182,7 @@ class TokenizerModule(LightningModule):
         self.compile_networks = compile_networks
         self.channels_last = channels_last
         self.metric_values: dict[str, float] = {}  # of the last validation or test
-        self._batches = 0  # of training, on this rank
+        self.batches_seen = 0
         self._speed = Speed()
         self._stream_seed: int | None = None  # of what training draws at random
         self._options: dict[str, Any] = {}  # of optimizers and schedulers, as given
@@ -200,11 +201,6 @@ class TokenizerModule(LightningModule):
     def between_steps(self) -> bool:
         """Whether no gradients are half accumulated, so that a checkpoint is complete."""
         return self.stepper.batches == 0
-
-    @property
-    def batches_seen(self) -> int:
-        """Training batches that this rank has begun."""
-        return self._batches
 
     @property
     def skipped_in_a_row(self) -> int:
@@ -274,7 +270,7 @@ class TokenizerModule(LightningModule):
             self.load_training_networks()
             if self.channels_last:
                 self.to(memory_format=torch.channels_last)
-        if stage in ("fit", "validate", "test"):
+        if stage != "predict":
             self.load_metrics()
 
     def load_training_networks(self) -> None:
@@ -290,7 +286,10 @@ class TokenizerModule(LightningModule):
     def configure_optimizers(self) -> OptimizerLRScheduler:
         made = {
             name: make_optimization(
-                name, trained_parameters(network), self.optimizers_of[name], self.schedulers_of[name]
+                name,
+                [parameter for parameter in network.parameters() if parameter.requires_grad],
+                self.optimizers_of[name],
+                self.schedulers_of[name],
             )
             for name, network in self.stepper.networks.items()
         }
@@ -352,7 +351,8 @@ class TokenizerModule(LightningModule):
         image = self._start_batch(batch)
         with self._without_ddp_exchange(), self.objective.within_step():
             for network, loss in self._losses(image):
-                self._add_gradients(network, loss)
+                values = {f"loss_{network}": loss.total} | loss.log
+                self.stepper.add(network, loss.total, values, self.manual_backward)
         if self.stepper.completes:
             self._finish_step()
 
@@ -376,8 +376,8 @@ class TokenizerModule(LightningModule):
 
     def _start_batch(self, batch: Any) -> Tensor:
         assert self._stream_seed is not None
-        seed_streams(self._stream_seed, self._batches, self.trainer.global_rank)
-        self._batches += 1
+        seed_streams(self._stream_seed, self.batches_seen, self.trainer.global_rank)
+        self.batches_seen += 1
         image = image_of(batch)
         self.stepper.start_batch(len(image), is_last=self.trainer.is_last_batch)
         self._speed.add(len(image) * self.trainer.world_size)
@@ -420,10 +420,6 @@ class TokenizerModule(LightningModule):
             quantized = self.tokenizer.quantizer.indices_to_quantized(indices)
         return QuantizerOutput(quantized, indices, quantized.new_zeros(()), {})
 
-    def _add_gradients(self, network: str, loss: Loss) -> None:
-        total = loss.total
-        self.stepper.add(network, total, {f"loss_{network}": total} | loss.log, self.manual_backward)
-
     def _finish_step(self) -> None:
         made: Any = self.optimizers()  # Lightning's wrappers, whose step() trainer.global_step counts
         optimizers = made if isinstance(made, list) else [made]
@@ -437,12 +433,9 @@ class TokenizerModule(LightningModule):
         }
         means = self.stepper.step(steps)
         self.objective.after_step(means)
-        schedulers: Any = self.lr_schedulers() or []
         scheduled = [name for name in steps if self.schedulers_of[name] is not None]
-        for name, scheduler in zip(
-            scheduled, schedulers if isinstance(schedulers, list) else [schedulers], strict=True
-        ):
-            step_scheduler(name, scheduler)
+        for name, config in zip(scheduled, self.trainer.lr_scheduler_configs, strict=True):
+            step_scheduler(name, config.scheduler)
         if self.ema is not None:
             rates["train/ema_decay"] = self.ema.decay_at(self.ema.updates)
             self.ema.update(self.tokenizer)
@@ -594,7 +587,7 @@ class TokenizerModule(LightningModule):
         """
         checkpoint["tokenizer_config"] = self.tokenizer.config
         checkpoint["training_state"] = {
-            "batches": self._batches,
+            "batches": self.batches_seen,
             "stream_seed": self._stream_seed,
             "skipped": self.stepper.state_dict(),
             "ema_updates": 0 if self.ema is None else self.ema.updates,
@@ -621,7 +614,7 @@ class TokenizerModule(LightningModule):
             f'the checkpoint was trained with trained "{state["trained"]}", this run has "{self.trained}"; '
             f"its optimizer state does not fit; {hint}",
         )
-        self._batches = state["batches"]
+        self.batches_seen = state["batches"]
         self._stream_seed = state["stream_seed"]
         self.restore_counts(state)
         self._checkpoint = checkpoint if self._fits else None
@@ -646,8 +639,3 @@ class TokenizerModule(LightningModule):
             if not saved and part == "ema" and self.ema is not None:
                 named = [(name.removeprefix("tokenizer."), name) for name in weights if name.startswith("tokenizer.")]
                 weights |= {f"ema.module.{name}": weights[full].clone() for name, full in named}
-
-
-def trained_parameters(network: nn.Module) -> list[nn.Parameter]:
-    """Those that are not frozen."""
-    return [parameter for parameter in network.parameters() if parameter.requires_grad]

@@ -57,18 +57,15 @@ class ParameterCount(Callback):
 
     def on_fit_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         several = f"{trainer.world_size} × " if trainer.world_size > 1 else ""
-        rank_zero_info(f"device: {several}{device_name(pl_module)}, {trainer.precision}")
+        kind = pl_module.device.type
+        name = torch.cuda.get_device_name(pl_module.device) if kind == "cuda" else kind
+        rank_zero_info(f"device: {several}{name}, {trainer.precision}")
         counts = {
             name: sum(parameter.numel() for parameter in network.parameters() if parameter.requires_grad)
             for name, network in pl_module.named_children()
         }
         shown = ", ".join(f"{name} {count / 1e6:.2f} M" for name, count in counts.items() if count)
         rank_zero_info(f"parameters: {shown}")
-
-
-def device_name(module: LightningModule) -> str:
-    """Such as "cpu" or "NVIDIA H100 80GB HBM3"."""
-    return torch.cuda.get_device_name(module.device) if module.device.type == "cuda" else module.device.type
 
 
 def _is_wanted(record: logging.LogRecord) -> bool:

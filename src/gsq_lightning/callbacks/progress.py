@@ -129,8 +129,16 @@ class StepProgressBar(ProgressBar):
         batch_idx: int,
         dataloader_idx: int = 0,
     ) -> None:
-        name, batches = batches_of(trainer)
-        self._show_batches(trainer, name, batch, batch_idx, batches[dataloader_idx])
+        self._count(trainer, batch)
+        name, of_loaders = batches_of(trainer)
+        batches, done = of_loaders[dataloader_idx], batch_idx + 1
+        known = batches < math.inf
+
+        def fields() -> list[Field]:
+            place = f"{name} {done}/{int(batches)} batches" if known else f"{name} {done} batches"
+            return [same(place), *self._pace((batches - done) * self._images / done if known else None)]
+
+        self._show(fields, done / batches if known else None, done)
 
     on_test_batch_end = on_predict_batch_end = on_validation_batch_end
 
@@ -169,16 +177,6 @@ class StepProgressBar(ProgressBar):
         images = len(image_of(batch)) * trainer.world_size
         self._images += images
         self._speed.add(images)
-
-    def _show_batches(self, trainer: Trainer, name: str, batch: Any, batch_idx: int, batches: int | float) -> None:
-        self._count(trainer, batch)
-        done, known = batch_idx + 1, batches < math.inf
-
-        def fields() -> list[Field]:
-            place = f"{name} {done}/{int(batches)} batches" if known else f"{name} {done} batches"
-            return [same(place), *self._pace((batches - done) * self._images / done if known else None)]
-
-        self._show(fields, done / batches if known else None, done)
 
     def _pace(self, images_left: float | None) -> list[Field]:
         """Images per second and the time left, where they are known."""

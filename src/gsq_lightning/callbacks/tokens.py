@@ -7,12 +7,15 @@ from typing import Any, Literal, NamedTuple
 from lightning.pytorch import Callback, LightningModule, Trainer
 from lightning.pytorch.utilities.rank_zero import rank_zero_info
 
-from gsq_lightning.errors import InputError, look_up, require, whole_number
+from gsq_lightning.errors import InputError, one_of, require, whole_number
 from gsq_lightning.tokens.batch import TokenBatch
 from gsq_lightning.tokens.facts import TokenFacts
 from gsq_lightning.tokens.parquet import check_parquet
 from gsq_lightning.tokens.shards import missing_shards, smallest_type
-from gsq_lightning.tokens.writing import WRITERS, FileType, claim_folder, facts_of, write_rows
+from gsq_lightning.tokens.writing import FileType, claim_folder, facts_of, write_rows
+
+Split = Literal["train", "val", "all"]
+Augment = Literal["none", "flip", "ten_crop"]
 
 
 class SplitWork(NamedTuple):
@@ -65,17 +68,16 @@ class TokenWriter(Callback):
         self,
         folder: str = "tokens",
         images_per_shard: int = 10_000,
-        split: Literal["train", "val", "all"] = "val",
-        augment: Literal["none", "flip", "ten_crop"] = "none",
+        split: Split = "val",
+        augment: Augment = "none",
         format: FileType = "safetensors",
         part: str | None = None,
     ) -> None:
         self.folder = Path(folder).expanduser()
         self.images_per_shard = whole_number("images_per_shard", images_per_shard, 1)
-        self.split = look_up("split", split, {"train": "train", "val": "val", "all": "all"})
-        self.augment = look_up("augment", augment, {"none": "none", "flip": "flip", "ten_crop": "ten_crop"})
-        self.format: FileType = format
-        look_up("format", format, WRITERS)
+        self.split: Split = one_of("split", split, Split)
+        self.augment: Augment = one_of("augment", augment, Augment)
+        self.format: FileType = one_of("format", format, FileType)
         if format == "parquet":
             check_parquet()
         self.part = Part(0, 1) if part is None else part_of(part)
@@ -132,7 +134,7 @@ class TokenWriter(Callback):
             self._written += write_rows(work.folder, batch.shard, rows, work.facts)
 
     def on_predict_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        nothing = self._written == 0 and bool(self.work) and any(work.left for work in self.work)
+        nothing = self._written == 0 and any(work.left for work in self.work)
         if trainer.strategy.reduce_boolean_decision(nothing, all=True):
             raise InputError(
                 f"no tokens were written to {self.folder}: no image could be read, or prediction was limited to less "

@@ -1,6 +1,5 @@
 """`gsq fit --init_from X`: weights of another training in, steps and optimizers fresh."""
 
-import logging
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any
@@ -11,8 +10,6 @@ from gsq_lightning.cli.source import find_tokenizer
 from gsq_lightning.errors import InputError, require
 from gsq_lightning.pretrained.export import Weights
 from gsq_lightning.pretrained.initial import DISCRIMINATOR, Taken, read_initial, start_from
-
-logger = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)

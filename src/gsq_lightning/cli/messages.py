@@ -127,7 +127,7 @@ def one_line_errors(command: str) -> Iterator[None]:
     except Exception as error:
         known = input_error(error)
         if known is not None:
-            fail(text_of(known, command))
+            fail(missing_text([known], command) if isinstance(known, WeightsMissing) else str(known))
         if is_out_of_memory(error):
             fail(f"{str(error).splitlines()[0]} {OUT_OF_MEMORY}", EXIT_FAILED)
         found = disk_error(error) if isinstance(error, OSError) else None
@@ -161,11 +161,6 @@ def constructor_error(error: BaseException) -> InputError | None:
     path, cause = found
     place = traceback.extract_tb(cause.__traceback__)[-1]
     return InputError(f"{path} cannot be made: {type(cause).__name__}: {cause} ({place.filename}, line {place.lineno})")
-
-
-def text_of(error: BaseException, command: str) -> str:
-    """The line for an error: what the library says, and which option of this command helps."""
-    return missing_text([error], command) if isinstance(error, WeightsMissing) else str(error)
 
 
 def missing_text(errors: list[WeightsMissing], command: str) -> str:
