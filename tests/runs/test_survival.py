@@ -99,6 +99,23 @@ def test_the_same_command_resumes_a_run_that_was_killed(
         equal(load(0)[part], load(1)[part], part)
 
 
+def test_a_run_that_lost_its_config_keeps_its_checkpoints_when_it_fails(
+    place: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    before = TokenizerModule.training_step
+
+    def lose_config(self: TokenizerModule, batch: Any, batch_idx: int) -> None:
+        if self.global_step == 3:
+            (RUNS / "version_0" / "config.yaml").unlink()
+            raise CutOffError
+        before(self, batch, batch_idx)
+
+    monkeypatch.setattr(TokenizerModule, "training_step", lose_config)
+    with pytest.raises(CutOffError):
+        main(fit())
+    assert load(0)["global_step"] == 2
+
+
 def test_a_finished_run_is_left_alone_and_a_longer_one_resumes(place: Path, said: list[str]) -> None:
     main(fit(4))
     main(fit(4))

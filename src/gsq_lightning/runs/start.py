@@ -19,7 +19,7 @@ class RunStart(Callback):
     Args:
         run: whose folder is made where it is missing.
         config: text of the config file.
-        all_runs: folder in which runs have different names, for TensorBoard.
+        all_runs: the folder to open in TensorBoard, below which each run has a name of its own.
 
     Attributes:
         files: texts of what else is written beside it, by name.
@@ -48,14 +48,13 @@ class RunStart(Callback):
                 (self.run.path / name).write_text(text, "utf-8")
             self._made = True
         except FileExistsError:  # a run that is resumed keeps the config that it was started with
-            self._made = False
+            pass
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         shown = any(isinstance(one, TensorBoardLogger) for one in trainer.loggers)
         rank_zero_info(f"run: {self.run.path}" + (f"   (tensorboard --logdir {self.all_runs})" if shown else ""))
 
     def on_train_batch_end(self, *_: Any, **__: Any) -> None:
-        self._made = False  # by now there is something to keep
         self._trained = True
 
     def on_fit_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
@@ -69,6 +68,6 @@ class RunStart(Callback):
 
     def on_exception(self, trainer: Trainer, pl_module: LightningModule, exception: BaseException) -> None:
         # loggers may make the folder before `setup`
-        if trainer.is_global_zero and (self._made or not self.run.config.exists()):
+        made_here = self._made or not self.run.config.exists()
+        if trainer.is_global_zero and made_here and not self._trained:
             shutil.rmtree(self.run.path, ignore_errors=True)
-            self._made = False
