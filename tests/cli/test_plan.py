@@ -259,6 +259,7 @@ def test_a_validation_is_as_long_as_the_trainers_options_say(
         (["--trainer.devices", "-1"], 1),
         (["--trainer.devices", "2"], 2),
         (["--trainer.devices", "[0,1]"], 2),
+        (["--trainer.devices", "0,1"], 2),
         (["--trainer.devices", "4", "--trainer.num_nodes", "2"], 8),
         (["--trainer.devices", "4", "--gpus", "2"], 2),
     ],

@@ -206,8 +206,9 @@ def lines_of(objects: Any, given: argparse.Namespace) -> list[str]:
 def gpus_of(trainer: Any) -> int:
     """Over all nodes, of the options of a Trainer; "auto" and -1, those of a machine that is not known, are 1."""
     devices = trainer.devices
-    text = str(devices)
-    of_a_node = len(devices) if isinstance(devices, list) else int(text) if text.isdecimal() else 1
+    if isinstance(devices, str) and "," in devices:  # indices, such as 0,1
+        devices = devices.strip(",").split(",")
+    of_a_node = len(devices) if isinstance(devices, list) else int(devices) if str(devices).isdecimal() else 1
     return of_a_node * int(trainer.num_nodes)
 
 
