@@ -144,7 +144,7 @@ class RunCheckpoint(Checkpoint):
         self._validation_pending = bool(state_dict["validation_pending"])
 
     def _install_signals(self, trainer: Trainer) -> None:
-        """After Lightning took them before its first stage: its handlers talk to other processes in mid-computation."""
+        """Replaces the handlers that Lightning installs before the first stage, which talk to other ranks."""
         environment = cluster_environment(trainer)
         requeues = isinstance(environment, SLURMEnvironment) and environment.auto_requeue
         self.signals.install(getattr(environment, "requeue_signal", None) if requeues else None)
@@ -166,7 +166,9 @@ class RunCheckpoint(Checkpoint):
         self._validation_pending = validation_follows(trainer)
         self._due |= trainer.global_step % self.every_n_train_steps == 0 and self.saved_step != trainer.global_step
         pauses = self._due or self._validation_pending
-        self._stops = self._is_asked_to_stop(trainer, pauses)
+        self._stops = self.signals.received is not None
+        if trainer.world_size > 1:  # they agree about once a second, and where training pauses anyway
+            self._stops = self._agreement.any_rank(trainer, self._stops, now=pauses)
         if pauses and not self._stops and getattr(pl_module, "skipped_in_a_row", 0) > 0:
             return  # this may be a divergence, from which the checkpoint before is the way back
         if self._due and self.keep_all and self._folder is not None:
@@ -212,11 +214,6 @@ class RunCheckpoint(Checkpoint):
     def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         if not trainer.sanity_checking:
             self._validation_pending = False
-
-    def _is_asked_to_stop(self, trainer: Trainer, pauses: bool) -> bool:
-        """Over several ranks only about once a second, and where training `pauses` anyway."""
-        asked = self.signals.received is not None
-        return self._agreement.any_rank(trainer, asked, now=pauses) if trainer.world_size > 1 else asked
 
     def _stop_if_asked(self, trainer: Trainer) -> None:
         if not self._stops:

@@ -99,17 +99,15 @@ class Divergence(Callback):
 
     def setup(self, trainer: Trainer, pl_module: Any, stage: str) -> None:
         if stage == "fit" and self.goes_back:
-            require(
-                _checkpoints_of(trainer) is not None,
-                "on_divergence rollback needs checkpoints, and this training writes none",
-            )
+            found = [one for one in trainer.checkpoint_callbacks if isinstance(one, RunCheckpoint)]
+            require(bool(found), "on_divergence rollback needs checkpoints, and this training writes none")
+            self._checkpoints = found[0]
             pl_module.stops_when_diverged = False
 
     def on_train_start(self, trainer: Trainer, pl_module: Any) -> None:
         self._forget()
-        checkpoints = _checkpoints_of(trainer)
-        if self.goes_back and checkpoints is not None and not trainer.fast_dev_run:  # type: ignore[attr-defined]
-            checkpoints.save(trainer)  # so that there is always one with the options of now
+        if self.goes_back:
+            self._checkpoints.save(trainer)  # so that there is always one with the options of now
 
     def on_train_batch_start(self, trainer: Trainer, pl_module: Any, batch: Any, batch_idx: int) -> None:
         image = image_of(batch)
@@ -166,13 +164,14 @@ class Divergence(Callback):
         ranks = gathered(own)
         if not trainer.is_global_zero:
             return
-        means = {name.removeprefix("train/"): _plain(float(value)) for name, value in step.values.items()}
-        networks = [name.removeprefix("gradient_norm_") for name in means if _is_bad_norm(name, means[name])]
+        means = {name.removeprefix("train/"): float(value) for name, value in step.values.items()}
+        norms = {name: mean for name, mean in means.items() if name.startswith("gradient_norm_")}
+        networks = [name.removeprefix("gradient_norm_") for name, norm in norms.items() if not math.isfinite(norm)]
         content = {
             "step": step.step,
             "epoch": trainer.current_epoch,
             "networks": networks,
-            "means": means,
+            "means": {name: _plain(mean) for name, mean in means.items()},
             "ranks": ranks,
         }
         place = ""
@@ -207,10 +206,7 @@ class Divergence(Callback):
     # --------------------------------------------------------------------------------------------- going back
 
     def _go_back(self, trainer: Trainer, pl_module: Any) -> None:
-        checkpoints = _checkpoints_of(trainer)
-        assert checkpoints is not None
-        step, path = checkpoints.saved_step, checkpoints.last_path
-        skipped = trainer.global_step - (step or 0)
+        step, path = self._checkpoints.saved_step, self._checkpoints.last_path
         if step is None or path is None or step == self.returned_to:
             why = (
                 "there is no checkpoint"
@@ -221,11 +217,12 @@ class Divergence(Callback):
                 f"training diverged at step {trainer.global_step}, and {why}. Lower the learning rate, or look at the "
                 "images that are named in nonfinite/"
             )
+        skipped = trainer.global_step - step
         go_back_to(trainer, path)
         self.returned_to = step
         self._in_streak = False
         self._forget()
-        checkpoints.save(trainer)  # with the place in the data, so that a resumed run skips these batches too
+        self._checkpoints.save(trainer)  # with the place in the data, so that a resumed run skips these batches too
         if trainer.is_global_zero:
             logger.warning(
                 "training diverged: weights and optimizers went back to the checkpoint of step %d, and it goes on "
@@ -235,10 +232,6 @@ class Divergence(Callback):
             )
 
 
-def _checkpoints_of(trainer: Trainer) -> RunCheckpoint | None:
-    return next((one for one in trainer.checkpoint_callbacks if isinstance(one, RunCheckpoint)), None)
-
-
 def _are_bad(steps: Sequence[PastStep]) -> list[bool]:
     """Whether the gradients of each step were not finite; waits for the device once."""
     norms = [
@@ -246,10 +239,6 @@ def _are_bad(steps: Sequence[PastStep]) -> list[bool]:
         for step in steps
     ]
     return [not math.isfinite(norm) for norm in torch.stack(norms).tolist()] if norms else []
-
-
-def _is_bad_norm(name: str, value: float | str) -> bool:
-    return name.startswith("gradient_norm_") and isinstance(value, str)
 
 
 def _plain(value: float) -> float | str:
