@@ -103,24 +103,10 @@ More:
 """
 
 # what follows the two hyphens of an option, up to its first dot
-SECTIONS = {
-    *(
-        "auto_resume",
-        "checkpoint",
-        "ckpt_path",
-        "compare",
-        "config",
-        "data",
-        "help",
-        "init",
-        "init_from",
-        "model",
-        "name",
-        "on_divergence",
-        "print_config",
-    ),
-    *("reconstructions", "seed_everything", "tokens", "trainer", "weights"),
-}
+SECTIONS = (
+    *("auto_resume", "checkpoint", "ckpt_path", "compare", "config", "data", "help", "init", "init_from", "model"),
+    *("name", "on_divergence", "print_config", "reconstructions", "seed_everything", "tokens", "trainer", "weights"),
+)
 
 
 def first_page(command: str) -> str:
@@ -144,13 +130,13 @@ def first_page(command: str) -> str:
 
 
 def unknown_word(word: str, known: list[str]) -> str:
-    """What is said of a word that there is none of."""
+    """The message for a command that does not exist."""
     near = get_close_matches(word, known, n=1)
     return f"there is no {word}" + (f"; did you mean {near[0]}?" if near else f"; there are {', '.join(known)}")
 
 
 def unknown_option(arguments: list[str]) -> str | None:
-    """What is said of the first option whose section no command has, or None."""
+    """The message for the first option whose section no command has, or None."""
     for argument in arguments:
         section = argument.removeprefix("--").partition("=")[0].partition(".")[0].rstrip("+")
         if argument.startswith("--") and section not in SECTIONS:

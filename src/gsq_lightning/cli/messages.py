@@ -211,22 +211,33 @@ def plain_message(message: str, options: Sequence[str] = (), given: Sequence[str
             return f"there is no option {key}: {INSTEAD[key]}"
         return f"there is no option {key}{suggestion(name, options, '--' + key.removesuffix(name))}"
     if found := re.match(r'Parser key "([^"]+)"', text):
-        key, value = full_key(found[1], given), re.split(r"(?:Got|Given) value: ", text)[-1]
-        if unknown := re.search(r"Expected a dot import path string: (\w+)", text):
-            return f"{key} is {unknown[1]}, and there is no such class{suggestion(unknown[1], class_names(), '')}"
-        if reason := why_no_class(text, value):
-            return f"{key} is {reason}"
-        types = re.search(r"Subtypes: (.*?) Errors:", text) or re.search(r"Expected an? (.*?)\. Got value", text)
-        kinds, words = expected_kinds(types[1]) if types else ([], [])
-        if kinds or words:
-            others = [word for word in re.findall(r"\w+", value) if word not in words]
-            near = [match for word in others for match in get_close_matches(word, words, n=1)]
-            wanted = " or ".join([*kinds, *([f"one of: {', '.join(words)}"] if words else [])])
-            hint = f"; did you mean {near[0]}?" if near else ""
-            if words and "," in value and not value.startswith("["):
-                hint = f"; a list is written [{value}]"
-            return f"{key} is {value}; it must be {wanted}{hint}"
+        return wrong_value(text, full_key(found[1], given)) or text
     return text
+
+
+def wrong_value(text: str, key: str) -> str | None:
+    """The line for a value that an option does not take, or None where the parser does not say what it takes.
+
+    Args:
+        text: the parser's message, in one line.
+        key: the option.
+    """
+    value = re.split(r"(?:Got|Given) value: ", text)[-1]
+    if unknown := re.search(r"Expected a dot import path string: (\w+)", text):
+        return f"{key} is {unknown[1]}, and there is no such class{suggestion(unknown[1], class_names(), '')}"
+    if reason := why_no_class(text, value):
+        return f"{key} is {reason}"
+    types = re.search(r"Subtypes: (.*?) Errors:", text) or re.search(r"Expected an? (.*?)\. Got value", text)
+    kinds, words = expected_kinds(types[1]) if types else ([], [])
+    if not kinds and not words:
+        return None
+    others = [word for word in re.findall(r"\w+", value) if word not in words]
+    near = [match for word in others for match in get_close_matches(word, words, n=1)]
+    wanted = " or ".join([*kinds, *([f"one of: {', '.join(words)}"] if words else [])])
+    hint = f"; did you mean {near[0]}?" if near else ""
+    if words and "," in value and not value.startswith("["):
+        hint = f"; a list is written [{value}]"
+    return f"{key} is {value}; it must be {wanted}{hint}"
 
 
 def why_no_class(text: str, value: str) -> str | None:

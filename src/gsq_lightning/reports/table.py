@@ -115,17 +115,9 @@ def markdown_table(head: list[str], rows: list[list[str]], aligned: bool = False
         aligned: pad the cells, so that columns stand under each other, all but the first to the right.
     """
     table = [[" ".join(cell.replace("|", "\\|").splitlines()) for cell in row] for row in [head, *rows]]
-    if not aligned:
-        return _joined(table, ["---"] * len(head))
-    widths = [max(len(row[column]) for row in table) for column in range(len(head))]
-    padded = [
-        [cell.rjust(width) if column else cell.ljust(width) for column, (cell, width) in enumerate(cells)]
-        for cells in (list(zip(row, widths, strict=True)) for row in table)
-    ]
-    rules = ["-" * (width - 1) + ":" if column else "-" * width for column, width in enumerate(widths)]
-    return _joined(padded, rules)
-
-
-def _joined(table: list[list[str]], rules: list[str]) -> list[str]:
-    lines = ["| " + " | ".join(row) + " |" for row in table]
-    return [lines[0], "| " + " | ".join(rules) + " |", *lines[1:]]
+    rules = ["---"] * len(head)
+    if aligned:
+        first, *others = (max(map(len, column)) for column in zip(*table, strict=True))
+        table = [[row[0].ljust(first), *map(str.rjust, row[1:], others)] for row in table]
+        rules = ["-" * first, *("-" * (width - 1) + ":" for width in others)]
+    return ["| " + " | ".join(row) + " |" for row in [table[0], rules, *table[1:]]]
