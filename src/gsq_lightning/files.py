@@ -22,7 +22,7 @@ logger = logging.getLogger(__name__)
 WEIGHTS_FILE = "model.safetensors"  # of an exported tokenizer, and of networks on the Hugging Face Hub
 PART = ".part"  # suffix of files that are being written
 DIGEST = hashlib.sha256().digest_size  # bytes before the content of a cached file
-HELD = (errno.EAGAIN, errno.EACCES)  # of a lock; others say that the file system has none
+HELD = (errno.EAGAIN, errno.EACCES)  # a lock that another process holds; other errors: no locks on this file system
 DISK_ERRORS = (
     errno.ENOSPC,
     errno.EDQUOT,

@@ -118,7 +118,7 @@ def share_of_batch(num_images: int, batch_idx: int, batches: float) -> int:
 
 
 def side_by_side(image: Tensor, reconstruction: Tensor, error_maps: bool) -> Tensor:
-    """Two times (B, 3, H, W) in [-1, 1] → (2B or 3B, 3, H, W) in [0, 1]: of each original, reconstruction, error."""
+    """Two (B, 3, H, W) in [-1, 1] → (2B or 3B, 3, H, W) in [0, 1]: original, reconstruction and error of each image."""
     pictures = [(x.float().nan_to_num().clamp(-1.0, 1.0) + 1.0) / 2.0 for x in (image, reconstruction)]
     if error_maps:
         pictures.append(error_map(*pictures))
@@ -146,7 +146,7 @@ def picture_of(pictures: Tensor, words: Sequence[str], columns: int) -> Tensor:
 
 
 def error_map(image: Tensor, reconstruction: Tensor) -> Tensor:
-    """Two times (B, 3, H, W) in [0, 1] → (B, 3, H, W): the mean absolute error of a pixel from black to white."""
+    """Two (B, 3, H, W) in [0, 1] → (B, 3, H, W): the mean absolute error of each pixel, from black to white."""
     heat = (image - reconstruction).abs().mean(dim=1, keepdim=True) / FULL_ERROR * 3.0
     return torch.cat([heat, heat - 1.0, heat - 2.0], dim=1).clamp(0.0, 1.0)
 

@@ -189,7 +189,7 @@ class Report(Callback):
 
 
 def _weights_of(module: Any) -> str | None:
-    """Of the module's two kinds of weights those that it evaluates."""
+    """The weights that a module evaluates, "ema" or "raw"; None where it has no averaged ones."""
     ema = getattr(module, "ema", None)
     if ema is None or not getattr(ema, "updates", 0):
         return None
@@ -205,7 +205,7 @@ def _written(trainer: Trainer, weights: str | None) -> Evaluated | None:
 
 
 def _name_of(evaluated: Evaluated | None, folder: str | None) -> str:
-    """Of a run's checkpoint its run, with the file's name where that is not `last`."""
+    """Of a run's checkpoint such as f8/version_0, or f8/version_0 step=1000; of others the file's or folder's name."""
     if evaluated is None:
         return Path(folder or ".").resolve().name
     source = evaluated.path.resolve()

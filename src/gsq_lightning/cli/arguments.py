@@ -52,7 +52,7 @@ class Arguments(NamedTuple):
         return cls(found.config, found.ckpt_path, getattr(found, "weights", None), flags)
 
     def completed(self, contents: list[dict[str, Any]]) -> "Arguments":
-        """With checkpoint and weights of the configs where the flags name none, and the default."""
+        """With checkpoint and weights of the config files where no flag gives them; weights are "ema" by default."""
         checkpoint, weights = self.checkpoint, self.weights
         for content in reversed(contents):
             checkpoint = content.get("ckpt_path") if checkpoint is None else checkpoint
@@ -74,7 +74,7 @@ def what_is_missing(command: str) -> str:
 
 
 def recipe_name(given: Arguments) -> str | None:
-    """The configs of a command, and how many flags change model, data or first weights."""
+    """What reports call a recipe: its configs, and how many flags change model, data or initial weights."""
     names = list(given.configs)
     changes = ("--model", "--data.", "--init")
     flags = [name for name in given.flags if name.startswith(changes) and "--data.root" not in name]
@@ -84,13 +84,13 @@ def recipe_name(given: Arguments) -> str | None:
 
 
 def names_places(configs: list[dict[str, Any]], flags: list[str], known: dict[str, Any]) -> bool:
-    """Whether config files or flags say that images lie elsewhere: then all of a checkpoint's places are left out.
+    """Whether config files or flags name other images than the checkpoint's; then none of its places are taken over.
 
     Args:
         configs: contents of config files.
         flags: of the command.
-        known: settings of the data that the checkpoint was trained on. The same root named again is none other, so that
-            what was held out of it stays so.
+        known: settings of the data that the checkpoint was trained on. Giving its own root again changes nothing, so
+            that images which training held out are still the ones that are validated.
     """
     given: dict[str, Any] = {}
     for config in configs:

@@ -87,12 +87,12 @@ class StepCosts(NamedTuple):
 
 
 class Parameters(NamedTuple):
-    """Of a module.
+    """How many parameters a module has.
 
     Attributes:
-        tokenizer, discriminator: all numbers of each, the codebook with the tokenizer's.
-        trained: those that get gradients.
-        frozen: bytes of networks that are looked through.
+        tokenizer, discriminator: all parameters of each; the codebook is the tokenizer's.
+        trained: parameters of both that get gradients.
+        frozen: bytes of the pretrained networks of losses and discriminator.
     """
 
     tokenizer: int
@@ -101,20 +101,20 @@ class Parameters(NamedTuple):
     frozen: int
 
     def memory(self, averages: bool, ranks: int, autocast: bool) -> float:
-        """Bytes on each GPU: weights, gradients, two moments of each (Adam), the average; with several ranks the copy
-        that gradients are exchanged in, and the buckets that DistributedDataParallel has for an exchange of its own,
-        even where that is off; the copy in bfloat16 which autocast computes with. All else is in float32."""
+        """Bytes on each GPU: weights, gradients, Adam's two moments and the averaged weights, all in float32; with
+        several ranks, the copy in which gradients are exchanged, and DistributedDataParallel's buckets, which it
+        allocates although its own exchange is off; with autocast, a copy of the weights in bfloat16."""
         per_trained = 4 * (1 + 2) + (4 + 4 if ranks > 1 else 0) + (2 if autocast else 0)
         weights = self.tokenizer * (2 if averages else 1) + self.discriminator
         return 4 * weights + per_trained * self.trained + self.frozen
 
     def checkpoint(self, averages: bool) -> float:
-        """Bytes: weights, average, two moments."""
+        """Bytes: weights, averaged weights, Adam's two moments."""
         return 4 * (self.tokenizer * (2 if averages else 1) + self.discriminator + 2 * self.trained)
 
 
 def count_parameters(module: TokenizerModule) -> Parameters:
-    """Of a module whose training networks are loaded."""
+    """Counts the parameters of a module whose training networks are loaded."""
     networks = [module.tokenizer, *([] if module.discriminator is None else [module.discriminator])]
     numbers = [sum(one.numel() for one in network.parameters()) for network in networks]
     trained = sum(one.numel() for network in networks for one in network.parameters() if one.requires_grad)
@@ -123,8 +123,8 @@ def count_parameters(module: TokenizerModule) -> Parameters:
 
 
 def without_values(module: nn.Module) -> FakeTensorMode:
-    """Gives all weights and buffers of a module, frozen networks included, shapes alone; within the mode that is
-    returned the module computes such. (The meta device would do, but has no autocast.)"""
+    """Replaces all weights and buffers of a module, frozen networks included, by fake tensors, and returns the mode in
+    which the module computes on them. (The meta device would do, but has no autocast.)"""
     mode = FakeTensorMode(allow_non_fake_inputs=True)
     with mode:
         for part in _parts(module):
@@ -139,7 +139,7 @@ def without_values(module: nn.Module) -> FakeTensorMode:
 
 
 def _parts(module: nn.Module) -> Iterator[nn.Module]:
-    """All modules of a module, those that are hidden as frozen too."""
+    """A module, its submodules, and its frozen networks, which `modules()` does not list."""
     for part in module.modules():
         yield part
         for held in getattr(part, "_held", ()):
@@ -147,10 +147,10 @@ def _parts(module: nn.Module) -> Iterator[nn.Module]:
 
 
 def count_step(module: TokenizerModule, image_size: int, autocast: bool) -> StepCosts:
-    """Runs a step of a module `without_values`, within its mode.
+    """Counts what a training step takes once all losses are in effect. Called within the mode of `without_values`.
 
     Args:
-        module: all of its losses are in effect, as late in training.
+        module: after `without_values`.
         image_size: of the square images.
         autocast: matrix products in bfloat16, norms and losses in float32, as CUDA's autocast has it.
     """
@@ -184,11 +184,11 @@ def count_step(module: TokenizerModule, image_size: int, autocast: bool) -> Step
 
 
 def lookup_seconds(quantizer: Quantizer, vectors: float, device: Device) -> float:
-    """Time of an exact lookup at the limit of the device, to which sorting (d = 1, and the circle) adds nothing.
+    """Seconds of an exact lookup at the peak rate of the device; 0 where it sorts (d = 1, and d = 2 on the circle).
 
-    Its tensor cores multiply 3d + 2 numbers of float16, padded to 16, for each pair of a vector and a code; its
-    ordinary units, which do a fourth as many comparisons as floating-point operations, compare. The slower of the two
-    counts. Below four channels there are no products: a subtraction and a multiplication with addition a channel.
+    For each pair of a vector and a code, tensor cores multiply 3d + 2 float16 numbers, padded to a multiple of 16, and
+    ordinary units compare, at a fourth of their FLOP per second; the slower of the two counts. Below four channels
+    ordinary units do all: a subtraction, a multiplication and an addition per channel, and the comparison.
 
     Args:
         quantizer: with one codebook of V codes in d = D/G dimensions; of others the time is 0.
@@ -208,7 +208,7 @@ def lookup_seconds(quantizer: Quantizer, vectors: float, device: Device) -> floa
 
 
 def _without_lookup(quantizer: Quantizer, latent: Tensor) -> QuantizerOutput:
-    """As if each latent were a code."""
+    """The output of a quantizer without the search: each latent vector is taken as its own code."""
     shape = (len(latent), *latent.shape[2:], quantizer.num_groups)
     return QuantizerOutput(latent, torch.empty(shape, dtype=torch.int64), latent.square().mean(), {})
 
@@ -221,9 +221,9 @@ def _flops() -> Iterator[Callable[[], float]]:
 
 @contextmanager
 def _kept_tensors(weights: set[int]) -> Iterator[dict[int, int]]:
-    """Bytes of each storage that autograd keeps within it, but for those of weights."""
+    """Bytes of each storage that autograd saves for the backward pass, except the storages of weights."""
     kept: dict[int, int] = {}
-    held: list[Any] = []  # so that no address is used again
+    held: list[Any] = []  # keeps storages alive, so that no address is used again
 
     def pack(tensor: Tensor) -> Tensor:
         storage = tensor.untyped_storage()

@@ -87,7 +87,7 @@ def prepare_process() -> None:
 
 
 def leave_out_disk_errors(arguments: threading.ExceptHookArgs) -> None:
-    """For threads that write logs, as TensorBoard's: who asked for the writing gets the same error, and reports it."""
+    """Prints no traceback of a disk error in a thread, such as TensorBoard's: its caller gets the same error."""
     if disk_error(arguments.exc_value) is None:
         threading.__excepthook__(arguments)
 

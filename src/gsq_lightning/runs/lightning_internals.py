@@ -1,7 +1,7 @@
-"""The parts of Lightning without a public way to them that runs rely on, as they are in lightning 2.6.
+"""What runs need of Lightning's private parts, as they are in lightning 2.6.
 
-Each has its reason beside it and a test in tests/runs; pyproject.toml caps lightning below
-2.7 for their sake. To move on to another version: read these, run those tests.
+Each has its reason beside it and a test in tests/runs; pyproject.toml caps lightning below 2.7 for their sake. To
+support another version, read these functions and run those tests.
 """
 
 from pathlib import Path
