@@ -132,11 +132,6 @@ class RunCheckpoint(Checkpoint):
     def teardown(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
         self._release()
 
-    @property
-    def state_key(self) -> str:
-        """Without the options: a change of them is not to lose the state."""
-        return type(self).__name__
-
     def state_dict(self) -> dict[str, Any]:
         return {"validation_pending": self._validation_pending}
 

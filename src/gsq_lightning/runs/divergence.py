@@ -86,11 +86,6 @@ class Divergence(Callback):
         self._in_streak = False
         self._files = 0
 
-    @property
-    def state_key(self) -> str:
-        """Without the options: a change of them is not to lose the state."""
-        return type(self).__name__
-
     def state_dict(self) -> dict[str, Any]:
         return {"returned_to": self.returned_to}
 
