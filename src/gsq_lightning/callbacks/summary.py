@@ -125,18 +125,14 @@ class Report(Callback):
         sys.stderr.flush()  # what the progress bar still holds
         lines = ["", *metrics_table(report.metrics), *(f"  note: {note}" for note in report.notes)]
         places = self._places(trainer)
-        failure: OSError | None = None
-        if report.metrics and self._folder is not None:
-            try:
+        try:
+            if report.metrics and self._folder is not None:
                 places.append(("report", write_report(report, Path(self._folder))))
-            except OSError as error:
-                failure = error
-        lines += ["", *(f"  {name:<10}  {place}" for name, place in places)] if places else []
-        if self._others:
-            lines += ["", *comparison_lines([report_row(item) for item in (report, *self._others)])]
-        print("\n".join(lines), flush=True)
-        if failure is not None:  # what was computed has been shown
-            raise failure
+        finally:  # what was computed is shown, also where the disk fails
+            lines += ["", *(f"  {name:<10}  {place}" for name, place in places)] if places else []
+            if self._others:
+                lines += ["", *comparison_lines([report_row(item) for item in (report, *self._others)])]
+            print("\n".join(lines), flush=True)
 
     def _make(self, trainer: Trainer, pl_module: LightningModule, prefix: str) -> EvaluationReport:
         metrics = getattr(pl_module, "metrics", None)

@@ -7,6 +7,7 @@ import os
 import sys
 from collections.abc import Iterator, Sequence
 from dataclasses import asdict
+from inspect import signature
 from pathlib import Path
 from typing import Any, NamedTuple, NoReturn, cast, get_args
 
@@ -55,6 +56,43 @@ def evaluate(arguments: list[str]) -> None:
     Raises:
         SystemExit: with code 2 for bad input.
     """
+    parser = _make_parser()
+    if arguments and not arguments[0].startswith("-"):
+        fail(f"gsq evaluate does not know what {arguments[0]} is; folders are named by --real FOLDER --fake FOLDER")
+    given = parser.parse_args(arguments)
+    folder = Path(given.output).expanduser() if given.output else report_folder(given.fake, given.unpaired)
+    with one_line_errors("evaluate"):
+        if given.plot:
+            check_plot(Path(given.plot))
+        require(
+            folder.is_dir() or not folder.exists(),
+            f"the report cannot be written to {folder}: it is a file; name a folder with --output",
+        )
+        others = [report_row(find_report(expanded(source))) for source in given.compare]
+        require(
+            not given.plot
+            or given.paper
+            or given.bits_per_image is not None
+            or any("bits_per_pixel" in row.metrics for row in others),
+            "--plot draws over bits per pixel; give --bits_per_image, the bits of the tokens of an image",
+        )
+        options = {name: given[name] for name in signature(evaluate_folders).parameters if name != "show_progress"}
+        report = evaluate_folders(**options, show_progress=sys.stderr.isatty())
+        print("\n".join([*metrics_table(report.metrics), *(f"  note: {note}" for note in report.notes)]), flush=True)
+        earlier = metrics_in(folder)
+        try:
+            print(f"\n  report  {write_report(report, folder)}")
+        except OSError as error:
+            raise InputError(f"the report cannot be written to {folder}: {error.strerror or error}") from error
+        replaced = [name for name in earlier if name not in report.metrics]
+        if replaced:
+            print(f"  in place of one with {', '.join(replaced)}, which {MARKDOWN_NAME} has still")
+        if others or given.paper or given.plot:
+            print()
+            show([report_row(report), *others], given.paper, given.plot)
+
+
+def _make_parser() -> ArgumentParser:
     parser = _Parser(
         prog="gsq evaluate",
         usage="gsq evaluate --real PATH --fake PATH [options]",
@@ -64,7 +102,7 @@ def evaluate(arguments: list[str]) -> None:
         allow_abbrev=False,
         formatter_class=PlainHelp,
     )
-    added = parser.add_function_arguments(evaluate_folders, as_group=False, skip={"unpaired", "show_progress"})
+    parser.add_function_arguments(evaluate_folders, as_group=False, skip={"unpaired", "show_progress"})
     parser.add_argument(
         "--unpaired",
         nargs="?",
@@ -79,38 +117,7 @@ def evaluate(arguments: list[str]) -> None:
     parser.add_argument("--compare", nargs="+", default=[], help="Reports to print beside it.")
     parser.add_argument("--paper", action="store_true", help="Add the published figures of the GSQ paper's tables.")
     parser.add_argument("--plot", type=str | None, help="Path of a picture of metrics over bits per pixel.")
-    if arguments and not arguments[0].startswith("-"):
-        fail(f"gsq evaluate does not know what {arguments[0]} is; folders are named by --real FOLDER --fake FOLDER")
-    given = parser.parse_args(arguments)
-    folder = Path(given.output).expanduser() if given.output else report_folder(given.fake, given.unpaired)
-    with one_line_errors("evaluate"):
-        if given.plot:
-            check_plot(Path(given.plot))
-        if folder.exists() and not folder.is_dir():
-            raise InputError(f"the report cannot be written to {folder}: it is a file; name a folder with --output")
-        others = [report_row(find_report(expanded(source))) for source in given.compare]
-        require(
-            not given.plot
-            or given.paper
-            or given.bits_per_image is not None
-            or any("bits_per_pixel" in row.metrics for row in others),
-            "--plot draws over bits per pixel; give --bits_per_image, the bits of the tokens of an image",
-        )
-        report = evaluate_folders(
-            **{name: given[name] for name in added}, unpaired=given.unpaired, show_progress=sys.stderr.isatty()
-        )
-        print("\n".join([*metrics_table(report.metrics), *(f"  note: {note}" for note in report.notes)]), flush=True)
-        earlier = metrics_in(folder)
-        try:
-            print(f"\n  report  {write_report(report, folder)}")
-        except OSError as error:
-            raise InputError(f"the report cannot be written to {folder}: {error.strerror or error}") from error
-        replaced = [name for name in earlier if name not in report.metrics]
-        if replaced:
-            print(f"  in place of one with {', '.join(replaced)}, which {MARKDOWN_NAME} has still")
-        if others or given.paper or given.plot:
-            print()
-            show([report_row(report), *others], given.paper, given.plot)
+    return parser
 
 
 def report_folder(fake: str, unpaired: bool) -> Path:
