@@ -46,11 +46,33 @@ def make_trainer(options: dict[str, Any], callbacks: list[Callback]) -> Trainer:
         options: of the section `trainer`.
         callbacks: all there are.
     """
+    _check(options, callbacks)
+    # "auto" is "ddp" with several devices. Validation batches differ in number between ranks, so that buffers must not
+    # be exchanged in each forward pass; newer versions of torch have another name for it
+    newer = "forward_sync_buffers" in signature(DistributedDataParallel).parameters
+    StrategyRegistry.register(
+        "ddp",
+        DDPStrategy,
+        override=True,
+        **{"forward_sync_buffers" if newer else "broadcast_buffers": False},  # type: ignore[arg-type]
+        timeout=PROCESS_TIMEOUT,
+    )
+    try:
+        trainer = Trainer(**{**options, "callbacks": callbacks, "enable_autolog_hparams": False})
+    except (TypeError, ValueError, RuntimeError) as error:
+        raise InputError(f"the Trainer refuses this config: {error}") from error
+    if isinstance(trainer.accelerator, CPUAccelerator):
+        keep_freed_memory()
+    return trainer
+
+
+def _check(options: dict[str, Any], callbacks: list[Callback]) -> None:
+    """Raises InputError for options and callbacks that do not work with two optimizers."""
     every = options["check_val_every_n_epoch"]
     require(every is None or every >= 1, f"trainer.check_val_every_n_epoch is {every}; it must be at least 1, or null")
     interval = options["val_check_interval"]
     require(interval is None or interval > 0, f"trainer.val_check_interval is {interval}; it must be above 0, or null")
-    # on a CPU Lightning takes bf16-mixed instead, so that the module would not see it
+    # refused here: on a CPU Lightning would take bf16-mixed instead, and the module would not see the difference
     precision = options["precision"]
     require(
         str(precision) not in ("16", "16-mixed"),
@@ -70,23 +92,6 @@ def make_trainer(options: dict[str, Any], callbacks: list[Callback]) -> Trainer:
             not isinstance(one, WeightAveraging | StochasticWeightAveraging),
             f"{type(one).__name__} cannot be used: the tokenizer has averaged weights of its own; set model.ema_decay",
         )
-    # "auto" is "ddp" with several devices. Validation batches differ in number between ranks, so that buffers must not
-    # be exchanged in each forward pass; newer versions of torch have another name for it
-    newer = "forward_sync_buffers" in signature(DistributedDataParallel).parameters
-    StrategyRegistry.register(
-        "ddp",
-        DDPStrategy,
-        override=True,
-        **{"forward_sync_buffers" if newer else "broadcast_buffers": False},  # type: ignore[arg-type]
-        timeout=PROCESS_TIMEOUT,
-    )
-    try:
-        trainer = Trainer(**{**options, "callbacks": callbacks, "enable_autolog_hparams": False})
-    except (TypeError, ValueError, RuntimeError) as error:
-        raise InputError(f"the Trainer refuses this config: {error}") from error
-    if isinstance(trainer.accelerator, CPUAccelerator):
-        keep_freed_memory()
-    return trainer
 
 
 def keep_freed_memory() -> None:
