@@ -23,7 +23,7 @@ from gsq_lightning.cli.costs import (
 from gsq_lightning.cli.fit import prepare_process
 from gsq_lightning.cli.help import unknown_option
 from gsq_lightning.cli.messages import OneLineParser, fail, one_line_errors
-from gsq_lightning.cli.planned_images import IMAGENET_BYTES, PlannedImages, planned_images, steps_of_an_epoch
+from gsq_lightning.cli.planned_images import IMAGENET_BYTES, PlannedImages, planned_images
 from gsq_lightning.cli.weights import Objects
 from gsq_lightning.data.batch import per_device_batch_size
 from gsq_lightning.data.datamodule import limited
@@ -73,8 +73,8 @@ def plan(arguments: list[str]) -> None:
             require(number is None or number >= 1, f"--{name} is {number}; it must be at least 1")
         require(given.mfu is None or 0 < given.mfu <= 1, f"--mfu is {given.mfu}; it must be above 0 and at most 1")
         with quiet():
-            objects = Objects("plan", rest)
-        print("\n".join(lines_of(objects, given)))
+            lines = lines_of(Objects("plan", rest), given)
+        print("\n".join(lines))
 
 
 @dataclass(frozen=True)
@@ -88,6 +88,7 @@ class Plan:
         trainer: options of the Trainer.
         images: of the data.
         gpus: over all nodes.
+        autocast: whether it computes in bfloat16.
         given: options of the plan.
     """
 
@@ -98,6 +99,7 @@ class Plan:
     trainer: Any
     images: PlannedImages
     gpus: int
+    autocast: bool
     given: argparse.Namespace
 
     @property
@@ -109,11 +111,6 @@ class Plan:
     def batch(self) -> int:
         """Images of a step, over all GPUs and accumulated batches."""
         return int(self.data.global_batch_size)
-
-    @property
-    def autocast(self) -> bool:
-        """Whether it computes in bfloat16."""
-        return computes_in_bfloat16(self.trainer)
 
     @property
     def device(self) -> Device:
@@ -148,9 +145,10 @@ class Plan:
 
     @property
     def epoch(self) -> int:
-        """Steps."""
-        limit = self.trainer.limit_train_batches
-        return steps_of_an_epoch(self.images.train, self.batch, self.module.accumulate_batches, limit)
+        """Optimizer steps."""
+        accumulated = self.module.accumulate_batches
+        batches = limited(self.images.train // self.batch * accumulated, self.trainer.limit_train_batches)
+        return batches // accumulated
 
     @property
     def run(self) -> int | None:
@@ -179,17 +177,17 @@ def lines_of(objects: Any, given: argparse.Namespace) -> list[str]:
     require(hasattr(data, "image_size"), f"{type(data).__name__} has no image_size to plan with")
     gpus = given.gpus or gpus_of(trainer)
     per_device_batch_size(data.global_batch_size, gpus, module.accumulate_batches)  # refuses what does not divide
-    with quiet():
-        images = planned_images(data, given.train_images, given.val_images)
-        load_without_weights(module)
+    images = planned_images(data, given.train_images, given.val_images)
+    load_without_weights(module)
     require(
         images.train >= data.global_batch_size,
         f"there are {images.train} training images, fewer than data.global_batch_size {data.global_batch_size}",
     )
     parameters = count_parameters(module)
+    autocast = trainer.precision == "bf16-mixed"
     with without_values(module):
-        costs = count_step(module, data.image_size, computes_in_bfloat16(trainer))
-    planned = Plan(module, parameters, costs, data, trainer, images, gpus, given)
+        costs = count_step(module, data.image_size, autocast)
+    planned = Plan(module, parameters, costs, data, trainer, images, gpus, autocast, given)
     origin = "as f8.yaml on an H200" if given.mfu is None else "--mfu"
     return [
         f"{objects.recipe} on {gpus} × {given.device}",
@@ -210,10 +208,6 @@ def gpus_of(trainer: Any) -> int:
         devices = devices.strip(",").split(",")
     of_a_node = len(devices) if isinstance(devices, list) else int(devices) if str(devices).isdecimal() else 1
     return of_a_node * int(trainer.num_nodes)
-
-
-def computes_in_bfloat16(trainer: Any) -> bool:
-    return trainer.precision == "bf16-mixed"
 
 
 def load_without_weights(module: TokenizerModule) -> None:

@@ -5,7 +5,7 @@ from dataclasses import dataclass
 from statistics import fmean
 from typing import Any
 
-from gsq_lightning.data.datamodule import ResumableDataModule, limited
+from gsq_lightning.data.datamodule import ResumableDataModule
 from gsq_lightning.data.dataset import ImageDataset, SourceImages
 from gsq_lightning.data.images import NoImagesNamed
 
@@ -50,18 +50,6 @@ def planned_images(data: Any, train: int | None, val: int | None) -> PlannedImag
     else:
         origin = "as --train_images says"
     return PlannedImages(train, counted.val if val is None else val, counted.file_bytes, origin)
-
-
-def steps_of_an_epoch(images: int, batch: int, accumulated: int, limit: int | float | None) -> int:
-    """Optimizer steps.
-
-    Args:
-        images: of an epoch.
-        batch: images of a step.
-        accumulated: batches of a step.
-        limit: the Trainer's `limit_train_batches`.
-    """
-    return limited(images // batch * accumulated, limit) // accumulated
 
 
 def _counted(train: ImageDataset, val: ImageDataset | None) -> PlannedImages:

@@ -43,10 +43,8 @@ def read_config(path: Path) -> dict[str, Any]:
         if path.stat().st_size > MAX_CONFIG_BYTES:
             raise InputError(f"{path} has {path.stat().st_size} bytes; a config has at most {MAX_CONFIG_BYTES}")
         content = yaml.safe_load(path.read_text("utf-8"))
-    except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
+    except (OSError, RecursionError, UnicodeDecodeError, yaml.YAMLError) as error:
         raise InputError(f"{path} cannot be read as YAML: {error}") from error
-    except RecursionError as error:
-        raise InputError(f"{path} is nested too deeply for a config") from error
     if content is not None and not isinstance(content, dict):
         raise InputError(f"{path} holds no config: it must be a mapping with keys such as model, data and trainer")
     return content or {}
