@@ -514,6 +514,8 @@ def test_a_wrong_word_in_a_config_file_ends_in_one_line(tmp_path: Path, capsys: 
     assert f"{config} cannot be read as YAML" in error_of(["fit", "--config", str(config)], capsys)
     config.write_text("just words")
     assert f"{config} holds no config" in error_of(["fit", "--config", str(config)], capsys)
+    config.write_text("model: f8")
+    assert 'key "model"' in error_of(["fit", "--config", str(config)], capsys)
 
 
 def test_a_checkpoint_of_another_shape_ends_in_one_line(trained: Path, capsys: pytest.CaptureFixture[str]) -> None:

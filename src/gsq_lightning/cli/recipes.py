@@ -7,6 +7,7 @@ from typing import Any
 
 import yaml
 
+from gsq_lightning.cli.arguments import config_names
 from gsq_lightning.errors import InputError
 
 MAX_CONFIG_BYTES = 2**20
@@ -58,7 +59,7 @@ def check_completeness(names: list[str], paths: list[Path], contents: list[dict[
         paths: where they lie.
         contents: what they say.
     """
-    if any("class_path" in ((content.get("model") or {}).get("tokenizer") or {}) for content in contents):
+    if "model.tokenizer.class_path" in config_names(contents):
         return
     found = re.search(r"gsq fit --config (\S+) --config", paths[0].read_text("utf-8"))
     if found:
