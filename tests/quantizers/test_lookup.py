@@ -18,6 +18,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 from gsq_lightning.quantizers import lookup
 from gsq_lightning.quantizers.lookup import CodeIndex, choose_method, devices, nearest_code, tree
+from gsq_lightning.quantizers.lookup.brute import LastResort
 
 # (d, V) of the paper's Table 13 and Fig. 4
 PAPER_SHAPES = [
@@ -42,11 +43,13 @@ def methods_for(dimension: int) -> list[str]:
 
 
 def float64_search(points: Tensor, codes: Tensor) -> Tensor:
-    codes64 = codes.double().numpy()
+    columns = codes.double().t().contiguous().numpy()
     found = []
     for point in points.double().numpy():
         with np.errstate(over="ignore"):
-            found.append(np.square(point - codes64).sum(axis=1).argmin())
+            # in the order of the channels: NumPy's own sums have another
+            distances = sum(np.square(x - column) for x, column in zip(point, columns, strict=True))
+        found.append(np.argmin(distances))
     return torch.tensor(found, dtype=torch.int64)
 
 
@@ -102,8 +105,15 @@ INPUTS = {
         lambda *a: 2.0**88 * (1 + 1e-7 * gaussian(*a)),
         lambda *a: 2.0**88 * (1 + 1e-7 * gaussian(*a)),
     ),
+    # codes with the same coordinates in other orders: rounding alone, in the order of adding, says which is nearest
+    "as far but for rounding": (
+        lambda *a: (gaussian(*a)[:, :1].round() * 0.1).expand(*a[:2]),
+        lambda *a: gaussian(*a).round() * 0.1,
+    ),
+    "some squares beyond float64": (lambda *a: gaussian(*a) * 1e156, lambda *a: gaussian(*a).round() * 1e156),
     "squares beyond float64": (lambda *a: gaussian(*a) * 1e200, lambda *a: gaussian(*a) * 1e200),
     "huge latents beyond float64": (lambda *a: gaussian(*a) * 1e200, on_sphere),
+    "squares that float64 barely holds": (lambda *a: gaussian(*a) * 1e-161, lambda *a: gaussian(*a) * 1e-161),
     "squares below float64": (lambda *a: gaussian(*a) * 1e-200, lambda *a: gaussian(*a) * 1e-200),
 }
 
@@ -116,6 +126,18 @@ def test_inputs_of_all_kinds(name: str, dimension: int) -> None:
     expected = float64_search(points, codes)
     for method in methods_for(dimension):
         assert torch.equal(nearest_code(points, codes, method), expected), method
+
+
+@pytest.mark.parametrize("dimension", [1, 2, 3])
+@pytest.mark.parametrize("unused", [False, True])
+def test_the_last_resort_leaves_out_no_point_that_is_nearer_to_some_codes(dimension: int, unused: bool) -> None:
+    """The further out, the less of a code a distance holds, and from 2^55 on nothing."""
+    codes = gaussian(200, dimension, 40)
+    if unused:
+        codes[:, 0] = 0  # a channel in which all are alike
+    points = torch.cat([gaussian(20, dimension, 41).sign() * 2.0**power for power in range(30, 62)])
+    expected = float64_search(points, codes)
+    assert torch.equal(LastResort(codes).query(points), expected)
 
 
 @pytest.mark.parametrize("dimension", [1, 2, 3, 8, 16])
@@ -168,6 +190,7 @@ def test_points_that_are_not_finite_get_index_0(dimension: int) -> None:
 def test_codes_that_are_not_finite_are_never_chosen(dimension: int) -> None:
     points, codes = gaussian(60, dimension, 12), gaussian(300, dimension, 13)
     codes[0], codes[7, 0], codes[100, -1] = torch.nan, torch.inf, -torch.inf
+    codes[150:200] = codes[20]  # equal ones among the finite, of which the first counts
     finite = codes.isfinite().all(dim=1)
     expected = finite.nonzero()[:, 0][float64_search(points, codes[finite])]
     for method in methods_for(dimension):
@@ -279,6 +302,8 @@ def test_automatic_choice() -> None:
     assert choose_method(2, 262144, 8192, "cpu") == "kdtree"
     assert choose_method(8, 262144, 8192, "cpu") == "kdtree"
     assert choose_method(8, 262144, 10, "cpu") == "matmul"  # too few points to pay for a tree
+    assert choose_method(3, 262144, 10, "cpu") == "kdtree"
+    assert choose_method(8, 8192, 8192, "cpu") == "matmul"  # few enough codes for it
     assert choose_method(16, 262144, 8192, "cpu") == "matmul"
     assert choose_method(1, 262144, 8192, "cuda") == "sorted"
     assert choose_method(8, 262144, 8192, "cuda") == "triton"
