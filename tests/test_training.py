@@ -234,6 +234,17 @@ def test_each_batch_and_rank_has_a_random_stream_of_its_own(
     assert seeded[-1] == (5, 3, 1)
 
 
+def test_what_several_ranks_change_is_said_at_the_start(
+    small_tokenizer: Build, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    module = TokenizerModule(small_tokenizer(), discriminator())
+    fit(module, tmp_path, max_steps=1)
+    assert "are not means over images" not in caplog.text
+    monkeypatch.setattr(Trainer, "world_size", 2)
+    fit(module, tmp_path, max_steps=1)
+    assert "with accumulation or several ranks: the discriminator's batch norm" in caplog.text
+
+
 def test_a_validation_within_an_accumulation_changes_nothing(small_tokenizer: Build, tmp_path: Path) -> None:
     def trained(validates: bool) -> dict[str, Tensor]:
         torch.manual_seed(0)

@@ -67,8 +67,10 @@ def test_the_warmup_ends_at_the_decay() -> None:
 def test_it_starts_as_a_copy_of_weights_loaded_later() -> None:
     trained = network()
     ema = EMA(trained, decay=0.9)
+    ema.update(trained)
     nn.init.ones_(trained.get_parameter("0.weight"))
     ema.start(trained)
+    assert ema.initial_share == 1.0
     assert torch.equal(ema.module.get_parameter("0.weight"), trained.get_parameter("0.weight"))
     assert not any(parameter.requires_grad for parameter in ema.parameters())
 

@@ -58,6 +58,9 @@ def test_a_floor_above_the_rate_is_refused() -> None:
     """The rate would rise where a fall was asked for."""
     with pytest.raises(InputError, match=r"floor is 0.9, above the optimizer's lr 0.8: the rate would rise"):
         rates(1, decay_steps=5, floor=0.9)
+    groups = [{"params": [torch.nn.Parameter(torch.zeros(1))], "lr": rate} for rate in (0.8, 0.2)]
+    with pytest.raises(InputError, match=r"floor is 0.3, above the optimizer's lr 0.2"):
+        WarmupDecay(torch.optim.SGD(groups), decay_steps=5, floor=0.3)
 
 
 def test_an_unknown_shape_is_refused() -> None:

@@ -10,6 +10,7 @@ from torch import Tensor, nn
 
 from gsq_lightning import InputError
 from gsq_lightning.errors import TrainingDiverged
+from gsq_lightning.optim import PaperAdamW, stepping
 from gsq_lightning.optim.stepping import OptimizerStep, SkippedSteps, Stepper
 
 
@@ -114,6 +115,52 @@ def test_a_skipped_step_leaves_weights_and_state_of_the_optimizer_alone(
             bench.batch([[gradient, 1.0]])
         weights.append(bench.weight)
     assert weights[0] == weights[1]
+
+
+def test_so_does_an_optimizer_that_is_fused_in_part() -> None:
+    bench = Bench()
+    groups: list[dict[str, Any]] = [
+        {"params": bench.network.parameters(), "fused": False},
+        {"params": [nn.Parameter(torch.zeros(1))]},
+    ]
+    bench.optimizer = PaperAdamW(groups)
+    nn.init.ones_(bench.network.weight)
+    bench.batch([[math.nan, 1.0]])
+    assert bench.weight == [1.0, 1.0]
+    assert bench.stepper.skipped_steps() == {"net": SkippedSteps(in_a_row=1, in_all=1)}
+
+
+class Sum:
+    """The sum over three ranks with equal tensors, there once it is waited for."""
+
+    def __init__(self, tensor: Tensor, async_op: bool = False) -> None:
+        self.tensor = tensor
+        if not async_op:
+            self.wait()
+
+    def wait(self) -> None:
+        self.tensor *= 3
+
+
+def test_ranks_with_the_same_images_step_like_one(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Also where weights and their gradients lie in memory in another order."""
+
+    def stepped() -> list[Tensor]:
+        torch.manual_seed(0)
+        network = nn.Sequential(nn.Conv2d(3, 4, 3), nn.Flatten(), nn.Linear(16, 2))
+        network.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+        optimizer = torch.optim.SGD(network.parameters(), lr=1.0)
+        stepper = Stepper({"net": network}, {"net": None}, 1, 1)
+        stepper.start_batch(5, is_last=False)
+        loss = network(torch.rand(5, 3, 4, 4)).square().mean()
+        stepper.add("net", loss, {"loss": loss}, Tensor.backward)
+        means = stepper.step({"net": OptimizerStep(optimizer, optimizer.step)})
+        return [*means.values(), *(parameter.detach() for parameter in network.parameters())]
+
+    alone = stepped()
+    monkeypatch.setattr(stepping, "world_size", lambda: 3)
+    monkeypatch.setattr(stepping.distributed, "all_reduce", Sum)
+    torch.testing.assert_close(stepped(), alone)
 
 
 def test_too_many_in_a_row_end_the_run_also_over_a_resume() -> None:

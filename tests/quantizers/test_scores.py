@@ -33,6 +33,7 @@ CASES = {
     "all of one sign": SAME_SIGN,
     "latents of a cluster": (clustered, clustered),
     "from near to far": FAR_FROM_CODES,
+    "so far that float64 rounds more": (lambda *a: gaussian(*a) * 2.0**45, gaussian),
 }
 
 
