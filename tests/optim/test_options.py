@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 import torch
-from torch import nn
+from torch import Tensor, nn
 from torch.optim import SGD, AdamW, Optimizer
 from torch.optim.lr_scheduler import (
     LambdaLR,
@@ -21,7 +21,7 @@ from torch.optim.lr_scheduler import (
 
 from gsq_lightning import InputError
 from gsq_lightning.optim import WarmupDecay
-from gsq_lightning.optim.options import Optimization, make_optimization, restore_options
+from gsq_lightning.optim.options import Optimization, as_parameters_lie, make_optimization, restore_options
 
 STEPS = 6
 
@@ -134,11 +134,14 @@ def test_a_changed_option_is_in_effect(option: str, value: Any, caplog: pytest.L
 
 
 @pytest.mark.parametrize("name", [name for name in SCHEDULERS if name not in ("none", "OneCycleLR")])
-def test_a_changed_rate_follows_its_schedule(name: str) -> None:
+def test_a_changed_rate_follows_its_schedule(name: str, caplog: pytest.LogCaptureFixture) -> None:
     """As if it had been given from the start."""
     expected = Run(adamw(lr=0.02), SCHEDULERS[name]).train(2 * STEPS)[STEPS:]
     got = Run(adamw(lr=0.02), SCHEDULERS[name]).resume(trained(adamw(), SCHEDULERS[name])).train(STEPS)
     assert got == expected
+    (message,) = caplog.messages
+    assert "lr 0.1 → 0.02" in message
+    assert "; base_lrs" not in message  # which follow from it
 
 
 @pytest.mark.parametrize("before", ["none", "WarmupDecay", "StepLR", "OneCycleLR"])
@@ -218,3 +221,23 @@ def test_refused_options_become_one_line() -> None:
         InputError, match="an optimizer or scheduler of the tokenizer rejects its options: Invalid lear"
     ):
         Run(adamw(lr=-1.0))
+
+
+def test_moments_of_another_memory_format_belong_to_the_same_weights() -> None:
+    """A fused step goes through weights and moments in the order of memory."""
+    image = torch.rand(2, 3, 6, 6)
+
+    def trained(network: nn.Conv2d, optimizer: Optimizer) -> Tensor:
+        network(image).square().mean().backward()
+        optimizer.step()
+        optimizer.zero_grad()
+        return network.weight.detach()
+
+    first = nn.Conv2d(3, 4, 3)
+    optimizer = AdamW(first.parameters(), lr=0.1, fused=True)
+    trained(first, optimizer)
+    second = copy.deepcopy(first).to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+    resumed = AdamW(second.parameters(), lr=0.1, fused=True)
+    resumed.load_state_dict(copy.deepcopy(optimizer.state_dict()))
+    as_parameters_lie(resumed)
+    torch.testing.assert_close(trained(second, resumed), trained(first, optimizer))

@@ -358,8 +358,9 @@ def test_a_frozen_codebook_on_a_gpu_is_compared_without_waiting(
     assert not kept.is_of(codebook)
 
 
+@pytest.mark.parametrize("codebooks", [1, 2])
 def test_the_index_of_an_evaluation_is_kept_until_the_codebook_changes(
-    monkeypatch: pytest.MonkeyPatch,
+    codebooks: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Built on each call it would cost more than the lookups of a small batch."""
     built: list[int] = []
@@ -370,18 +371,18 @@ def test_the_index_of_an_evaluation_is_kept_until_the_codebook_changes(
             super().__init__(codes, *arguments, **options)
 
     monkeypatch.setattr(spherical, "CodeIndex", Counted)
-    quantizer = GroupedSphericalQuantizer(8, 60).eval()
+    quantizer = GroupedSphericalQuantizer(8, 60, codebooks, per_group_codebooks=codebooks > 1).eval()
     latent = torch.randn(2, 8, 3, 3)
     for _ in range(3):
         quantizer.latent_to_indices(latent)
-    assert built == [60]
+    assert built == [60] * codebooks
     with torch.no_grad():
         quantizer.codebook[0] += 1
     quantizer.latent_to_indices(latent)
-    assert built == [60, 60]
+    assert built == [60] * codebooks * 2
     quantizer.to("cpu")
     quantizer.latent_to_indices(latent)
-    assert built == [60, 60, 60]
+    assert built == [60] * codebooks * 3
 
 
 def test_a_pickled_quantizer_carries_no_search_index() -> None:
