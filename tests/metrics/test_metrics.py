@@ -51,7 +51,7 @@ def test_images_that_exchange_a_pixel_are_other_images() -> None:
 
 def test_psnr_and_ssim_equal_scikit_image() -> None:
     image, reconstruction = pairs()
-    got = computed(["psnr", "ssim"], image, reconstruction)
+    got = computed(["psnr", "psnr_set", "ssim"], image, reconstruction)
     originals, reconstructions = (image_to_pixels(x).permute(0, 2, 3, 1).numpy() for x in (image, reconstruction))
     psnr = [peak_signal_noise_ratio(a, b) for a, b in zip(originals, reconstructions, strict=True)]
     similarity = [
@@ -67,7 +67,27 @@ def test_psnr_and_ssim_equal_scikit_image() -> None:
         for a, b in zip(originals, reconstructions, strict=True)
     ]
     assert got["psnr"] == pytest.approx(np.mean(psnr), abs=1e-4)
+    assert got["psnr_set"] == pytest.approx(peak_signal_noise_ratio(originals, reconstructions), abs=1e-9)
     assert got["ssim"] == pytest.approx(np.mean(similarity), abs=1e-12)
+
+
+@pytest.mark.parametrize("kind", [PeakSignalToNoise, SetPeakSignalToNoise])
+def test_errors_of_a_large_image_do_not_overflow(kind: type[PeakSignalToNoise | SetPeakSignalToNoise]) -> None:
+    """Black for white: 2^31 is passed at 105×105 pixels."""
+    metric, black = kind(), torch.zeros(1, 3, 120, 120, dtype=torch.uint8)
+    metric.update(black, black + 255)
+    assert float(metric.compute()) == 0.0
+
+
+def test_images_are_counted_with_their_sizes() -> None:
+    counts = ImageCounts()
+    for width, words in ((4, "4×4"), (6, "several")):
+        image = torch.zeros(3, 3, 4, width, dtype=torch.uint8)
+        counts.update(torch.tensor([False, True, False]), image, pixel_hash(image))
+        assert counts.compute().size_in_words == words
+    images, nonfinite, pixels, smallest, largest, _ = (value.tolist() for value in counts.compute())
+    assert (images, nonfinite, pixels) == (6, 4, 3 * 4 * 4 + 3 * 4 * 6)
+    assert (smallest, largest) == ([4, 4], [4, 6])
 
 
 @pytest.mark.parametrize("shape", [(1, 3, 32, 32), (6, 1, 32, 32), (6, 3, 32, 31), (3, 32, 32)])
