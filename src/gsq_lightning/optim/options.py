@@ -23,6 +23,7 @@ logger = logging.getLogger(__name__)
 
 REFUSALS = (ArithmeticError, TypeError, ValueError)  # by which optimizers and schedulers reject their options
 DERIVED = ("base_lrs", "_last_lr")  # of a scheduler's state: from the optimizer's lr
+INNER = "_schedulers"  # in the state of SequentialLR and ChainedScheduler, a list of states
 
 
 class Optimization(NamedTuple):
@@ -157,12 +158,17 @@ def _changes(old: Mapping[str, Any], new: Mapping[str, Any]) -> str:
 
 
 def _differences(before: Mapping[str, Any], now: Mapping[str, Any]) -> list[str]:
-    names = [*before, *(name for name in now if name not in before)]
-    return [
-        f"{name} {before.get(name)} → {now.get(name)}"
-        for name in names
-        if name not in DERIVED and before.get(name) != now.get(name)
-    ]
+    found: list[str] = []
+    for name in [*before, *(name for name in now if name not in before)]:
+        old, new = before.get(name), now.get(name)
+        if old == new or name in DERIVED:
+            continue
+        if name == INNER and isinstance(old, list) and isinstance(new, list) and len(old) == len(new):
+            for one, other in zip(old, new, strict=True):
+                found += _differences(one, other)
+        else:
+            found.append(f"{name} {old} → {new}")
+    return found
 
 
 def _without_parameters(group: Mapping[str, Any]) -> dict[str, Any]:
