@@ -25,6 +25,7 @@ TINY = [
     "--model.tokenizer.encoder_blocks=1",
     "--model.tokenizer.decoder_blocks=1",
     "--model.tokenizer.norm_groups=4",
+    "--model.channels_last=false",
     "--model.tokenizer.quantizer.codebook_size=16",
     *WITHOUT_WEIGHTS,
     "--model.discriminator.channels=4",
@@ -172,8 +173,8 @@ def test_validate_writes_a_report_beside_the_checkpoint(trained: Path, capsys: p
     report = read_report(checkpoint.parent / "validate" / "last" / "metrics.json")
     for one in (report, after_fit):
         assert one.checkpoint_sha256 == hashlib.sha256(checkpoint.read_bytes()).hexdigest()
-        assert (one.recipe, one.step, one.metrics["images"]) == ("quickstart.yaml + 15 flags", 3, 5)
-        assert one.tokenizer == "f2, D = 32, G = 8, V = 16"
+        assert (one.recipe, one.step, one.metrics["images"]) == ("quickstart.yaml + 16 flags", 3, 5)
+        assert one.tokenizer == "f2, D = 8, G = 2, V = 16"
         assert (one.image_size, one.preparation) == ("16×16", "short side to 16, center crop of 16×16")
         assert one.precision == "32-true"
         assert one.versions["torch"] == torch.__version__.split("+")[0]
@@ -319,7 +320,7 @@ def test_predict_writes_tokens_that_the_exported_tokenizer_decodes(trained: Path
     )
     (shard,) = (load_file(path) for path in (tmp_path / "tokens" / "val").glob("*.safetensors"))
     tokenizer = GSQTokenizer.from_pretrained(checkpoint)
-    assert shard["indices"].shape == (5, 8, 8, 8)
+    assert shard["indices"].shape == (5, 8, 8, 2)
     assert tokenizer.decode_indices(shard["indices"].long()).shape == (5, 3, 16, 16)
 
 
@@ -458,8 +459,8 @@ QUICKSTART = ["fit", "--config", "quickstart.yaml"]
             "quantizer.normalization is l3; it must be",
         ),
         ([*QUICKSTART, "--model.nonsense=1"], "--model.nonsense"),
-        ([*QUICKSTART, "--model.tokenizer.quantizer.num_groups=5"], "num_groups 5 does not divide latent_channels 32"),
-        ([*QUICKSTART, "--data.image_size=60", "--data.num_workers=0"], "height 56 or 64 and width 56 or 64"),
+        ([*QUICKSTART, "--model.tokenizer.quantizer.num_groups=5"], "num_groups 5 does not divide latent_channels 8"),
+        ([*QUICKSTART, "--data.image_size=62", "--data.num_workers=0"], "height 60 or 64 and width 60 or 64"),
         ([*QUICKSTART, "--data.global_batch_size=0"], "global_batch_size is 0"),
         ([*QUICKSTART, "--trainer.gradient_clip_val=1"], "model.tokenizer_clip_norm"),
         ([*QUICKSTART, *images(Path("nowhere"))], "there is no file or folder nowhere; set data.root"),
