@@ -16,9 +16,9 @@ def network() -> nn.Sequential:
 
 
 def searched(root: nn.Module, image: Tensor, compute: Callable[[Any], Tensor] = torch.mean) -> Finding:
-    def losses() -> Iterator[tuple[str, Tensor, Mapping[str, Tensor]]]:
+    def losses() -> Iterator[tuple[Tensor, Mapping[str, Tensor]]]:
         loss = compute(root(image))
-        yield "net", loss, {"loss_net": loss.detach()}
+        yield loss, {"loss_net": loss.detach()}
 
     return find_nonfinite(root, image, losses)
 
