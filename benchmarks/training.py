@@ -25,6 +25,7 @@ how long the device is idle.
 
 import argparse
 import statistics
+import sys
 import tempfile
 import time
 from collections import defaultdict
@@ -133,6 +134,20 @@ class Trainee:
                 networks.append(holder.network)
         for network in networks:
             network.compile(mode="reduce-overhead" if self.way.cuda_graphs else "default")
+
+    def prepare(self, image: Tensor) -> None:
+        """Counts what a step takes, compiles and warms up."""
+        with FlopCounterMode(display=False) as counter:
+            self.step(image, image.flip(0))
+        self.flops = counter.get_total_flops()
+        self.compile()
+        for _ in range(3 if image.is_cuda else 1):
+            self.step(image, image.flip(0))
+        if image.is_cuda:
+            torch.cuda.reset_peak_memory_stats()
+            before = torch.cuda.memory_allocated()
+            self.step(image, image.flip(0))
+            self.memory = torch.cuda.max_memory_allocated() - before
 
     def step(self, image: Tensor, second_image: Tensor) -> None:
         torch.compiler.cudagraph_mark_step_begin()  # nothing of the step before is needed any more
@@ -282,19 +297,15 @@ def main() -> None:
     torch.backends.cudnn.benchmark = arguments.cudnn_benchmark
     shape = (arguments.batch, 3, arguments.image_size, arguments.image_size)
     image = torch.rand(shape, device=arguments.device) * 2 - 1
-    trainees = [Trainee(way, arguments) for way in WAYS]
-    for trainee in trainees:
-        with FlopCounterMode(display=False) as counter:
-            trainee.step(image, image.flip(0))
-        trainee.flops = counter.get_total_flops()
-        trainee.compile()
-        for _ in range(3 if cuda else 1):
-            trainee.step(image, image.flip(0))  # warm up, compile
-        if cuda:
-            torch.cuda.reset_peak_memory_stats()
-            before = torch.cuda.memory_allocated()
-            trainee.step(image, image.flip(0))
-            trainee.memory = torch.cuda.max_memory_allocated() - before
+    trainees = []
+    for way in WAYS:
+        trainee = Trainee(way, arguments)
+        try:
+            trainee.prepare(image)
+        except RuntimeError as error:  # of the compiler: the other rows are measured all the same
+            print(f"{way.name}: {str(error).splitlines()[0]}", file=sys.stderr)
+            continue
+        trainees.append(trainee)
     turns = Turns(trainees, image)
     trainer = Trainer(
         accelerator="gpu" if cuda else "cpu",
@@ -319,7 +330,8 @@ def main() -> None:
     print("|---|---|---|---|---|---|")
     medians = [statistics.median(measured) for measured in turns.times]
     rows = [(trainee.way.name, trainee.flops, trainee.memory) for trainee in trainees]
-    rows.append((PRODUCT, trainees[WAYS.index(COMPILED)].flops, turns.memory))
+    flops_of_product = next((trainee.flops for trainee in trainees if trainee.way is COMPILED), 0.0)
+    rows.append((PRODUCT, flops_of_product, turns.memory))
     for (name, flops_of_step, bytes_of_step), median in zip(rows, medians, strict=True):
         rate, flops = arguments.batch / median, flops_of_step / arguments.batch
         mfu = f"{rate * flops / DEVICES[arguments.peak].bfloat16:.1%}" if arguments.peak else "–"
