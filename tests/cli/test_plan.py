@@ -201,8 +201,8 @@ def planned(capsys: pytest.CaptureFixture[str], *arguments: str) -> dict[str, st
 def test_images_are_those_of_the_data(image_root: Path, capsys: pytest.CaptureFixture[str]) -> None:
     """An epoch of the recipe's crops; of a folder's files; of ImageNet where no place is named; as an option says."""
     crops = planned(capsys)
-    assert crops["an epoch"].startswith("450 steps")  # 3,600 crops in batches of eight
-    assert crops["the run"].startswith("900 steps 2.0 epochs")
+    assert crops["an epoch"].startswith("435 steps")  # 3,480 crops in batches of eight
+    assert crops["the run"].startswith("870 steps 2.0 epochs")
     assert "to be read" not in crops
     imagenet = ("--data", "gsq_lightning.data.ImageNetDataModule", "--data.image_size", "64")
     unnamed = planned(capsys, *imagenet, "--data.global_batch_size", "8")
@@ -227,12 +227,12 @@ def test_images_are_those_of_the_data(image_root: Path, capsys: pytest.CaptureFi
 @pytest.mark.parametrize(
     ("options", "epoch", "run"),
     [
-        (["--trainer.limit_train_batches", "100"], "50 steps", "900 steps 18.0 epochs"),  # two batches a step
-        (["--trainer.limit_train_batches", "0.5"], "225 steps", "900 steps 4.0 epochs"),
-        (["--trainer.max_epochs", "1"], "450 steps", "450 steps 1.0 epochs"),
-        (["--trainer.max_epochs", "3"], "450 steps", "900 steps 2.0 epochs"),
-        (["--trainer.max_epochs", "3", "--trainer.max_steps", "-1"], "450 steps", "1,350 steps 3.0 epochs"),
-        (["--trainer.max_steps", "-1"], "450 steps", None),
+        (["--trainer.limit_train_batches", "100"], "50 steps", "870 steps 17.4 epochs"),  # two batches a step
+        (["--trainer.limit_train_batches", "0.5"], "217 steps", "870 steps 4.0 epochs"),
+        (["--trainer.max_epochs", "1"], "435 steps", "435 steps 1.0 epochs"),
+        (["--trainer.max_epochs", "3"], "435 steps", "870 steps 2.0 epochs"),
+        (["--trainer.max_epochs", "3", "--trainer.max_steps", "-1"], "435 steps", "1,305 steps 3.0 epochs"),
+        (["--trainer.max_steps", "-1"], "435 steps", None),
     ],
 )
 def test_steps_are_those_of_the_trainers_options(
