@@ -419,7 +419,7 @@ def test_recipes_are_found_from_any_folder(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     monkeypatch.chdir(tmp_path)
-    assert printed_config(["fit", "-c", "quickstart.yaml"], capsys)["trainer"]["max_steps"] == 900
+    assert printed_config(["fit", "-c", "quickstart.yaml"], capsys)["trainer"]["max_steps"] == 870
     (tmp_path / "quickstart.yaml").write_text("trainer: {max_steps: 7}")
     assert printed_config(["fit", "-c", "quickstart.yaml"], capsys)["trainer"]["max_steps"] == 7
 
