@@ -307,6 +307,7 @@ def test_the_trunk_ignores_autocast_on_the_cpu(image: Tensor) -> None:
         ({"taps": [2, 2]}, "blocks 0 to 11"),
         ({"taps": []}, "one or more"),
         ({"kernel_size": 8}, "odd"),
+        ({"kernel_size": 9, "input_size": 14, "prefix_tokens": False}, "at most 3"),
     ],
 )
 def test_options_that_make_no_sense_are_refused(options: dict[str, Any], message: str) -> None:

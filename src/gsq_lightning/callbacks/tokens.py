@@ -14,8 +14,9 @@ from gsq_lightning.tokens.parquet import check_parquet
 from gsq_lightning.tokens.shards import missing_shards, smallest_type
 from gsq_lightning.tokens.writing import FileType, claim_folder, facts_of, write_rows
 
-Split = Literal["train", "val", "all"]
-Augment = Literal["none", "flip", "ten_crop"]
+# what the data modules call the same, which callbacks do not import
+PredictedSplit = Literal["train", "val", "all"]
+Augmentation = Literal["none", "flip", "ten_crop"]
 
 
 class SplitWork(NamedTuple):
@@ -68,15 +69,15 @@ class TokenWriter(Callback):
         self,
         folder: str = "tokens",
         images_per_shard: int = 10_000,
-        split: Split = "val",
-        augment: Augment = "none",
+        split: PredictedSplit = "val",
+        augment: Augmentation = "none",
         format: FileType = "safetensors",
         part: str | None = None,
     ) -> None:
         self.folder = Path(folder).expanduser()
         self.images_per_shard = whole_number("images_per_shard", images_per_shard, 1)
-        self.split: Split = one_of("split", split, Split)
-        self.augment: Augment = one_of("augment", augment, Augment)
+        self.split: PredictedSplit = one_of("split", split, PredictedSplit)
+        self.augment: Augmentation = one_of("augment", augment, Augmentation)
         self.format: FileType = one_of("format", format, FileType)
         if format == "parquet":
             check_parquet()

@@ -17,6 +17,8 @@ from gsq_lightning.errors import look_up, require
 from gsq_lightning.pretrained.backbones import (
     DINOV2_BLOCKS,
     DINOV2_CHANNELS,
+    DINOV2_PATCH_SIZE,
+    DINOV2_PREFIX_TOKENS,
     ImageNetInput,
     load_dinov2,
     require_dinov2_size,
@@ -69,7 +71,11 @@ class DINODiscriminator(TrunkDiscriminator):
             0 < len(taps) == len(set(taps)) and possible.issuperset(taps),
             f'taps is {list(taps)}; it takes one or more of the blocks 0 to {DINOV2_BLOCKS - 1} and "embedding"',
         )
-        require(kernel_size >= 1 and kernel_size % 2 == 1, f"kernel_size is {kernel_size}; it must be odd")
+        tokens = (input_size // DINOV2_PATCH_SIZE) ** 2 + (DINOV2_PREFIX_TOKENS if prefix_tokens else 0)
+        require(
+            kernel_size >= 1 and kernel_size % 2 == 1 and kernel_size // 2 <= tokens,
+            f"kernel_size is {kernel_size}; it must be odd and at most {2 * tokens + 1}",
+        )
         super().__init__(
             {str(tap): TokenHead(kernel_size, norm, spectral_norm) for tap in taps}, augmentation, trunk_dtype
         )

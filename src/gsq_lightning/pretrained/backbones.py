@@ -24,6 +24,7 @@ LPIPS_TRUNKS: dict[LPIPSTrunk, PublishedWeights] = {"alex": ALEXNET, "vgg": VGG1
 DINOV2_CHANNELS = 384
 DINOV2_BLOCKS = 12
 DINOV2_PATCH_SIZE = 14
+DINOV2_PREFIX_TOKENS = 5  # class and four registers
 
 IMAGENET_MEAN = (0.485, 0.456, 0.406)  # of pixels in [0, 1]
 IMAGENET_STD = (0.229, 0.224, 0.225)
