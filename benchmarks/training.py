@@ -31,6 +31,7 @@ import time
 from collections import defaultdict
 from collections.abc import Sequence
 from contextlib import nullcontext
+from itertools import accumulate
 from typing import Any, NamedTuple
 
 import torch
@@ -55,28 +56,30 @@ CLIP_NORM = 2.0
 class Way(NamedTuple):
     """How a step is done."""
 
-    name: str
-    one_batch: bool = True
-    fused: bool = True
-    channels_last: bool = True
-    small_input: bool = True
-    looks_once: bool = True
+    name: str = "usual"
+    one_batch: bool = False
+    fused: bool = False
+    channels_last: bool = False
+    small_input: bool = False
+    looks_once: bool = False
     compiled: bool = False
     compiled_trunks: bool = False
     cuda_graphs: bool = False
 
 
-WAYS = [
-    Way("usual", False, False, False, False, False),
-    Way("+ one batch for both networks", True, False, False, False, False),
-    Way("+ fused optimizers", True, True, False, False, False),
-    Way("+ channels last (model.channels_last)", True, True, True, False, False),
-    Way("+ discriminator at its smaller input", True, True, True, True, False),
-    COMPILED := Way("+ compiled (a recipe with fast.yaml)", True, True, True, True, False, True),
-    Way("+ reconstruction judged once (same_draw)", True, True, True, True, True, True),
-    Way("+ frozen networks compiled", True, True, True, True, True, True, True),
-    Way("+ CUDA graphs of what is compiled", True, True, True, True, True, True, True, True),
+# what each way adds to the one before
+LEVERS: list[dict[str, Any]] = [
+    {"name": "+ one batch for both networks", "one_batch": True},
+    {"name": "+ fused optimizers", "fused": True},
+    {"name": "+ channels last (model.channels_last)", "channels_last": True},
+    {"name": "+ discriminator at its smaller input", "small_input": True},
+    {"name": "+ compiled (a recipe with fast.yaml)", "compiled": True},
+    {"name": "+ reconstruction judged once (same_draw)", "looks_once": True},
+    {"name": "+ frozen networks compiled", "compiled_trunks": True},
+    {"name": "+ CUDA graphs of what is compiled", "cuda_graphs": True},
 ]
+WAYS = list(accumulate(LEVERS, lambda way, lever: way._replace(**lever), initial=Way()))
+COMPILED = next(way for way in WAYS if way.compiled)  # as the product
 PRODUCT = "as gsq fit runs it (a recipe with fast.yaml)"
 WARM_UP = 3  # steps of the product
 RECIPES = {"f8": (1, 2, 2, 4), "f16": (1, 1, 2, 2, 4), "f32": (1, 1, 2, 2, 4, 4)}
