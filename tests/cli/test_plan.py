@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from gsq_lightning import GroupedSphericalQuantizer, GSQTokenizer, TokenizerModule
 from gsq_lightning.__main__ import main
-from gsq_lightning.cli.costs import DEVICES, count_parameters, count_step, lookup_seconds, without_values
+from gsq_lightning.cli.costs import DEVICES, _Operators, count_parameters, count_step, lookup_seconds, without_values
 from gsq_lightning.discriminators import PatchDiscriminator
 from gsq_lightning.quantizers import FSQ
 
@@ -180,15 +180,36 @@ def test_the_command_prints_a_table_of_80_columns(capsys: pytest.CaptureFixture[
     lines = capsys.readouterr().out.splitlines()
     assert max(map(len, lines)) <= 80
     table = {line[2:21].strip(): line[21:].split() for line in lines if line.startswith("  ")}
-    step_flops = float(table["a step"][0].replace(",", ""))  # the later row of that name: milliseconds
+    step = float(table["a step"][0].replace(",", ""))  # the later row of that name: milliseconds
     rate = float(table["images"][0].replace(",", ""))
-    assert step_flops == pytest.approx(128 / rate * 1e3, rel=0.02)
-    assert "a lower limit  " in "\n".join(lines)  # a step of milliseconds
+    assert step == pytest.approx(128 / rate * 1e3, rel=0.02)
     assert table["an epoch"][0] == str(100000 // 128)
     assert table["images kept"][:2] == ["128", "MiB"]  # runs/divergence.py
     assert table["the run"][0] == "1,000"
     hours = float(table["a step"][0]) / 1e3 * 1000 * 2 / 3600
     assert float(next(line for line in lines if "GPU-hours" in line).split()[0]) == pytest.approx(hours, abs=0.06)
+
+
+def test_operators_are_those_that_compute() -> None:
+    image = torch.ones(2, 3, requires_grad=True)
+    with _Operators() as operators:
+        ((image.view(6) * 2).unsqueeze(0) + torch.empty(6)).sum().backward()
+    assert operators.count == 3 + 2  # mul, add, sum; the gradient's first one, and its mul
+
+
+def test_a_small_step_takes_as_long_as_issuing_its_operators(capsys: pytest.CaptureFixture[str]) -> None:
+    """Whatever its batch, until computing takes longer; each accumulated batch issues them again."""
+    found = [planned(capsys), planned(capsys, "--data.global_batch_size", "80")]
+    found.append(planned(capsys, "--model.accumulate_batches", "2"))
+    issued = [re.fullmatch(r"([\d.]+) ms to issue ([\d,]+), 5 µs each .*", rows["its operators"]) for rows in found]
+    times, operators = zip(*(match.groups() for match in issued if match), strict=True)
+    assert operators[0] == operators[1]
+    assert float(operators[2].replace(",", "")) == 2 * float(operators[0].replace(",", ""))
+    assert [rows["a step"].split()[0] for rows in found] == list(times)
+    assert times[0] == f"{5e-3 * float(operators[0].replace(',', '')):.1f}"
+    large = planned(capsys, "--data.global_batch_size", "3480")
+    assert large["its operators"] == found[0]["its operators"]
+    assert float(large["a step"].split()[0]) > float(times[0])
 
 
 def planned(capsys: pytest.CaptureFixture[str], *arguments: str) -> dict[str, str]:

@@ -15,6 +15,7 @@ from torch import Tensor, nn
 from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.autograd.graph import saved_tensors_hooks
 from torch.overrides import TorchFunctionMode
+from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils.flop_counter import FlopCounterMode
 
 from gsq_lightning.quantizers import GroupedSphericalQuantizer, Quantizer, QuantizerOutput
@@ -67,6 +68,7 @@ class StepCosts(NamedTuple):
         tokenizer, discriminator: FLOPs of each network's step, forward and backward.
         kept: bytes that the larger of the two steps keeps for its backward pass.
         largest: bytes of the largest tensor among them.
+        operators: that a step issues to the device, for any number of images; without the optimizers'.
     """
 
     encoder: float
@@ -75,6 +77,7 @@ class StepCosts(NamedTuple):
     discriminator: float
     kept: float
     largest: float
+    operators: int
 
     @property
     def flops(self) -> float:
@@ -159,7 +162,7 @@ def count_step(module: TokenizerModule, image_size: int, autocast: bool) -> Step
     image = torch.empty(batch, 3, image_size, image_size)
     tokenizer, objective, late = module.tokenizer, module.objective, 10**9
     weights = {one.untyped_storage()._cdata for part in _parts(module) for one in part.parameters(recurse=False)}
-    with objective.within_step(), _Autocast(weights) if autocast else nullcontext():
+    with objective.within_step(), _Operators() as operators, _Autocast(weights) if autocast else nullcontext():
         with _kept_tensors(weights) as kept:
             with _flops() as encoder, torch.set_grad_enabled(module.trained == "all"):
                 latent = tokenizer.latent(image)
@@ -179,8 +182,15 @@ def count_step(module: TokenizerModule, image_size: int, autocast: bool) -> Step
                 loss.backward()
     larger = max(list(kept.values()), list(kept_second.values()), key=sum)
     first = encoder() + decoder() + losses() + backward()
-    totals = (encoder(), decoder(), first, discriminator(), sum(larger), max(larger))
-    return StepCosts(*(total / batch for total in totals))
+    return StepCosts(
+        encoder=encoder() / batch,
+        decoder=decoder() / batch,
+        tokenizer=first / batch,
+        discriminator=discriminator() / batch,
+        kept=sum(larger) / batch,
+        largest=max(larger) / batch,
+        operators=operators.count,
+    )
 
 
 def lookup_seconds(quantizer: Quantizer, vectors: float, device: Device) -> float:
@@ -234,6 +244,21 @@ def _kept_tensors(weights: set[int]) -> Iterator[dict[int, int]]:
 
     with saved_tensors_hooks(pack, lambda tensor: tensor):
         yield kept
+
+
+class _Operators(TorchDispatchMode):
+    """Counts the operators that run on the device: those that compute or copy, not views or empty tensors."""
+
+    IDLE = (torch.ops.aten.empty, torch.ops.aten.empty_like, torch.ops.aten.new_empty_strided)
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.count = 0
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        idle = func.namespace != "aten" or func.is_view or func.overloadpacket in self.IDLE
+        self.count += not idle
+        return func(*args, **(kwargs or {}))
 
 
 class _Autocast(TorchFunctionMode):

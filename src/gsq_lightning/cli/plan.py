@@ -39,7 +39,7 @@ USABLE_MEMORY = 0.9  # of a GPU: the rest goes to the CUDA context, NCCL and fra
 # FLOPs of a forward pass, twice the multiplications that torchvision's tables of models give
 INCEPTION = 2 * 5.71e9  # of an image at 299²
 VGG16_AT_224 = 2 * 15.47e9  # in proportion to the pixels
-SHORT_STEP = 0.02  # seconds; of some 3,300 operators, each of which takes a CPU microseconds to issue
+ISSUE = 5e-6  # seconds that a CPU takes to issue an operator to a GPU; assumed, not measured
 INCEPTION_METRICS = ("rfid", "rfid_pytorch_fid", "rfid_clean_fid", "rkid")
 
 
@@ -134,9 +134,15 @@ class Plan:
         return lookup_seconds(tokenizer.quantizer, vectors, self.device)
 
     @property
+    def operators(self) -> int:
+        """That a GPU is issued for a step, by its CPU one after another."""
+        return self.costs.operators * self.module.accumulate_batches
+
+    @property
     def step(self) -> float:
-        """Seconds."""
-        return self.batch * self.costs.flops / (self.mfu * self.peak * self.gpus) + self.lookup
+        """Seconds: of computing, or of issuing the operators where that takes longer."""
+        computing = self.batch * self.costs.flops / (self.mfu * self.peak * self.gpus) + self.lookup
+        return max(computing, self.operators * ISSUE)
 
     @property
     def rate(self) -> float:
@@ -271,8 +277,8 @@ def _time(planned: Plan) -> Iterator[str]:
     gpus, step = planned.gpus, planned.step
     yield _row("images", f"{planned.rate:,.0f} per second", f"{planned.rate / gpus:,.1f} on each GPU")
     yield _row("a step", f"{step * 1e3:,.1f} ms", f"of {planned.batch} images")
-    if step < SHORT_STEP:
-        yield _row("", "a lower limit", "issuing the kernels takes longer")
+    note = f"to issue {planned.operators:,}, {ISSUE * 1e6:.0f} µs each (assumed)"
+    yield _row("its operators", f"{planned.operators * ISSUE * 1e3:,.1f} ms", note)
     yield _row("its lookup", f"{planned.lookup * 1e3:,.2f} ms", f"{planned.lookup / step:.1%}, at the limit of the GPU")
     epoch, run = planned.epoch, planned.run
     yield _row("an epoch", f"{epoch:,} steps", _duration(epoch * step))
