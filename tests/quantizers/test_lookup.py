@@ -349,6 +349,20 @@ for dimension, size, rows in [(1, 300, 70), (2, 513, 65), (3, 64, 64), (5, 129, 
     points[0], codes[-1] = torch.nan, torch.inf
     if size > 1:
         compare(points, codes)
+for wanted in (1024, 1):  # a tile to a program; all tiles to one
+    triton.PROGRAMS_WANTED = wanted
+    for dimension, kind in [(3, triton.DifferenceFilter), (8, triton.TensorCoreFilter)]:
+        codes = draw(900, dimension)
+        near = codes[[5, 300, 700, 40]] + 1e-3 * draw(4, dimension)
+        codes[[430, 150, 10]] = near[:3] * 2 - codes[[5, 300, 700]]  # as near, in a tile before or behind
+        points = torch.cat([near, near + 1e-12 * draw(4, dimension)])
+        points[4:7] += 1e-11 * (codes[[430, 150, 10]] - near[:3])  # nearer to the second
+        _, candidates = kind(codes)(points)
+        assert candidates.tolist() == [2, 2, 2, 1] * 2, candidates
+        compare(points, codes)
+        codes[800] = codes[5]  # a third tile
+        assert kind(codes)(points)[1].tolist() == [3, 2, 2, 1] * 2
+        compare(points, codes)
 triton.PROGRAMS_WANTED = 1  # many tiles to a program, and some to the last
 for dimension, size in [(3, 500), (8, 500), (30, 385)]:
     compare(draw(70, dimension), draw(size, dimension))
@@ -384,7 +398,7 @@ class Unwatched:
                 self.kernel[grid](*arguments, **options)
         return launch
 
-for name in ("_score_kernel", "_difference_kernel", "_tile_kernel", "_search_kernel", "_settle_kernel"):
+for name in [name for name in vars(triton) if name.endswith("_kernel")]:
     setattr(triton, name, Unwatched(getattr(triton, name)))
 for dimension in (3, 8):
     points, codes = gaussian(40, dimension, 7), on_sphere(90, dimension, 8)
@@ -468,7 +482,7 @@ def test_scores_compile_to_tensor_cores_and_distances_to_unfused_float64(
         return result.asm
 
     codes = kernels.CODES_PER_TILE
-    filtered = {"best_out": "*fp32", "second_out": "*fp32", "tile_out": "*i32"}
+    filtered = {"scores_out": "*fp32", "tiles_out": "*i32"}
     halves = {"points": "*fp16", "codes": "*fp16", **filtered}
     tiles = {"rows_per_program": kernels.POINTS_PER_PROGRAM, "codes_per_tile": codes}
     for chunk, chunks in [(64, 1), (32, 7)]:  # the most at once, and d = 64
@@ -477,12 +491,14 @@ def test_scores_compile_to_tensor_cores_and_distances_to_unfused_float64(
         lines = [line for line in scores["ptx"].splitlines() if product in line]
         assert lines
         assert all(types in line for line in lines)
+    merged = {"scores": "*fp32", "tiles": "*i32", **filtered}
+    compiled(kernels._merge_kernel, merged, {"rows_per_program": kernels.POINTS_PER_DIFFERENCES}, fuses=True)
     singles = {"points": "*fp32", "codes": "*fp32", **filtered}
     tiles = {"rows_per_program": kernels.POINTS_PER_DIFFERENCES, "codes_per_tile": codes, "dimension": 3}
     assert "fma.rn.f32" in compiled(kernels._difference_kernel, singles, tiles, fuses=True)["ptx"]
     doubles = {"points": "*fp64", "codes": "*fp64", "best_out": "*fp64", "rows": "*i64", "count": "*i64"}
     few = {"rows_per_program": kernels.POINTS_PER_SEARCH}
-    within = {**doubles, "tiles": "*i32", "index_out": "*i64"}
+    within = {**doubles, "tiles": "*i32", "candidates": "*i32", "index_out": "*i64"}
     steps = {"codes_per_step": kernels.CODES_PER_STEP}
     for kernel, tensors, constants in [
         (kernels._tile_kernel, within, {"codes_per_tile": codes}),

@@ -1,15 +1,17 @@
 """The CUDA kernels of the lookup: a cheap score with a proven bound for all codes, float64 for the few that remain.
 
-The filter takes a block of points through a range of the codebook, tile by tile, and keeps of each point which tile
-has the best code, its score and the best score of all other tiles; no n × V matrix is ever stored, and a code costs
-hardly more than one comparison. From d = 4 on the score is a product of float16 matrices on tensor cores
+The filter takes a block of points through a range of the codebook, tile by tile, and keeps of each point the two tiles
+with the highest scores, these scores, and the highest of all other tiles; no n × V matrix is ever stored, and a code
+costs hardly more than one comparison. From d = 4 on the score is a product of float16 matrices on tensor cores
 (`scores.py`), below it is the squared distance by float32 differences, whose error is relative to the distance itself:
-where codes lie dense, few points are left in doubt. A point is sure where all other tiles are behind by more than the
-bound: its tile is searched in float64. The others are gathered and searched in float64 over all codes, as `brute` does.
+where codes lie dense, few points are left in doubt. The nearest code is in the first tile, or in the first two, where
+all others are behind by more than the bound: these are searched in float64. Points with more tiles to search are
+gathered and searched in float64 over all codes, as `brute` does.
 
 Nothing here waits for the device: how many points are in doubt only the kernels know.
 """
 
+from collections.abc import Iterable
 from typing import Protocol
 
 import torch
@@ -33,19 +35,34 @@ PROGRAMS_WANTED = 1024  # several for each of the 100 to 150 multiprocessors of 
 
 
 @triton.jit
-def _keep(highest, start, best, second, tile):  # type: ignore[no-untyped-def]
-    """The best so far, the best outside its tile and the tile, after a tile whose highest scores are given."""
-    tile = tl.where(highest > best, start, tile)
-    second = tl.maximum(second, tl.minimum(best, highest))
-    return tl.maximum(best, highest), second, tile
+def _none(rows: tl.constexpr, start):  # type: ignore[no-untyped-def]
+    """Highest scores of no tile yet: the first, second and third, and the tiles of the first two."""
+    score = tl.full((rows,), float("-inf"), tl.float32)
+    tile = tl.zeros((rows,), tl.int32) + start
+    return score, score, score, tile, tile
 
 
 @triton.jit
-def _store(best_out, second_out, tile_out, best, second, tile, row, num_points):  # type: ignore[no-untyped-def]
-    place = tl.program_id(1).to(tl.int64) * num_points + row
-    tl.store(best_out + place, best, mask=row < num_points)
-    tl.store(second_out + place, second, mask=row < num_points)
-    tl.store(tile_out + place, tile, mask=row < num_points)
+def _keep(score, start, first, second, third, tile, next_tile):  # type: ignore[no-untyped-def]
+    """The same after one more tile, whose highest scores are given."""
+    third = tl.maximum(third, tl.minimum(second, score))
+    next_tile = tl.where(score > first, tile, tl.where(score > second, start, next_tile))
+    second = tl.maximum(second, tl.minimum(first, score))
+    tile = tl.where(score > first, start, tile)
+    return tl.maximum(first, score), second, third, tile, next_tile
+
+
+@triton.jit
+def _store(  # type: ignore[no-untyped-def]
+    scores_out, tiles_out, first, second, third, tile, next_tile, row, split, splits, num_points
+):
+    place = tl.full((row.shape[0],), split, tl.int64) * num_points + row
+    rank = tl.full((row.shape[0],), splits, tl.int64) * num_points
+    tl.store(scores_out + place, first, mask=row < num_points)
+    tl.store(scores_out + place + rank, second, mask=row < num_points)
+    tl.store(scores_out + place + 2 * rank, third, mask=row < num_points)
+    tl.store(tiles_out + place, tile, mask=row < num_points)
+    tl.store(tiles_out + place + rank, next_tile, mask=row < num_points)
 
 
 @triton.jit
@@ -69,9 +86,8 @@ def _squared_distance(  # type: ignore[no-untyped-def]
 def _score_kernel(  # type: ignore[no-untyped-def]
     points,  # (n, chunks · chunk) float16
     codes,  # (V', chunks · chunk) float16, V' a multiple of codes_per_tile
-    best_out,  # (splits, n): highest score in this split
-    second_out,  # (splits, n): highest score outside the best code's tile
-    tile_out,  # (splits, n): the first code of that tile
+    scores_out,  # (3, splits, n): the highest scores of tiles in this split
+    tiles_out,  # (2, splits, n): the first code of the first two
     num_points,
     num_codes,
     codes_per_split,
@@ -81,19 +97,17 @@ def _score_kernel(  # type: ignore[no-untyped-def]
     codes_per_tile: tl.constexpr,
 ):
     row = tl.program_id(0).to(tl.int64) * rows_per_program + tl.arange(0, rows_per_program)
-    first = tl.program_id(1) * codes_per_split
-    last = tl.minimum(first + codes_per_split, num_codes)
+    begin = tl.program_id(1) * codes_per_split
+    end = tl.minimum(begin + codes_per_split, num_codes)
     inner = tl.arange(0, chunk)
     width: tl.constexpr = chunk * chunks
     point_rows = points + row[:, None] * width + inner[None, :]
     is_point = (row < num_points)[:, None]
     if chunks == 1:
         x = tl.load(point_rows, mask=is_point, other=0.0)
-    best = tl.full((rows_per_program,), float("-inf"), tl.float32)
-    second = tl.full((rows_per_program,), float("-inf"), tl.float32)
-    tile = tl.zeros((rows_per_program,), tl.int32) + first
-    code_columns = codes + (first.to(tl.int64) + tl.arange(0, codes_per_tile))[None, :] * width + inner[:, None]
-    for start in range(first, last, codes_per_tile):
+    first, second, third, tile, next_tile = _none(rows_per_program, begin)
+    code_columns = codes + (begin.to(tl.int64) + tl.arange(0, codes_per_tile))[None, :] * width + inner[:, None]
+    for start in range(begin, end, codes_per_tile):
         score = tl.zeros((rows_per_program, codes_per_tile), tl.float32)
         if chunks == 1:
             score = tl.dot(x, tl.load(code_columns), acc=score)
@@ -102,17 +116,21 @@ def _score_kernel(  # type: ignore[no-untyped-def]
                 x = tl.load(point_rows + part * chunk, mask=is_point, other=0.0)
                 score = tl.dot(x, tl.load(code_columns + part * chunk), acc=score)
         code_columns += codes_per_tile * width
-        best, second, tile = _keep(tl.max(score, axis=1), start, best, second, tile)
-    _store(best_out, second_out, tile_out, best, second, tile, row, num_points)
+        first, second, third, tile, next_tile = _keep(
+            tl.max(score, axis=1), start, first, second, third, tile, next_tile
+        )
+    _store(
+        *(scores_out, tiles_out, first, second, third, tile, next_tile, row),
+        *(tl.program_id(1), tl.num_programs(1), num_points),
+    )
 
 
 @triton.jit
 def _difference_kernel(  # type: ignore[no-untyped-def]
     points,  # (d, n) float32
     codes,  # (d, V') float32, V' a multiple of codes_per_tile
-    best_out,  # (splits, n): the least squared distance in this split, negative
-    second_out,  # (splits, n): the least outside the nearest code's tile, negative
-    tile_out,  # (splits, n): the first code of that tile
+    scores_out,  # (3, splits, n): the least squared distances of tiles in this split, negative
+    tiles_out,  # (2, splits, n): the first code of the first two
     num_points,
     num_codes,
     codes_per_split,
@@ -121,12 +139,10 @@ def _difference_kernel(  # type: ignore[no-untyped-def]
     codes_per_tile: tl.constexpr,
 ):
     row = tl.program_id(0).to(tl.int64) * rows_per_program + tl.arange(0, rows_per_program)
-    first = tl.program_id(1) * codes_per_split
-    last = tl.minimum(first + codes_per_split, num_codes)
-    best = tl.full((rows_per_program,), float("-inf"), tl.float32)
-    second = tl.full((rows_per_program,), float("-inf"), tl.float32)
-    tile = tl.zeros((rows_per_program,), tl.int32) + first
-    for start in range(first, last, codes_per_tile):
+    begin = tl.program_id(1) * codes_per_split
+    end = tl.minimum(begin + codes_per_split, num_codes)
+    first, second, third, tile, next_tile = _none(rows_per_program, begin)
+    for start in range(begin, end, codes_per_tile):
         # points along the threads, so that each compares codes of its own and no two have to meet
         total = tl.zeros((codes_per_tile, rows_per_program), tl.float32)
         for channel in tl.static_range(dimension):
@@ -134,15 +150,46 @@ def _difference_kernel(  # type: ignore[no-untyped-def]
             c = tl.load(codes + channel * num_codes + start + tl.arange(0, codes_per_tile))
             difference = x[None, :] - c[:, None]
             total += difference * difference
-        best, second, tile = _keep(-tl.min(total, axis=0), start, best, second, tile)
-    _store(best_out, second_out, tile_out, best, second, tile, row, num_points)
+        first, second, third, tile, next_tile = _keep(
+            -tl.min(total, axis=0), start, first, second, third, tile, next_tile
+        )
+    _store(
+        *(scores_out, tiles_out, first, second, third, tile, next_tile, row),
+        *(tl.program_id(1), tl.num_programs(1), num_points),
+    )
+
+
+@triton.jit
+def _merge_kernel(  # type: ignore[no-untyped-def]
+    scores,  # (3, splits, n)
+    tiles,  # (2, splits, n)
+    scores_out,  # (3, 1, n): over all splits
+    tiles_out,  # (2, 1, n)
+    num_points,
+    splits,
+    rows_per_program: tl.constexpr,
+):
+    row = tl.program_id(0).to(tl.int64) * rows_per_program + tl.arange(0, rows_per_program)
+    rank = tl.full((rows_per_program,), splits, tl.int64) * num_points
+    first, second, third, tile, next_tile = _none(rows_per_program, 0)
+    place = row
+    for _ in range(splits):
+        for which in tl.static_range(2):
+            score = tl.load(scores + place + which * rank, mask=row < num_points, other=float("-inf"))
+            start = tl.load(tiles + place + which * rank, mask=row < num_points, other=0)
+            first, second, third, tile, next_tile = _keep(score, start, first, second, third, tile, next_tile)
+        # of the others in the split, none is above the two
+        third = tl.maximum(third, tl.load(scores + place + 2 * rank, mask=row < num_points, other=float("-inf")))
+        place += num_points
+    _store(scores_out, tiles_out, first, second, third, tile, next_tile, row, 0, 1, num_points)
 
 
 @triton.jit
 def _tile_kernel(  # type: ignore[no-untyped-def]
     points,  # (d, n) float64
     codes,  # (d, V) float64
-    tiles,  # (n,): the first code of the tile to search
+    tiles,  # (2, n): the first code of each tile to search
+    candidates,  # (n,): how many of them are to be searched; with 3 of them the result means nothing
     index_out,  # (n,)
     num_points,
     codebook_size,
@@ -151,11 +198,19 @@ def _tile_kernel(  # type: ignore[no-untyped-def]
     codes_per_tile: tl.constexpr,
 ):
     row = tl.program_id(0).to(tl.int64) * rows_per_program + tl.arange(0, rows_per_program)
-    tile = tl.load(tiles + row, mask=row < num_points, other=0)
-    column = tile[:, None] + tl.arange(0, codes_per_tile)[None, :]
-    total = _squared_distance(points, codes, row, column, codebook_size, num_points, codebook_size, dimension)
-    nearest = tl.min(total, axis=1)
-    winner = tl.min(tl.where(total == nearest[:, None], column, 2147483647), axis=1)
+    wanted = tl.load(candidates + row, mask=row < num_points, other=1)
+    nearest = tl.full((rows_per_program,), float("inf"), tl.float64)
+    winner = tl.full((rows_per_program,), 2147483647, tl.int32)
+    for _ in range(1 + tl.max((wanted == 2).to(tl.int32), axis=0)):
+        tile = tl.load(tiles + row, mask=row < num_points, other=0)
+        column = tile[:, None] + tl.arange(0, codes_per_tile)[None, :]
+        total = _squared_distance(points, codes, row, column, codebook_size, num_points, codebook_size, dimension)
+        least = tl.min(total, axis=1)
+        index = tl.min(tl.where(total == least[:, None], column, 2147483647), axis=1)
+        closer = (least < nearest) | ((least == nearest) & (index < winner))
+        winner = tl.where(closer, index, winner)
+        nearest = tl.minimum(nearest, least)
+        tiles += num_points
     tl.store(index_out + row, winner, mask=row < num_points)
 
 
@@ -226,14 +281,15 @@ def _settle_kernel(  # type: ignore[no-untyped-def]
 
 
 class Filter(Protocol):
-    """Narrows a search to a tile of each point."""
+    """Narrows a search to one or two tiles of each point."""
 
     def __call__(self, points: Tensor) -> tuple[Tensor, Tensor]:
-        """(n, d) float64, finite → the first code of a tile (n,) int32, whether the nearest is in it for sure (n,)."""
+        """(n, d) float64, finite → the first codes of two tiles (2, n) int32, and how many tiles the nearest may be in,
+        (n,) int32: the first, both, or 3 where others too."""
 
 
 class Float64Search:
-    """The search in float64: of one tile for each point, or of all codes for some points.
+    """The search in float64: of one or two tiles for each point, or of all codes for some points.
 
     Args:
         codes: (V, d) float64; those that are not finite are chosen only where all are.
@@ -261,13 +317,13 @@ class Float64Search:
         index = torch.zeros(len(points), dtype=torch.int64, device=points.device)
         return self.everywhere(points.t().contiguous(), doubtful, index)
 
-    def within(self, tile: Tensor, points: Tensor) -> Tensor:
-        """The nearest code of a tile of each point (d, n), (n,) int64."""
+    def within(self, tiles: Tensor, candidates: Tensor, points: Tensor) -> Tensor:
+        """The nearest code of what a filter leaves for each point (d, n), (n,) int64; anything at 3 candidates."""
         dimension, num_points = points.shape
         index = torch.empty(num_points, dtype=torch.int64, device=points.device)
         with torch.cuda.device_of(points):
             _tile_kernel[(triton.cdiv(num_points, POINTS_PER_SEARCH),)](
-                *(points, self._columns, tile, index, num_points, self._columns.shape[1], dimension),
+                *(points, self._columns, tiles, candidates, index, num_points, self._columns.shape[1], dimension),
                 rows_per_program=POINTS_PER_SEARCH,
                 codes_per_tile=CODES_PER_TILE,
                 num_warps=4,
@@ -309,7 +365,7 @@ class Float64Search:
 
 
 class FusedSearch:
-    """`CodeIndex`'s `triton` method: a filter for all points, float64 within a tile, or everywhere for those in doubt.
+    """`CodeIndex`'s `triton` method: a filter for all points, float64 within a tile or two, or everywhere for the rest.
 
     Args:
         codes: as for `Float64Search`, which also says what is raised.
@@ -321,9 +377,9 @@ class FusedSearch:
         self._filter: Filter = kind(codes)
 
     def query(self, points: Tensor) -> Tensor:
-        tile, sure = self._filter(points)
+        tiles, candidates = self._filter(points)
         columns = points.t().contiguous()
-        return self._exact.everywhere(columns, ~sure, self._exact.within(tile, columns))
+        return self._exact.everywhere(columns, candidates == 3, self._exact.within(tiles, candidates, columns))
 
 
 class TensorCoreFilter:
@@ -335,12 +391,10 @@ class TensorCoreFilter:
     def __call__(self, points: Tensor) -> tuple[Tensor, Tensor]:
         split, margin = self._codes.split(points)
         matrix, chunk = self._codes.matrix, self._codes.chunk
-        best, second, tile, grid, codes_per_split = _outputs(
-            len(points), POINTS_PER_PROGRAM, len(matrix), points.device
-        )
+        scores, tiles, grid, codes_per_split = _outputs(len(points), POINTS_PER_PROGRAM, len(matrix), points.device)
         with torch.cuda.device_of(points):
             _score_kernel[grid](
-                *(split, matrix, best, second, tile, len(points), len(matrix), codes_per_split),
+                *(split, matrix, scores, tiles, len(points), len(matrix), codes_per_split),
                 chunk=chunk,
                 chunks=matrix.shape[1] // chunk,
                 rows_per_program=POINTS_PER_PROGRAM,
@@ -348,8 +402,9 @@ class TensorCoreFilter:
                 num_warps=WARPS_PER_PROGRAM,
                 enable_fp_fusion=True,  # outside of the product there are only comparisons
             )
-        best, second, tile = _merge(best, second, tile)
-        return tile, best.double() - second.double() > margin
+        scores, tiles = _merge(scores, tiles)
+        first, *others = scores.double()
+        return tiles, _candidates(first - other > margin for other in others)
 
 
 class DifferenceFilter:
@@ -365,12 +420,10 @@ class DifferenceFilter:
 
     def __call__(self, points: Tensor) -> tuple[Tensor, Tensor]:
         dimension, num_codes = self._columns.shape
-        best, second, tile, grid, codes_per_split = _outputs(
-            len(points), POINTS_PER_DIFFERENCES, num_codes, points.device
-        )
+        scores, tiles, grid, codes_per_split = _outputs(len(points), POINTS_PER_DIFFERENCES, num_codes, points.device)
         with torch.cuda.device_of(points):
             _difference_kernel[grid](
-                *(points.t().float().contiguous(), self._columns, best, second, tile),
+                *(points.t().float().contiguous(), self._columns, scores, tiles),
                 *(len(points), num_codes, codes_per_split),
                 dimension=dimension,
                 rows_per_program=POINTS_PER_DIFFERENCES,
@@ -378,20 +431,20 @@ class DifferenceFilter:
                 num_warps=4,
                 enable_fp_fusion=True,
             )
-        best, second, tile = _merge(best, second, tile)
+        scores, tiles = _merge(scores, tiles)
         # A float32 distance errs by u (|x| + |c|) where the channels are rounded, and by a factor after that. A square
         # that overflows says that the rounded distance exceeds the root of float32's maximum, no more. Of channels that
         # overflow themselves it says nothing, but there the margin is above that root, and the point is not sure.
-        second = second.clamp(min=-torch.finfo(torch.float32).max)
+        distances = scores[1:].clamp(min=-torch.finfo(torch.float32).max).double().neg().sqrt()
         margin = FLOAT32_ROUNDING * 1.01 * (torch.linalg.vector_norm(points, dim=1) + self._extent) + 1e-18
         relative = (dimension + 8) * FLOAT32_ROUNDING
-        farthest = best.double().neg().sqrt() * (1 + relative) + margin
-        return tile, second.double().neg().sqrt() * (1 - relative) - margin > farthest
+        farthest = scores[0].double().neg().sqrt() * (1 + relative) + margin
+        return tiles, _candidates(distance * (1 - relative) - margin > farthest for distance in distances)
 
 
 def _outputs(
     num_points: int, rows: int, num_codes: int, device: torch.device
-) -> tuple[Tensor, Tensor, Tensor, tuple[int, int], int]:
+) -> tuple[Tensor, Tensor, tuple[int, int], int]:
     """What a filter writes to, its grid, and how many codes each split of the codebook has."""
     blocks = triton.cdiv(num_points, rows)
     tiles = num_codes // CODES_PER_TILE
@@ -399,15 +452,35 @@ def _outputs(
     splits = max(1, min(tiles, 64, PROGRAMS_WANTED // blocks))
     codes_per_split = triton.cdiv(tiles, splits) * CODES_PER_TILE
     splits = triton.cdiv(num_codes, codes_per_split)
-    best = torch.empty(splits, num_points, device=device)
-    second, tile = torch.empty_like(best), torch.empty_like(best, dtype=torch.int32)
-    return best, second, tile, (blocks, splits), codes_per_split
+    scores = torch.empty(3, splits, num_points, device=device)
+    return scores, _tiles_like(scores), (blocks, splits), codes_per_split
 
 
-def _merge(best: Tensor, second: Tensor, tile: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-    """(splits, n) each → (n,): over all splits."""
-    if len(best) == 1:
-        return best[0], second[0], tile[0]
-    highest, split = best.max(dim=0, keepdim=True)
-    others = best.scatter(0, split, -torch.inf).amax(dim=0)
-    return highest[0], torch.maximum(second.amax(dim=0), others), tile.gather(0, split)[0]
+def _tiles_like(scores: Tensor) -> Tensor:
+    """Room for the first two tiles of (3, splits, n) scores."""
+    return torch.empty_like(scores[:2], dtype=torch.int32)
+
+
+def _merge(scores: Tensor, tiles: Tensor) -> tuple[Tensor, Tensor]:
+    """(3, splits, n) and (2, splits, n) → (3, n) and (2, n): over all splits."""
+    _, splits, num_points = scores.shape
+    if splits > 1:
+        of_splits, scores = (scores, tiles), torch.empty_like(scores[:, :1])
+        tiles = _tiles_like(scores)
+        with torch.cuda.device_of(scores):
+            _merge_kernel[(triton.cdiv(num_points, POINTS_PER_DIFFERENCES),)](
+                *(*of_splits, scores, tiles, num_points, splits),
+                rows_per_program=POINTS_PER_DIFFERENCES,
+                num_warps=4,
+            )
+    return scores[:, 0], tiles[:, 0]
+
+
+def _candidates(behind: Iterable[Tensor]) -> Tensor:
+    """How many tiles may hold the nearest code, (n,) int32.
+
+    Args:
+        behind: whether the second tile, and the third, cannot hold it.
+    """
+    second, third = behind
+    return 3 - second.int() - third.int()
