@@ -349,7 +349,7 @@ for dimension, size, rows in [(1, 300, 70), (2, 513, 65), (3, 64, 64), (5, 129, 
     points[0], codes[-1] = torch.nan, torch.inf
     if size > 1:
         compare(points, codes)
-for wanted in (1024, 1):  # a tile to a program; all tiles to one
+for wanted in (1024, 4, 1):  # a block of codes to a program; two; all
     triton.PROGRAMS_WANTED = wanted
     for dimension, kind in [(3, triton.DifferenceFilter), (8, triton.TensorCoreFilter)]:
         codes = draw(900, dimension)
@@ -481,10 +481,10 @@ def test_scores_compile_to_tensor_cores_and_distances_to_unfused_float64(
         assert result.metadata.shared <= 99 * 1024  # what a program may have on the smallest of these GPUs
         return result.asm
 
-    codes = kernels.CODES_PER_TILE
+    block = kernels.CODES_PER_BLOCK
     filtered = {"scores_out": "*fp32", "tiles_out": "*i32"}
     halves = {"points": "*fp16", "codes": "*fp16", **filtered}
-    tiles = {"rows_per_program": kernels.POINTS_PER_PROGRAM, "codes_per_tile": codes}
+    tiles = {"rows_per_program": kernels.POINTS_PER_PROGRAM, "codes_per_block": block, "lanes": kernels.LANES}
     for chunk, chunks in [(64, 1), (32, 7)]:  # the most at once, and d = 64
         constants = tiles | {"chunk": chunk, "chunks": chunks}
         scores = compiled(kernels._score_kernel, halves, constants, fuses=True, num_warps=kernels.WARPS_PER_PROGRAM)
@@ -494,14 +494,14 @@ def test_scores_compile_to_tensor_cores_and_distances_to_unfused_float64(
     merged = {"scores": "*fp32", "tiles": "*i32", **filtered}
     compiled(kernels._merge_kernel, merged, {"rows_per_program": kernels.POINTS_PER_DIFFERENCES}, fuses=True)
     singles = {"points": "*fp32", "codes": "*fp32", **filtered}
-    tiles = {"rows_per_program": kernels.POINTS_PER_DIFFERENCES, "codes_per_tile": codes, "dimension": 3}
+    tiles = {"rows_per_program": kernels.POINTS_PER_DIFFERENCES, "codes_per_block": block, "dimension": 3}
     assert "fma.rn.f32" in compiled(kernels._difference_kernel, singles, tiles, fuses=True)["ptx"]
     doubles = {"points": "*fp64", "codes": "*fp64", "best_out": "*fp64", "rows": "*i64", "count": "*i64"}
     few = {"rows_per_program": kernels.POINTS_PER_SEARCH}
     within = {**doubles, "tiles": "*i32", "candidates": "*i32", "index_out": "*i64"}
     steps = {"codes_per_step": kernels.CODES_PER_STEP}
     for kernel, tensors, constants in [
-        (kernels._tile_kernel, within, {"codes_per_tile": codes}),
+        (kernels._tile_kernel, within, {"codes_per_tile": kernels.TensorCoreFilter.codes_per_tile}),
         (kernels._search_kernel, {**doubles, "index_out": "*i32"}, steps),
     ]:
         distances = compiled(kernel, tensors, {**few, **constants}, fuses=False)["sass"]

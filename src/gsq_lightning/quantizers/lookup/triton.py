@@ -17,13 +17,15 @@ from typing import Protocol
 import torch
 import triton
 import triton.language as tl
+from einops import rearrange
 from torch import Tensor
 
 from gsq_lightning.errors import InputError
 from gsq_lightning.quantizers.lookup.arithmetic import FLOAT32_ROUNDING
 from gsq_lightning.quantizers.lookup.scores import TENSOR_CORES_FROM, SplitCodes
 
-CODES_PER_TILE = 128
+CODES_PER_BLOCK = 128  # that a filter compares at once
+LANES = 4  # of such a block: tiles of codes whose scores one thread has
 POINTS_PER_PROGRAM = 64  # of the filter on tensor cores
 WARPS_PER_PROGRAM = 4  # likewise
 POINTS_PER_DIFFERENCES = 128  # of the other: one to a thread
@@ -35,16 +37,8 @@ PROGRAMS_WANTED = 1024  # several for each of the 100 to 150 multiprocessors of 
 
 
 @triton.jit
-def _none(rows: tl.constexpr, start):  # type: ignore[no-untyped-def]
-    """Highest scores of no tile yet: the first, second and third, and the tiles of the first two."""
-    score = tl.full((rows,), float("-inf"), tl.float32)
-    tile = tl.zeros((rows,), tl.int32) + start
-    return score, score, score, tile, tile
-
-
-@triton.jit
 def _keep(score, start, first, second, third, tile, next_tile):  # type: ignore[no-untyped-def]
-    """The same after one more tile, whose highest scores are given."""
+    """The highest scores of tiles, and the first two tiles, after one more, whose highest scores are given."""
     third = tl.maximum(third, tl.minimum(second, score))
     next_tile = tl.where(score > first, tile, tl.where(score > second, start, next_tile))
     second = tl.maximum(second, tl.minimum(first, score))
@@ -54,15 +48,13 @@ def _keep(score, start, first, second, third, tile, next_tile):  # type: ignore[
 
 @triton.jit
 def _store(  # type: ignore[no-untyped-def]
-    scores_out, tiles_out, first, second, third, tile, next_tile, row, split, splits, num_points
+    scores_out, tiles_out, first, second, third, tile, next_tile, place, rank, mask
 ):
-    place = tl.full((row.shape[0],), split, tl.int64) * num_points + row
-    rank = tl.full((row.shape[0],), splits, tl.int64) * num_points
-    tl.store(scores_out + place, first, mask=row < num_points)
-    tl.store(scores_out + place + rank, second, mask=row < num_points)
-    tl.store(scores_out + place + 2 * rank, third, mask=row < num_points)
-    tl.store(tiles_out + place, tile, mask=row < num_points)
-    tl.store(tiles_out + place + rank, next_tile, mask=row < num_points)
+    tl.store(scores_out + place, first, mask=mask)
+    tl.store(scores_out + place + rank, second, mask=mask)
+    tl.store(scores_out + place + 2 * rank, third, mask=mask)
+    tl.store(tiles_out + place, tile, mask=mask)
+    tl.store(tiles_out + place + rank, next_tile, mask=mask)
 
 
 @triton.jit
@@ -85,8 +77,8 @@ def _squared_distance(  # type: ignore[no-untyped-def]
 @triton.jit
 def _score_kernel(  # type: ignore[no-untyped-def]
     points,  # (n, chunks · chunk) float16
-    codes,  # (V', chunks · chunk) float16, V' a multiple of codes_per_tile
-    scores_out,  # (3, splits, n): the highest scores of tiles in this split
+    codes,  # (V', chunks · chunk) float16, V' a multiple of codes_per_block, in the order of `in_lanes`
+    scores_out,  # (3, splits · lanes, n): the highest scores of tiles in this split
     tiles_out,  # (2, splits, n): the first code of the first two
     num_points,
     num_codes,
@@ -94,7 +86,8 @@ def _score_kernel(  # type: ignore[no-untyped-def]
     chunk: tl.constexpr,
     chunks: tl.constexpr,
     rows_per_program: tl.constexpr,
-    codes_per_tile: tl.constexpr,
+    codes_per_block: tl.constexpr,
+    lanes: tl.constexpr,
 ):
     row = tl.program_id(0).to(tl.int64) * rows_per_program + tl.arange(0, rows_per_program)
     begin = tl.program_id(1) * codes_per_split
@@ -105,30 +98,35 @@ def _score_kernel(  # type: ignore[no-untyped-def]
     is_point = (row < num_points)[:, None]
     if chunks == 1:
         x = tl.load(point_rows, mask=is_point, other=0.0)
-    first, second, third, tile, next_tile = _none(rows_per_program, begin)
-    code_columns = codes + (begin.to(tl.int64) + tl.arange(0, codes_per_tile))[None, :] * width + inner[:, None]
-    for start in range(begin, end, codes_per_tile):
-        score = tl.zeros((rows_per_program, codes_per_tile), tl.float32)
+    lane = tl.arange(0, lanes)[None, :]
+    first = tl.full((rows_per_program, lanes), float("-inf"), tl.float32)
+    second, third = first, first
+    tile = tl.zeros((rows_per_program, lanes), tl.int32) + begin
+    next_tile = tile
+    code_columns = codes + (begin.to(tl.int64) + tl.arange(0, codes_per_block))[None, :] * width + inner[:, None]
+    for start in range(begin, end, codes_per_block):
+        score = tl.zeros((rows_per_program, codes_per_block), tl.float32)
         if chunks == 1:
             score = tl.dot(x, tl.load(code_columns), acc=score)
         else:
             for part in range(chunks):  # a loop, so that shared memory holds few of them at a time
                 x = tl.load(point_rows + part * chunk, mask=is_point, other=0.0)
                 score = tl.dot(x, tl.load(code_columns + part * chunk), acc=score)
-        code_columns += codes_per_tile * width
-        first, second, third, tile, next_tile = _keep(
-            tl.max(score, axis=1), start, first, second, third, tile, next_tile
-        )
-    _store(
-        *(scores_out, tiles_out, first, second, third, tile, next_tile, row),
-        *(tl.program_id(1), tl.num_programs(1), num_points),
-    )
+        code_columns += codes_per_block * width
+        # by lanes, whose scores each thread has in registers: no two threads have to meet
+        pairs = tl.reshape(score, (rows_per_program, codes_per_block // (2 * lanes), lanes, 2))
+        highest = tl.max(tl.max(pairs, axis=3), axis=1)
+        of_lane = start + lane * (codes_per_block // lanes)
+        first, second, third, tile, next_tile = _keep(highest, of_lane, first, second, third, tile, next_tile)
+    place = (tl.program_id(1).to(tl.int64) * lanes + lane) * num_points + row[:, None]
+    rank = tl.num_programs(1).to(tl.int64) * lanes * num_points
+    _store(scores_out, tiles_out, first, second, third, tile, next_tile, place, rank, is_point)
 
 
 @triton.jit
 def _difference_kernel(  # type: ignore[no-untyped-def]
     points,  # (d, n) float32
-    codes,  # (d, V') float32, V' a multiple of codes_per_tile
+    codes,  # (d, V') float32, V' a multiple of codes_per_block
     scores_out,  # (3, splits, n): the least squared distances of tiles in this split, negative
     tiles_out,  # (2, splits, n): the first code of the first two
     num_points,
@@ -136,27 +134,29 @@ def _difference_kernel(  # type: ignore[no-untyped-def]
     codes_per_split,
     dimension: tl.constexpr,
     rows_per_program: tl.constexpr,
-    codes_per_tile: tl.constexpr,
+    codes_per_block: tl.constexpr,
 ):
     row = tl.program_id(0).to(tl.int64) * rows_per_program + tl.arange(0, rows_per_program)
     begin = tl.program_id(1) * codes_per_split
     end = tl.minimum(begin + codes_per_split, num_codes)
-    first, second, third, tile, next_tile = _none(rows_per_program, begin)
-    for start in range(begin, end, codes_per_tile):
+    first = tl.full((rows_per_program,), float("-inf"), tl.float32)
+    second, third = first, first
+    tile = tl.zeros((rows_per_program,), tl.int32) + begin
+    next_tile = tile
+    for start in range(begin, end, codes_per_block):
         # points along the threads, so that each compares codes of its own and no two have to meet
-        total = tl.zeros((codes_per_tile, rows_per_program), tl.float32)
+        total = tl.zeros((codes_per_block, rows_per_program), tl.float32)
         for channel in tl.static_range(dimension):
             x = tl.load(points + channel * num_points + row, mask=row < num_points, other=0.0)
-            c = tl.load(codes + channel * num_codes + start + tl.arange(0, codes_per_tile))
+            c = tl.load(codes + channel * num_codes + start + tl.arange(0, codes_per_block))
             difference = x[None, :] - c[:, None]
             total += difference * difference
         first, second, third, tile, next_tile = _keep(
             -tl.min(total, axis=0), start, first, second, third, tile, next_tile
         )
-    _store(
-        *(scores_out, tiles_out, first, second, third, tile, next_tile, row),
-        *(tl.program_id(1), tl.num_programs(1), num_points),
-    )
+    place = tl.program_id(1).to(tl.int64) * num_points + row
+    rank = tl.num_programs(1).to(tl.int64) * num_points
+    _store(scores_out, tiles_out, first, second, third, tile, next_tile, place, rank, row < num_points)
 
 
 @triton.jit
@@ -170,18 +170,23 @@ def _merge_kernel(  # type: ignore[no-untyped-def]
     rows_per_program: tl.constexpr,
 ):
     row = tl.program_id(0).to(tl.int64) * rows_per_program + tl.arange(0, rows_per_program)
+    mask = row < num_points
     rank = tl.full((rows_per_program,), splits, tl.int64) * num_points
-    first, second, third, tile, next_tile = _none(rows_per_program, 0)
+    first = tl.full((rows_per_program,), float("-inf"), tl.float32)
+    second, third = first, first
+    tile = tl.zeros((rows_per_program,), tl.int32)
+    next_tile = tile
     place = row
     for _ in range(splits):
         for which in tl.static_range(2):
-            score = tl.load(scores + place + which * rank, mask=row < num_points, other=float("-inf"))
-            start = tl.load(tiles + place + which * rank, mask=row < num_points, other=0)
+            score = tl.load(scores + place + which * rank, mask=mask, other=float("-inf"))
+            start = tl.load(tiles + place + which * rank, mask=mask, other=0)
             first, second, third, tile, next_tile = _keep(score, start, first, second, third, tile, next_tile)
         # of the others in the split, none is above the two
-        third = tl.maximum(third, tl.load(scores + place + 2 * rank, mask=row < num_points, other=float("-inf")))
+        third = tl.maximum(third, tl.load(scores + place + 2 * rank, mask=mask, other=float("-inf")))
         place += num_points
-    _store(scores_out, tiles_out, first, second, third, tile, next_tile, row, 0, 1, num_points)
+    rank = tl.full((rows_per_program,), num_points, tl.int64)
+    _store(scores_out, tiles_out, first, second, third, tile, next_tile, row, rank, mask)
 
 
 @triton.jit
@@ -281,7 +286,13 @@ def _settle_kernel(  # type: ignore[no-untyped-def]
 
 
 class Filter(Protocol):
-    """Narrows a search to one or two tiles of each point."""
+    """Narrows a search to one or two tiles of each point.
+
+    Attributes:
+        codes_per_tile: how many codes a tile has.
+    """
+
+    codes_per_tile: int
 
     def __call__(self, points: Tensor) -> tuple[Tensor, Tensor]:
         """(n, d) float64, finite → the first codes of two tiles (2, n) int32, and how many tiles the nearest may be in,
@@ -317,7 +328,7 @@ class Float64Search:
         index = torch.zeros(len(points), dtype=torch.int64, device=points.device)
         return self.everywhere(points.t().contiguous(), doubtful, index)
 
-    def within(self, tiles: Tensor, candidates: Tensor, points: Tensor) -> Tensor:
+    def within(self, tiles: Tensor, codes_per_tile: int, candidates: Tensor, points: Tensor) -> Tensor:
         """The nearest code of what a filter leaves for each point (d, n), (n,) int64; anything at 3 candidates."""
         dimension, num_points = points.shape
         index = torch.empty(num_points, dtype=torch.int64, device=points.device)
@@ -325,7 +336,7 @@ class Float64Search:
             _tile_kernel[(triton.cdiv(num_points, POINTS_PER_SEARCH),)](
                 *(points, self._columns, tiles, candidates, index, num_points, self._columns.shape[1], dimension),
                 rows_per_program=POINTS_PER_SEARCH,
-                codes_per_tile=CODES_PER_TILE,
+                codes_per_tile=codes_per_tile,
                 num_warps=4,
                 enable_fp_fusion=False,  # so that it rounds exactly as squared_distance does
             )
@@ -379,26 +390,33 @@ class FusedSearch:
     def query(self, points: Tensor) -> Tensor:
         tiles, candidates = self._filter(points)
         columns = points.t().contiguous()
-        return self._exact.everywhere(columns, candidates == 3, self._exact.within(tiles, candidates, columns))
+        found = self._exact.within(tiles, self._filter.codes_per_tile, candidates, columns)
+        return self._exact.everywhere(columns, candidates == 3, found)
 
 
 class TensorCoreFilter:
     """By scores of float16 products."""
 
+    codes_per_tile = CODES_PER_BLOCK // LANES
+
     def __init__(self, codes: Tensor) -> None:
-        self._codes = SplitCodes(codes, CODES_PER_TILE)
+        self._codes = SplitCodes(codes, CODES_PER_BLOCK)
+        self._matrix = in_lanes(self._codes.matrix)
 
     def __call__(self, points: Tensor) -> tuple[Tensor, Tensor]:
         split, margin = self._codes.split(points)
-        matrix, chunk = self._codes.matrix, self._codes.chunk
-        scores, tiles, grid, codes_per_split = _outputs(len(points), POINTS_PER_PROGRAM, len(matrix), points.device)
+        matrix, chunk = self._matrix, self._codes.chunk
+        scores, tiles, grid, codes_per_split = _outputs(
+            len(points), POINTS_PER_PROGRAM, len(matrix), LANES, points.device
+        )
         with torch.cuda.device_of(points):
             _score_kernel[grid](
                 *(split, matrix, scores, tiles, len(points), len(matrix), codes_per_split),
                 chunk=chunk,
                 chunks=matrix.shape[1] // chunk,
                 rows_per_program=POINTS_PER_PROGRAM,
-                codes_per_tile=CODES_PER_TILE,
+                codes_per_block=CODES_PER_BLOCK,
+                lanes=LANES,
                 num_warps=WARPS_PER_PROGRAM,
                 enable_fp_fusion=True,  # outside of the product there are only comparisons
             )
@@ -410,24 +428,28 @@ class TensorCoreFilter:
 class DifferenceFilter:
     """By float32 distances."""
 
+    codes_per_tile = CODES_PER_BLOCK
+
     def __init__(self, codes: Tensor) -> None:
         finite = codes.isfinite().all(dim=1, keepdim=True)
         columns = torch.where(finite, codes, torch.inf).t().float()
         self._columns = torch.nn.functional.pad(
-            columns, (0, -len(codes) % CODES_PER_TILE), value=torch.inf
+            columns, (0, -len(codes) % CODES_PER_BLOCK), value=torch.inf
         ).contiguous()
         self._extent = torch.linalg.vector_norm(torch.where(finite, codes, 0.0), dim=1).amax()
 
     def __call__(self, points: Tensor) -> tuple[Tensor, Tensor]:
         dimension, num_codes = self._columns.shape
-        scores, tiles, grid, codes_per_split = _outputs(len(points), POINTS_PER_DIFFERENCES, num_codes, points.device)
+        scores, tiles, grid, codes_per_split = _outputs(
+            len(points), POINTS_PER_DIFFERENCES, num_codes, 1, points.device
+        )
         with torch.cuda.device_of(points):
             _difference_kernel[grid](
                 *(points.t().float().contiguous(), self._columns, scores, tiles),
                 *(len(points), num_codes, codes_per_split),
                 dimension=dimension,
                 rows_per_program=POINTS_PER_DIFFERENCES,
-                codes_per_tile=CODES_PER_TILE,
+                codes_per_block=CODES_PER_BLOCK,
                 num_warps=4,
                 enable_fp_fusion=True,
             )
@@ -442,17 +464,27 @@ class DifferenceFilter:
         return tiles, _candidates(distance * (1 - relative) - margin > farthest for distance in distances)
 
 
+def in_lanes(matrix: Tensor) -> Tensor:
+    """Rows in such an order that a lane's tile is of codes that follow each other.
+
+    Of a block of products, a thread has columns 8 j + 2 t and 8 j + 2 t + 1 for all j, with t < 4 of its own.
+    """
+    return rearrange(
+        matrix, "(block t j two) k -> (block j t two) k", t=LANES, two=2, block=len(matrix) // CODES_PER_BLOCK
+    )
+
+
 def _outputs(
-    num_points: int, rows: int, num_codes: int, device: torch.device
+    num_points: int, rows: int, num_codes: int, lanes: int, device: torch.device
 ) -> tuple[Tensor, Tensor, tuple[int, int], int]:
     """What a filter writes to, its grid, and how many codes each split of the codebook has."""
     blocks = triton.cdiv(num_points, rows)
-    tiles = num_codes // CODES_PER_TILE
+    parts = num_codes // CODES_PER_BLOCK
     # few points, many codes: the codebook is split between programs, so that the whole GPU has work
-    splits = max(1, min(tiles, 64, PROGRAMS_WANTED // blocks))
-    codes_per_split = triton.cdiv(tiles, splits) * CODES_PER_TILE
+    splits = max(1, min(parts, 64, PROGRAMS_WANTED // blocks))
+    codes_per_split = triton.cdiv(parts, splits) * CODES_PER_BLOCK
     splits = triton.cdiv(num_codes, codes_per_split)
-    scores = torch.empty(3, splits, num_points, device=device)
+    scores = torch.empty(3, splits * lanes, num_points, device=device)
     return scores, _tiles_like(scores), (blocks, splits), codes_per_split
 
 
