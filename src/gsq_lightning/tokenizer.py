@@ -71,6 +71,7 @@ class GSQTokenizer(nn.Module):
 
     Attributes:
         shape: all of these but the quantizer.
+        image_size: side of the images that its training evaluated, in pixels, where what it was loaded from says it.
 
     Raises:
         InputError: for sizes that do not fit each other, or unknown words.
@@ -115,6 +116,7 @@ class GSQTokenizer(nn.Module):
         self.encoder = Encoder(self.shape)
         self.quantizer = quantizer
         self.decoder = Decoder(self.shape)
+        self.image_size: int | None = None
 
     @property
     def downsample_factor(self) -> int:
@@ -302,7 +304,8 @@ class GSQTokenizer(nn.Module):
         Raises:
             InputError: where `folder` is a file, or holds another tokenizer with a model card.
         """
-        write_folder(Path(folder).expanduser(), SavedTokenizer(self.config, self.state_dict()), half)
+        saved = SavedTokenizer(self.config, self.state_dict(), image_size=self.image_size)
+        write_folder(Path(folder).expanduser(), saved, half)
 
     def model_card(self, name: str, report: str | Path | None = None, license: str | None = None) -> str:
         """Markdown for the Hub.
@@ -381,6 +384,7 @@ class GSQTokenizer(nn.Module):
         tokenizer = cls.from_config(saved.config, quantizer)
         check_weights(tokenizer, saved.weights, source)
         tokenizer.load_state_dict(saved.weights)
+        tokenizer.image_size = saved.image_size
         return tokenizer.eval()
 
     def _tile(self, pixels: int) -> tuple[int, int]:

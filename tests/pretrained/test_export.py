@@ -36,6 +36,18 @@ def test_a_saved_tokenizer_comes_back_the_same(small_tokenizer: Build, tmp_path:
         assert torch.equal(loaded(image), tokenizer(image))
 
 
+def test_a_tokenizer_that_is_saved_again_keeps_the_size_of_its_images(small_tokenizer: Build, tmp_path: Path) -> None:
+    small_tokenizer().save_pretrained(tmp_path / "unknown")
+    assert "image_size" not in (tmp_path / "unknown" / "config.json").read_text()
+    checkpoint = tmp_path / "last.ckpt"
+    write_checkpoint(checkpoint, small_tokenizer(), None)
+    content = torch.load(checkpoint) | {"data_settings": {"image_size": 64, "val_image_size": 96}}
+    torch.save(content, checkpoint)
+    GSQTokenizer.from_pretrained(checkpoint).save_pretrained(tmp_path / "first")
+    GSQTokenizer.from_pretrained(tmp_path / "first").save_pretrained(tmp_path / "second")
+    assert read_tokenizer(tmp_path / "second").image_size == 96
+
+
 def test_in_half_precision_it_takes_half_the_bytes(small_tokenizer: Build, tmp_path: Path) -> None:
     tokenizer = small_tokenizer().eval()
     for name, half in (("whole", False), ("half", True)):
