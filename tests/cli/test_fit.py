@@ -10,6 +10,7 @@ from typing import Any
 import pytest
 import torch
 import yaml
+from lightning.pytorch import Trainer
 from safetensors.torch import load_file
 
 from gsq_lightning import GSQTokenizer
@@ -217,7 +218,7 @@ def test_an_export_knows_the_size_of_its_images_or_says_that_it_does_not(
     checkpoint = trained / "checkpoints" / "last.ckpt"
     main(["export", str(checkpoint), str(tmp_path / "exported")])
     assert GSQTokenizer.from_pretrained(tmp_path / "exported").hash == GSQTokenizer.from_pretrained(checkpoint).hash
-    GSQTokenizer.from_pretrained(checkpoint).save_pretrained(tmp_path / "saved")
+    GSQTokenizer.from_config(GSQTokenizer.from_pretrained(checkpoint).config).save_pretrained(tmp_path / "saved")
     data = [f"--data.root={trained.parents[2] / 'images'}", "--data.num_workers=0", "--model.metrics.names=[psnr]"]
     for name, size in (("exported", "16×16"), ("saved", "256×256")):
         main(["validate", f"--ckpt_path={tmp_path / name}", *data])
@@ -480,6 +481,28 @@ def test_wrong_input_ends_in_one_line(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     monkeypatch.chdir(tmp_path)
+    assert message in error_of(arguments, capsys)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ([*QUICKSTART, "--trainer.devices=7"], "8 does not divide over 7 device(s) × 1 accumulated"),
+        ([*QUICKSTART, "--data.image_size=62"], "an image of 62×62 (height × width) does not divide"),
+        ([*QUICKSTART, "--data.val_image_size=62"], "an image of 62×62 (height × width) does not divide"),
+        (["validate", "--ckpt_path=demo", "--data.image_size=62", "--data.root=."], "62×62"),
+    ],
+)
+def test_sizes_that_do_not_divide_are_refused_before_processes_start_and_networks_load(
+    arguments: list[str],
+    message: str,
+    capsys: pytest.CaptureFixture[str],
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """Each process would print the line."""
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.delattr(Trainer, arguments[0])
     assert message in error_of(arguments, capsys)
 
 

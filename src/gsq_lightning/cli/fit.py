@@ -37,6 +37,9 @@ from gsq_lightning.cli.option_help import PlainHelp, explain
 from gsq_lightning.cli.recipes import check_completeness, find_recipe, read_config
 from gsq_lightning.cli.source import Source, find_tokenizer, is_export, parser_defaults, read_source
 from gsq_lightning.cli.trainer import add_trainer_options, make_trainer
+from gsq_lightning.data import ImageNetDataModule
+from gsq_lightning.data.batch import per_device_batch_size
+from gsq_lightning.data.datamodule import ResumableDataModule
 from gsq_lightning.distributed import settle_threads
 from gsq_lightning.errors import InputError, require
 from gsq_lightning.files import disk_error, left_out_on_disk_errors
@@ -352,6 +355,7 @@ class GSQCommand(LightningCLI):
 
     def run(self) -> None:
         """Runs the subcommand."""
+        self._check_pair()
         if self.source is not None:
             check_weights(self.model.tokenizer, self.source.weights, str(self.source.path))
             self.model.tokenizer.load_state_dict(self.source.weights)
@@ -367,6 +371,16 @@ class GSQCommand(LightningCLI):
             getattr(self.trainer, self.command)(
                 self.model, datamodule=self.datamodule, verbose=False, weights_only=True
             )
+
+    def _check_pair(self) -> None:
+        """Raises InputError for batch and image sizes that do not divide, before processes start and networks load."""
+        data, trainer, fits = self.datamodule, self.trainer, self.command == "fit"
+        if fits and isinstance(data, ResumableDataModule):
+            devices = trainer.num_devices * trainer.num_nodes
+            per_device_batch_size(data.global_batch_size, devices, self.model.accumulate_batches)
+        if isinstance(data, ImageNetDataModule):
+            for size in (data.image_size, data.predicted_size) if fits else (data.predicted_size,):
+                self.model.tokenizer.tokens_per_image(size, size)
 
     def _fit(self) -> None:
         trainer = self.trainer
