@@ -159,6 +159,18 @@ def test_differing_sizes_are_named(
     assert line.startswith(f"gsq: error: {path} has 40×40 pixels, its original 36×40; image_size N")
 
 
+def test_an_original_that_cannot_be_resized_is_named_with_the_reason(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    for folder in ("real", "fake"):
+        (tmp_path / folder).mkdir()
+        Image.new("RGB", (60_000, 1)).save(tmp_path / folder / "strip.png")
+    places = ("--real", tmp_path / "real", "--fake", tmp_path / "fake")
+    line = error_of(capsys, *places, "--metrics", "psnr", "--image_size", "256")
+    strip = tmp_path / "real" / "strip.png"
+    assert line.startswith(f"gsq: error: {strip} cannot be resized: 60000×1 pixels are too narrow: with a short side")
+
+
 def test_a_report_that_cannot_be_written_costs_no_number(
     folders: tuple[Path, Path], monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -77,11 +77,16 @@ class EvaluatedImages(Dataset[Tensor]):
         try:
             content = self.source.read(item)
             pixels = decode_image(content)
-            return LoadedImage(pixels if self.transform is None else self.transform(pixels, torch.Generator), content)
         except OSError as error:
             raise InputError(unread_line(name, error)) from error
         except ValueError as error:
             raise InputError(f"{name} cannot be read as an image: {error}") from error
+        if self.transform is None:
+            return LoadedImage(pixels, content)
+        try:
+            return LoadedImage(self.transform(pixels, torch.Generator), content)
+        except ValueError as error:
+            raise InputError(f"{name} cannot be resized: {error}") from error
 
     @property
     def fingerprint(self) -> str:
