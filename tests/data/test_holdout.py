@@ -10,7 +10,7 @@ import torch
 from lightning.pytorch import Trainer
 
 from gsq_lightning import InputError
-from gsq_lightning.data import ImageNetDataModule, PhotographsDataModule
+from gsq_lightning.data import ImageNetDataModule, PhotographsDataModule, holdout
 from gsq_lightning.data.dataset import SourceImages
 from gsq_lightning.data.loader import default_workers, usable_cores
 from tests.conftest import write_images
@@ -45,6 +45,15 @@ def test_a_share_of_a_folder_is_held_out_by_name_wherever_it_lies(tmp_path: Path
         for path in (tmp_path / "there").rglob("*.png"):
             archive.write(path, path.relative_to(tmp_path / "there"))
     assert both(root=tmp_path / "photos.zip", val_share=0.25) == (more_train, more_val)
+
+
+def test_names_are_hashed_once_for_both_parts(image_root: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A million names take seconds."""
+    hashed: list[str] = []
+    hash_of = holdout.hash_of
+    monkeypatch.setattr(holdout, "hash_of", lambda name: [hash_of(name), hashed.append(name)][0])
+    both(train=image_root / "train", val_share=0.5)
+    assert len(hashed) == 16
 
 
 def test_labels_of_both_parts_are_those_of_the_whole(tmp_path: Path) -> None:

@@ -2,21 +2,17 @@
 
 from contextlib import suppress
 from pathlib import Path
-from typing import Any, Literal, NamedTuple
+from typing import Any, NamedTuple
 
 from lightning.pytorch import Callback, LightningModule, Trainer
 from lightning.pytorch.utilities.rank_zero import rank_zero_info
 
 from gsq_lightning.errors import InputError, one_of, require, whole_number
 from gsq_lightning.tokens.batch import TokenBatch
-from gsq_lightning.tokens.facts import TokenFacts
+from gsq_lightning.tokens.facts import Augmentation, PredictedSplit, TokenFacts
 from gsq_lightning.tokens.parquet import check_parquet
 from gsq_lightning.tokens.shards import missing_shards, smallest_type
 from gsq_lightning.tokens.writing import FileType, claim_folder, facts_of, write_rows
-
-# what the data modules call the same, which callbacks do not import
-PredictedSplit = Literal["train", "val", "all"]
-Augmentation = Literal["none", "flip", "ten_crop"]
 
 
 class SplitWork(NamedTuple):

@@ -1,13 +1,11 @@
 """Copies of an image, each of which gets tokens: how generators are trained with augmentation."""
 
 import math
-from typing import Literal
 
 from torch import Tensor
 
 from gsq_lightning.data.transforms import center_crop
-
-Augmentation = Literal["none", "flip", "ten_crop"]
+from gsq_lightning.tokens.facts import Augmentation
 
 CORNERS = ("top left", "top right", "bottom left", "bottom right")
 # names of an image's copies, the plain one first

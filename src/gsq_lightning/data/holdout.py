@@ -18,15 +18,12 @@ class SourcePart(ImageSource):
 
     Args:
         source: all images.
-        share: of them, about, for validation, in (0, 1).
+        parts: of `hold_out`.
+        share: of them, about, that is for validation.
         split: which part.
-
-    Raises:
-        InputError: where one of the parts is empty.
     """
 
-    def __init__(self, source: ImageSource, share: float, split: Split) -> None:
-        parts = hold_out(source.names, share, source.place)
+    def __init__(self, source: ImageSource, parts: "HeldOut", share: float, split: Split) -> None:
         self.source = source
         self.items = parts.train if split == "train" else parts.val
         self.place = f"{source.place} ({'all but ' if split == 'train' else ''}val_share {share:g} by name)"

@@ -3,19 +3,18 @@
 import logging
 from abc import abstractmethod
 from collections.abc import Mapping, Sequence
-from typing import Any, Literal
+from typing import Any
 
 from torch.utils.data import DataLoader
 
-from gsq_lightning.data.copies import COPIES, Augmentation, side_before
+from gsq_lightning.data.copies import COPIES, side_before
 from gsq_lightning.data.datamodule import ResumableDataModule, log_split
 from gsq_lightning.data.dataset import ImageDataset
 from gsq_lightning.data.image_shards import Cut, ImageShards
 from gsq_lightning.data.sources.splits import Split
 from gsq_lightning.errors import InputError, look_up, one_of
 from gsq_lightning.pixels import pixels_to_image
-
-PredictedSplit = Literal["train", "val", "all"]
+from gsq_lightning.tokens.facts import Augmentation, PredictedSplit
 
 logger = logging.getLogger(__name__)
 

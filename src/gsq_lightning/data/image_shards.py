@@ -9,9 +9,10 @@ from torch import Tensor
 from torch.utils.data import DataLoader, Dataset, IterableDataset, get_worker_info
 
 from gsq_lightning.data.batch import Sample, UnreadableImage, batch_of
-from gsq_lightning.data.copies import COPIES, Augmentation, copies_of
+from gsq_lightning.data.copies import COPIES, copies_of
 from gsq_lightning.data.loader import Loading, make_loader
 from gsq_lightning.data.sampler import InOrder, SampleKey
+from gsq_lightning.tokens.facts import Augmentation
 
 if TYPE_CHECKING:
     from gsq_lightning.data.dataset import IndexedImages

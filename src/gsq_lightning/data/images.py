@@ -8,8 +8,8 @@ from typing import Any
 
 from gsq_lightning.data.class_numbers import ClassNumbers
 from gsq_lightning.data.dataset import ImageDataset, OnError, SourceImages, Transform
-from gsq_lightning.data.holdout import SourcePart, check_share
-from gsq_lightning.data.image_datamodule import ImageDataModule, PredictedSplit
+from gsq_lightning.data.holdout import HeldOut, SourcePart, check_share, hold_out
+from gsq_lightning.data.image_datamodule import ImageDataModule
 from gsq_lightning.data.sources import ImageSource, ParquetSource
 from gsq_lightning.data.sources.locate import (
     Shards,
@@ -25,6 +25,7 @@ from gsq_lightning.data.sources.splits import Split
 from gsq_lightning.data.stream import StreamedShards
 from gsq_lightning.data.transforms import CROP_SCALE, MAX_IMAGE_SIZE, Crop, ResizeAndCrop, short_side_for
 from gsq_lightning.errors import InputError, one_of, require, whole_number
+from gsq_lightning.tokens.facts import PredictedSplit
 
 
 class ImageNetDataModule(ImageDataModule):
@@ -235,7 +236,17 @@ class ImageNetDataModule(ImageDataModule):
         return open_images(self.root, self.source, "train", self._columns)
 
     def _part(self, val_share: float, split: Split) -> SourcePart:
-        return SourcePart(self._in_any_order(self._all_training_images(), "data.val_share needs"), val_share, split)
+        return SourcePart(self._divided, self._parts, val_share, split)
+
+    @cached_property
+    def _divided(self) -> ImageSource:
+        """All training images, of which `val_share` holds some out."""
+        return self._in_any_order(self._all_training_images(), "data.val_share needs")
+
+    @cached_property
+    def _parts(self) -> HeldOut:
+        assert self.val_share is not None
+        return hold_out(self._divided.names, self.val_share, self._divided.place)
 
     def _has_val_split(self) -> bool:
         return self.val is not None or "val" in self._splits

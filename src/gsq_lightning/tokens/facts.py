@@ -4,9 +4,13 @@ import json
 from abc import ABC, abstractmethod
 from dataclasses import asdict, dataclass, fields
 from pathlib import Path
+from typing import Literal
 
 from gsq_lightning.errors import InputError, require
 from gsq_lightning.files import write_whole
+
+PredictedSplit = Literal["train", "val", "all"]
+Augmentation = Literal["none", "flip", "ten_crop"]  # which copies of an image get tokens
 
 FACTS_FILE = "tokens.json"
 FORMAT = 1  # of files and folder; a later one is refused
