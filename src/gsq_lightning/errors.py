@@ -123,6 +123,11 @@ def first_few(names: Sequence[str], most: int, separator: str = ", ") -> str:
     return separator.join(names[:most]) + (f"{separator}…" if len(names) > most else "")
 
 
+def how_many(number: int, one: str, several: str | None = None) -> str:
+    """A number with its noun: 1 image, 2 images; with `one` "file is" and `several` "files are" also the verb."""
+    return f"{number} {one if number == 1 else several or one + 's'}"
+
+
 def causes(error: BaseException | None) -> Iterator[BaseException]:
     """An error and those that led to it, the last one first."""
     while error is not None:

@@ -446,7 +446,7 @@ def test_missing_and_empty_folders_are_named(tmp_path: Path) -> None:
 
 def test_fewer_images_than_a_batch_are_refused(image_root: Path) -> None:
     data = ImageNetDataModule(str(image_root), 8, global_batch_size=17, num_workers=0)
-    with pytest.raises(InputError, match="16 training images, fewer than global_batch_size 17"):
+    with pytest.raises(InputError, match="training has 16 images, fewer than global_batch_size 17"):
         data.setup("fit")
 
 

@@ -519,8 +519,8 @@ def test_what_is_left_out_is_said_at_the_start(tmp_path: Path, caplog: pytest.Lo
     data = ImageNetDataModule(write(files, tmp_path / "it", "folder"), 1, global_batch_size=1, num_workers=0)
     with caplog.at_level("INFO"):
         data.setup("fit")
-    assert "training: 1 files are left out, as their names are not those of images: 1 .heic" in caplog.text
-    assert "validation: 1 files are left out, as their names are not those of images: 1 .mp4" in caplog.text
+    assert "training: 1 file is left out, not named like an image: 1 .heic" in caplog.text
+    assert "validation: 1 file is left out, not named like an image: 1 .mp4" in caplog.text
 
 
 @pytest.mark.parametrize("container", ["folder", "zip"])

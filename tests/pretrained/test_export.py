@@ -160,7 +160,7 @@ def test_exported_folders_that_do_not_work_are_refused_in_one_line(small_tokeniz
     config = tokenizer.config
     config["quantizer"]["codebook_size"] = 64
     (tmp_path / "config.json").write_text(json.dumps(config))
-    with pytest.raises(InputError, match=r"1 tensors: quantizer.codebook: \(32, 4\) in the file, \(64, 4\) in"):
+    with pytest.raises(InputError, match=r"1 tensor: quantizer.codebook: \(32, 4\) in the file, \(64, 4\) in"):
         GSQTokenizer.from_pretrained(tmp_path)
     config["widht"] = 3
     (tmp_path / "config.json").write_text(json.dumps(config))

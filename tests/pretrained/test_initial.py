@@ -64,7 +64,7 @@ def test_what_does_not_fit_is_one_line_and_changes_nothing(small_tokenizer: Buil
     tokenizer = small_tokenizer(codebook_size=64)
     before = {name: value.clone() for name, value in tokenizer.state_dict().items()}
     message = (
-        r"do not fit in 1 tensors: quantizer.codebook: \(32, 4\) in the file, \(64, 4\) in the model. "
+        r"do not fit in 1 tensor: quantizer.codebook: \(32, 4\) in the file, \(64, 4\) in the model. "
         "Settings differ: quantizer.codebook_size 32 → 64$"
     )
     with pytest.raises(InputError, match=message):

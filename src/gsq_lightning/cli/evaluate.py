@@ -21,7 +21,7 @@ from gsq_lightning.cli.option_help import PlainHelp
 from gsq_lightning.data.loader import MOST_WORKERS, usable_cores
 from gsq_lightning.data.pairs import EvaluatedImages, ImagePairs
 from gsq_lightning.data.transforms import MAX_IMAGE_SIZE, ResizeAndCrop, short_side_for
-from gsq_lightning.errors import InputError, require
+from gsq_lightning.errors import InputError, how_many, require
 from gsq_lightning.metrics import (
     MetricName,
     MetricOptions,
@@ -264,8 +264,8 @@ def _compare_pairs(
         metrics.update(*(pixels_to_image(pixels.to(loading.device)) for pixels in images))
         turned += pair.turned
     note = (
-        f"{turned} originals have an EXIF orientation, which is ignored here and obeyed by encode_image: pairs may be "
-        "turned against each other"
+        f"{how_many(turned, 'original has', 'originals have')} an EXIF orientation, which is ignored here and "
+        "obeyed by encode_image: pairs may be turned against each other"
     )
     return _Result(metrics, metrics.compute(), [note] if turned else [])
 

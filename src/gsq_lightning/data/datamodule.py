@@ -16,7 +16,7 @@ from gsq_lightning.data.batch import per_device_batch_size
 from gsq_lightning.data.dataset import ImageDataset
 from gsq_lightning.data.loader import Loading, default_workers, usable_cores
 from gsq_lightning.data.sampler import DataPosition
-from gsq_lightning.errors import require, whole_number
+from gsq_lightning.errors import how_many, require, whole_number
 
 logger = logging.getLogger(__name__)
 
@@ -96,8 +96,8 @@ class ResumableDataModule(LightningDataModule):
         self._train_batch_size = per_device_batch_size(self.global_batch_size, self._world_size, self._accumulated)
         require(
             dataset.count() >= self.global_batch_size,
-            f"there are {dataset.count()} training images, fewer than global_batch_size {self.global_batch_size}; "
-            "lower it or add images",
+            f"training has {how_many(dataset.count(), 'image')}, fewer than global_batch_size "
+            f"{self.global_batch_size}; lower it or add images",
         )
         require(
             dataset.has_random_access or not getattr(self.trainer, "overfit_batches", 0),

@@ -18,7 +18,7 @@ from gsq_lightning.data.image_shards import Cut, ImageShards, IndexedShards
 from gsq_lightning.data.loader import Loading, make_loader
 from gsq_lightning.data.sampler import DataPosition, EpochSampler, InOrder, SampleKey
 from gsq_lightning.data.sources.interface import ImageSource
-from gsq_lightning.errors import InputError
+from gsq_lightning.errors import InputError, how_many
 
 OnError = Literal["raise", "skip"]
 Transform = Callable[[Tensor, Callable[[], torch.Generator]], Tensor]
@@ -43,7 +43,7 @@ class ImageDataset(Dataset[Any]):
 
     def __str__(self) -> str:
         """How much there is, and where, for the log."""
-        return f"{self.count()} images"
+        return how_many(self.count(), "image")
 
     @abstractmethod
     def train_loader(self, position: DataPosition, step_images: int, loading: Loading) -> DataLoader:
@@ -135,7 +135,7 @@ class SourceImages(IndexedImages):
         return self.epoch_images
 
     def __str__(self) -> str:
-        found = f"{len(self.source)} images in {self.source.place}"
+        found = f"{how_many(len(self.source), 'image')} in {self.source.place}"
         return found if len(self) == len(self.source) else f"{found}, {len(self)} draws in an epoch"
 
     def __getitem__(self, key: SampleKey | int) -> Sample | UnreadableImage:

@@ -21,7 +21,7 @@ from gsq_lightning.data.sources.archive import ArchiveSource
 from gsq_lightning.data.sources.classes import unnamed_label
 from gsq_lightning.data.sources.locate import is_remote
 from gsq_lightning.data.sources.shards import BrokenShard, ShardImage, read_shard
-from gsq_lightning.errors import InputError
+from gsq_lightning.errors import InputError, how_many
 
 Image = TypeVar("Image")
 
@@ -78,7 +78,7 @@ class StreamedShards(ImageDataset, IterableDataset[Sample | UnreadableImage]):
         return self.train_images
 
     def __str__(self) -> str:
-        return f"{len(self.urls)} shards"
+        return how_many(len(self.urls), "shard")
 
     def __len__(self) -> int:
         """Images of a full training epoch on this device."""
@@ -135,9 +135,10 @@ class StreamedShards(ImageDataset, IterableDataset[Sample | UnreadableImage]):
             generator = random.Random(f"{seed} {epoch} {consumed} {cycle}")
             urls = self._share(generator.sample(self.urls, len(self.urls)), number, workers)
             if not urls:
+                shards = how_many(len(self.urls), "shard does", "shards do")
                 raise InputError(
-                    f"{len(self.urls)} shards do not go round {self._loading.world_size} device(s) with {workers} "
-                    "worker(s) each; lower num_workers or make more, smaller shards"
+                    f"{shards} not go round {self._loading.world_size} device(s) with {workers} worker(s) each; "
+                    "lower num_workers or make more, smaller shards"
                 )
             before = yielded
             shuffle = random.Random(f"{generator.random()} {self._loading.rank} {number}")
@@ -151,7 +152,9 @@ class StreamedShards(ImageDataset, IterableDataset[Sample | UnreadableImage]):
                 if yielded == wanted:
                     return
             if yielded == before:
-                raise InputError(f"none of the images in {len(urls)} shards can be read, the first of them {urls[0]}")
+                raise InputError(
+                    f"none of the images in {how_many(len(urls), 'shard')} can be read, the first of them {urls[0]}"
+                )
             cycle += 1
 
     def _share(self, urls: list[str], worker: int, workers: int) -> list[str]:

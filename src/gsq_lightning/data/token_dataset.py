@@ -15,7 +15,7 @@ from gsq_lightning.data.dataset import IndexedImages, key_of
 from gsq_lightning.data.sampler import SampleKey
 from gsq_lightning.data.sources.classes import renumbering
 from gsq_lightning.data.sources.interface import SHOWN
-from gsq_lightning.errors import InputError, first_few, one_of, require, whole_number
+from gsq_lightning.errors import InputError, first_few, how_many, one_of, require, whole_number
 from gsq_lightning.tokens.batch import TokenBatch
 from gsq_lightning.tokens.facts import TokenFacts, WithTokenFacts
 from gsq_lightning.tokens.shards import TokenShard, missing_shards, open_shard, rows_of, shard_name
@@ -125,7 +125,7 @@ class TokenDataset(WithTokenFacts, IndexedImages):
 
     def __str__(self) -> str:
         copies = f", {len(self.facts.copies)} copies of each" if len(self.facts.copies) > 1 else ""
-        return f"tokens of {self.num_images} images in {self.folder}{copies}"
+        return f"tokens of {how_many(self.num_images, 'image')} in {self.folder}{copies}"
 
     def __getitem__(self, key: SampleKey | int | slice | Numbers) -> TokenBatch:
         """One item, or a batch of several. Raises IndexError for a single number, InputError for one of several."""

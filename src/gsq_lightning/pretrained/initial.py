@@ -8,7 +8,7 @@ from typing import Any, NamedTuple
 
 from torch import Tensor, nn
 
-from gsq_lightning.errors import InputError, first_few, require
+from gsq_lightning.errors import InputError, first_few, how_many, require
 from gsq_lightning.pretrained.export import Weights, local_copy, read_tokenizer, tokenizer_in
 from gsq_lightning.pretrained.saved import read_plain, weight_differences
 
@@ -121,7 +121,7 @@ def start_from(
     settings = list(_settings(initial.config, config))
     if differences := weight_differences(wanted, offered):
         raise InputError(
-            f"the weights of {initial.place} do not fit in {len(differences)} tensors: "
+            f"the weights of {initial.place} do not fit in {how_many(len(differences), 'tensor')}: "
             + first_few(differences, SHOWN, "; ")
             + (f". Settings differ: {', '.join(settings)}" if settings else "")
         )

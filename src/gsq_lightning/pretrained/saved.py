@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 from torch.serialization import get_unsafe_globals_in_checkpoint, safe_globals
 
-from gsq_lightning.errors import InputError, first_few, first_line, require
+from gsq_lightning.errors import InputError, first_few, first_line, how_many, require
 
 OF_DECODERS = ("decoder_blocks", "adaptive_norm", "upsampling", "output_kernel_size")  # options of decoders alone
 
@@ -132,7 +132,9 @@ def check_weights(module: nn.Module, weights: Mapping[str, Tensor], source: str)
     """Raises InputError with the first tensors of `weights` that `module` lacks, misses or has in another shape."""
     if differences := weight_differences(module.state_dict(), weights):
         shown = first_few(differences, 3, "; ")
-        raise InputError(f"the weights of {source} do not fit this model in {len(differences)} tensors: {shown}")
+        raise InputError(
+            f"the weights of {source} do not fit this model in {how_many(len(differences), 'tensor')}: {shown}"
+        )
 
 
 def weight_differences(own: Mapping[str, Tensor], given: Mapping[str, Tensor]) -> list[str]:

@@ -17,7 +17,7 @@ from gsq_lightning.data.sources.listing import Listing, Witness
 from gsq_lightning.data.sources.names import clean_name, is_hidden, is_image_name, left_out_in_words, suffix_left_out
 from gsq_lightning.data.sources.shards import LARGEST_LABEL, images_of_sample, label_of_sample, sample_key
 from gsq_lightning.data.sources.splits import is_dividing_text
-from gsq_lightning.errors import InputError
+from gsq_lightning.errors import InputError, how_many
 from gsq_lightning.names import PackedNames
 
 ZIP_LOCAL_HEADER = struct.Struct("<4s22xHH")  # PKWARE APPNOTE 4.3.7: signature, …, lengths of name and extra field
@@ -76,10 +76,13 @@ def list_archives(paths: list[str]) -> Listing:
         left_out += members.left_out
     notes = [left_out_in_words(left_out)] if left_out else []
     if dropped:
-        notes.append(f"{len(dropped)} files are not the image of their sample and are left out, such as {min(dropped)}")
+        notes.append(
+            f"{how_many(len(dropped), 'file is', 'files are')} left out, not the image of a sample, "
+            f"such as {min(dropped)}"
+        )
     links = sum(members.links for members in found)
     if links:
-        notes.append(f"{links} links within tars are left out")
+        notes.append(f"{how_many(links, 'link within tars is', 'links within tars are')} left out")
     classes = classes_of_annotations(names, annotations)
     return Listing(
         PackedNames.pack(names),

@@ -6,7 +6,7 @@ from collections import Counter
 from collections.abc import Iterable, Mapping
 
 from gsq_lightning.data.decoding import image_suffixes
-from gsq_lightning.errors import first_few
+from gsq_lightning.errors import first_few, how_many
 
 # names of systems, file servers and programs, besides all that begin with a dot
 SYSTEM_NAMES = frozenset(
@@ -79,7 +79,7 @@ def suffix_left_out(name: str) -> str | None:
 def left_out_in_words(left_out: Mapping[str, int]) -> str:
     """`12 files are left out: 10 .heic, 2 .mp4`."""
     counts = first_few([f"{count} {suffix}" for suffix, count in Counter(left_out).most_common()], 6)
-    return f"{sum(left_out.values())} files are left out, as their names are not those of images: {counts}"
+    return f"{how_many(sum(left_out.values()), 'file is', 'files are')} left out, not named like an image: {counts}"
 
 
 def clean_name(name: str) -> str:
