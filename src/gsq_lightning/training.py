@@ -24,7 +24,13 @@ from gsq_lightning.metrics import OriginalImages, ReconstructionMetrics
 from gsq_lightning.optim.adamw import PaperAdamW
 from gsq_lightning.optim.ema import EMA
 from gsq_lightning.optim.nonfinite import Finding, find_nonfinite
-from gsq_lightning.optim.options import as_parameters_lie, make_optimization, restore_options, step_scheduler
+from gsq_lightning.optim.options import (
+    as_parameters_lie,
+    check_lengths,
+    make_optimization,
+    restore_options,
+    step_scheduler,
+)
 from gsq_lightning.optim.random_streams import seed_streams
 from gsq_lightning.optim.stepping import OptimizerStep, Stepper
 from gsq_lightning.pixels import image_of
@@ -293,6 +299,8 @@ class TokenizerModule(LightningModule):
             )
             for name, network in self.stepper.networks.items()
         }
+        if self.trainer.max_epochs == -1:  # else epochs may end the run before `max_steps`
+            check_lengths(made, self.trainer.max_steps)
         self._options = {name: one.options for name, one in made.items()}
         if self._checkpoint is not None:
             restore_options(made, self._checkpoint, self._checkpoint["training_state"]["options"])

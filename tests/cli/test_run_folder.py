@@ -27,6 +27,7 @@ FIT = [
     *("--model.metrics.names=[psnr]", "--model.discriminator=null", "--model.discriminator_start_step=0"),
 ]
 FIT = [flag for flag in FIT if not flag.startswith("--model.discriminator.")]
+ONE_STEP = "{class_path: OneCycleLR, init_args: {max_lr: 0.01, total_steps: 1}}"
 
 
 def files(folder: Path) -> set[str]:
@@ -107,6 +108,10 @@ def test_a_fast_dev_run_leaves_nothing(place: Path) -> None:
             "last.ckpt too, which",
         ),
         ("--model.tokenizer_optimizer=LBFGS", "tokenizer_optimizer is LBFGS, whose step computes the loss several"),
+        (
+            f"--model.tokenizer_scheduler={ONE_STEP}",
+            "tokenizer_scheduler OneCycleLR ends after its total_steps 1, and the run has 2 steps",
+        ),
         ("--data.root=nowhere", "nowhere"),
         ("--model.metrics.names=[rfid]", "weights of inception are missing"),
     ],
@@ -123,14 +128,14 @@ def test_a_start_that_fails_ends_in_one_line_and_leaves_nothing(
 @pytest.mark.parametrize(
     ("schedule", "message"),
     [
-        ("{class_path: OneCycleLR, init_args: {max_lr: 0.01, total_steps: 1}}", "OneCycleLR cannot go beyond step 1: "),
+        (ONE_STEP, "OneCycleLR cannot go beyond step 1: "),
         ("{class_path: StepLR, init_args: {step_size: 0}}", "StepLR cannot go beyond step 0: integer modulo by zero"),
     ],
 )
 def test_a_schedule_that_ends_before_its_training_is_named(
     place: Path, schedule: str, message: str, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    error = error_of([*FIT, f"--model.tokenizer_scheduler={schedule}"], capsys)
+    error = error_of([*FIT, f"--model.tokenizer_scheduler={schedule}", "--trainer.max_epochs=2"], capsys)
     assert f"tokenizer_scheduler {message}" in error
 
 

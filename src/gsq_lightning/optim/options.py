@@ -15,7 +15,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor, nn
 from torch.optim import Optimizer
-from torch.optim.lr_scheduler import LRScheduler, ReduceLROnPlateau
+from torch.optim.lr_scheduler import LRScheduler, OneCycleLR, ReduceLROnPlateau
 
 from gsq_lightning.errors import InputError, first_line, require
 
@@ -73,6 +73,18 @@ def make_optimization(
     return Optimization(optimizer, scheduler, options)
 
 
+def check_lengths(made: Mapping[str, Optimization], steps: int) -> None:
+    """Raises InputError for a OneCycleLR that ends before a run of so many steps: torch's error comes when it does."""
+    for name, one in made.items():
+        if isinstance(one.scheduler, OneCycleLR):
+            total = one.scheduler.total_steps
+            require(
+                steps <= total,
+                f"{name}_scheduler OneCycleLR ends after its total_steps {total}, and the run has {steps} steps; "
+                "change its options",
+            )
+
+
 def restore_options(made: Mapping[str, Optimization], checkpoint: dict[str, Any], before: Mapping[str, Any]) -> None:
     """Changes the states in a checkpoint where options have changed since it was written.
 
@@ -88,9 +100,7 @@ def restore_options(made: Mapping[str, Optimization], checkpoint: dict[str, Any]
     restored = {name: next(schedulers) if old["scheduler"] is not None else None for name, old in before.items()}
     for number, (name, new) in enumerate(made.items()):
         old = before.get(name)
-        if old is None or number >= len(checkpoint["optimizer_states"]):
-            continue
-        if old == new.options:
+        if old is None or old == new.options:
             continue
         logger.warning(
             "the optimizer of the %s has the options given now, not the checkpoint's: %s",
