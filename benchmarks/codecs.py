@@ -6,8 +6,8 @@
 For the table each image is center-cropped to `--size`²; the picture shows whole ones, with that short side. A codec
 takes its best quality whose bytes do not exceed a tokenizer's: of JPEG only those of the scan count, without header and
 tables, which a file could share with others; of WebP all but the container's 20. Where even the lowest quality needs
-more, it is that. Tokens are counted as G·log2(V) bits per position, without entropy coding. "over" is by how much the
-tokenizer's kernel distance lies over a codec's, with its standard error over images (jackknife).
+more, it is that. Tokens are counted as G·log2(V) bits per position, without entropy coding. "difference" is the
+tokenizer's kernel distance minus a codec's, with its standard error over images (jackknife).
 """
 
 import argparse
@@ -196,7 +196,7 @@ def main() -> None:
         picture_of(tokenizers, pictures).save(arguments.picture, quality=95)
         return
     print(f"{len(pictures)} images at {arguments.size}²\n")
-    print(f"| | bits per pixel | {' | '.join(METRICS)} | over |")
+    print(f"| | bits per pixel | {' | '.join(METRICS)} | difference |")
     print("|---" * (3 + len(METRICS)) + "|")
     for name, way in ways_of(tokenizers).items():
         result = measured(way, [center(picture) for picture in pictures])
