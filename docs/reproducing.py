@@ -155,7 +155,7 @@ def counted(network: Callable[[Tensor], Any], shape: tuple[int, ...]) -> float:
 
 def table() -> str:
     lines = [
-        "| the paper's | row | `gsq fit --data.root …` and | the paper's figure | GPU-hours | otherwise here |",
+        "| the paper's | row | `gsq fit --data.root …` and | the paper's result | GPU-hours | difference here |",
         "|---|---|---|---|---|---|",
     ]
     for row in read_rows():
