@@ -10,14 +10,14 @@ from gsq_lightning.cli.messages import fail
 SUBCOMMANDS = {
     "fit": "train a tokenizer: gsq fit --config f8.yaml --data.root /data/imagenet",
     "validate": "metrics of a checkpoint: gsq validate --ckpt_path last.ckpt --data.root /data/imagenet",
-    "test": "the same, logged as test",
+    "test": "the same metrics, logged as test",
     "predict": "turn images into token shards: gsq predict --ckpt_path last.ckpt --data.root /data/imagenet",
     "evaluate": "metrics of images made elsewhere: gsq evaluate --real originals --fake reconstructions",
-    "compare": "reports beside each other: gsq compare a.ckpt b.ckpt --paper --plot rd.png",
-    "export": "a checkpoint's tokenizer as a folder for from_pretrained: gsq export last.ckpt my-tokenizer",
+    "compare": "reports side by side: gsq compare a.ckpt b.ckpt --paper --plot rd.png",
+    "export": "write a checkpoint's tokenizer as a folder for from_pretrained: gsq export last.ckpt my-tokenizer",
     "convert": "the same for a checkpoint of GSQ's authors: gsq convert checkpoint.pt my-tokenizer",
     "plan": "what a recipe takes on so many GPUs: gsq plan --config f16.yaml --gpus 64 --device h100",
-    "weights": "fetch all pretrained weights that a recipe needs: gsq weights --config f8.yaml",
+    "weights": "download all pretrained weights that a recipe needs: gsq weights --config f8.yaml",
 }
 
 

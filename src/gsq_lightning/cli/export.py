@@ -25,9 +25,10 @@ def export(arguments: list[str]) -> None:
         SystemExit: with code 2 for bad input.
     """
     parser = _parser(
-        "export", "of training, a run or recipe for its newest, or of GSQ's authors; or a repository of the Hub"
+        "export",
+        "a checkpoint, the folder of a run for its newest, a checkpoint of GSQ's authors, or a name on the Hub",
     )
-    parser.add_argument("--weights", choices=AVERAGED, default="ema", help="averaged ones where there are, or raw")
+    parser.add_argument("--weights", choices=AVERAGED, default="ema", help="averaged weights (EMA), or raw ones")
     given = parser.parse_args(arguments)
     with one_line_errors("export"):
         _check_empty(given.folder)
@@ -53,13 +54,13 @@ def convert(arguments: list[str]) -> None:
 
 def _parser(command: str, checkpoint: str) -> OneLineParser:
     parser = OneLineParser(
-        prog=f"gsq {command}", description="The tokenizer of a checkpoint as a folder for from_pretrained."
+        prog=f"gsq {command}", description="Writes the tokenizer of a checkpoint as a folder for from_pretrained."
     )
     parser.add_argument("checkpoint", help=checkpoint)
-    parser.add_argument("folder", type=Path, help="to write to; new or empty")
-    half = "store the networks' weights in float16, half the bytes; codes stay as they are"
+    parser.add_argument("folder", type=Path, help="folder to write, new or empty")
+    half = "store the networks' weights in float16, half the bytes; the codebook stays in float32"
     parser.add_argument("--half", action="store_true", help=half)
-    parser.add_argument("--license", help="of the weights, for the model card, as the Hub spells it: apache-2.0, …")
+    parser.add_argument("--license", help="license of the weights for the model card, as on the Hub: apache-2.0, …")
     return parser
 
 

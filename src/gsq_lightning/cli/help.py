@@ -8,81 +8,82 @@ gsq fit --config RECIPE [options]: trains a tokenizer.
   --config, -c NAME              recipe (f8.yaml, f16.yaml, f32.yaml, quickstart.yaml) or a file of your own; again for
                                  an overlay, such as --config ablations/t7_nld_nv.yaml
   --data.root FOLDER             images: a folder with train/ and val/, an archive, shards, …
+  --data.val_share X             share of the images, such as 0.02, to hold out for validation if there is no val/
   --data.image_size N            side of the square images, in pixels
   --data.global_batch_size N     images per step, over all devices and accumulated batches
   --data.num_workers N           worker processes per device
-  --model.accumulate_batches N   split the batch where it does not fit in memory
+  --model.accumulate_batches N   split the batch of a device into N, if it does not fit in memory
   --model.tokenizer.base_channels N
                                  width of the network
   --model.tokenizer.quantizer CLASS
                                  GroupedSphericalQuantizer, or FSQ, LFQ, BSQ, ResidualVQ, SimVQ
   --model.tokenizer.quantizer.codebook_size N
-                                 codes
+                                 number of codes
   --model.tokenizer.quantizer.num_groups N
-                                 groups, each of which has an index
+                                 groups of channels, each with an index of its own
   --model.discriminator CLASS    DINODiscriminator, PatchDiscriminator, StyleGANDiscriminator, ProjectedDiscriminator;
                                  null: GSQ-VAE
   --model.tokenizer_optimizer.lr X
                                  learning rate; --model.discriminator_optimizer.lr likewise
-  --trainer.max_steps N          steps of the tokenizer
-  --trainer.devices N            GPUs of this machine; --trainer.num_nodes machines
+  --trainer.max_steps N          generator steps
+  --trainer.devices N            GPUs of this machine, all by default; --trainer.num_nodes N machines
   --trainer.precision WORD       bf16-mixed or 32-true
   --trainer.logger.name NAME     the run goes to runs/NAME/version_N
   --auto_resume BOOL             resume the newest run of the same config; true in the recipes
-  --ckpt_path FILE               resume this checkpoint in a new run; or a run's folder
+  --ckpt_path FILE               resume this checkpoint, or the newest of a run's folder, as a new run
   --init_from X                  start from the weights of a checkpoint, a run, an export, a released file, the Hub
-  --model.trained decoder        train the decoder alone; --config finetune/decoder.yaml
-  --on_divergence rollback       go back to the last checkpoint where training diverges, and on with other batches
-  --print_config                 show all that is in effect, and end
+  --model.trained decoder        train the decoder alone, as --config finetune/decoder.yaml does
+  --on_divergence rollback       if training diverges, go back to the last checkpoint and on with the next batches
+  --print_config                 print the merged config and exit
 """
 
 EVALUATION = """\
 gsq {command} --ckpt_path CHECKPOINT [options]: {purpose}.
 
-  --ckpt_path PATH               checkpoint; folder of a run or of its recipe (the newest checkpoint); or an exported
-                                 tokenizer
-  --data.root FOLDER             images, if not those that the checkpoint knows
-  --data.val_crop_ratio X        1.0 resizes to the image size; 0.875 as the paper's reference
+  --ckpt_path PATH               checkpoint; folder of a run or of all runs of a recipe, for the newest; an exported
+                                 tokenizer; or demo, a small one in the package
+  --data.root FOLDER             images; by default those of the training, at the place that the checkpoint names
+  --data.val_crop_ratio X        1.0 resizes the short side to the image size; 0.875 is the paper's reference
   --data.val_batch_size N        images at a time, on each device
   --data.num_workers N           worker processes per device
-  --weights ema|raw              averaged weights, or those of the last step; averaged by default
-{own}  --trainer.devices N            GPUs of this machine
-  --config, -c FILE              a config over what the checkpoint brings
-  --print_config                 show all that is in effect, and end
+  --weights ema|raw              averaged weights (EMA), the default, or those of the last step
+{own}  --trainer.devices N            GPUs of this machine, all by default
+  --config, -c FILE              a config whose values replace the checkpoint's
+  --print_config                 print the merged config and exit
 """
 
 METRICS = """\
   --model.metrics.names [a,b]    psnr, psnr_set, ssim, lpips_vgg, lpips_alex, codebook, rfid, inception_score, …
-  --name NAME                    what the tokenizer is called in reports
+  --name NAME                    name of the tokenizer in reports
   --compare REPORT …             reports, checkpoints or folders to print beside the result
 """
 
 TOKENS = """\
   --tokens.folder FOLDER         shards go to FOLDER/train and FOLDER/val; the same command writes what is missing
   --tokens.split train|val|all   which images; val by default
-  --tokens.augment flip|ten_crop copies of each image that get tokens too
+  --tokens.augment flip|ten_crop also write tokens of augmented copies of each image
   --tokens.format parquet        for datasets and polars; safetensors by default
   --tokens.images_per_shard N    10,000 by default
-  --tokens.part I/N              one of N independent jobs, from 0/N on
+  --tokens.part I/N              part I of N independent jobs, from 0/N to N-1/N
 """
 
 FOLDERS = """\
 gsq evaluate --real PATH --fake PATH [options]: computes the metrics of images that another program made.
 
-  --real PATH                    originals: a folder, or a .zip, .tar, list or .parquet file; of one with splits the
-                                 validation images
-  --fake PATH                    their reconstructions, under the same names but for the suffix, in a format that loses
-                                 nothing, such as PNG
+  --real PATH                    originals: a folder, or a .zip, .tar, list or .parquet file; where there are splits,
+                                 the validation images
+  --fake PATH                    their reconstructions, under the same names but for the suffix, in a lossless format
+                                 such as PNG
   --metrics [a,b]                psnr, psnr_set, ssim, rfid by default; lpips_alex, lpips_vgg, inception_score,
                                  rfid_pytorch_fid, rfid_clean_fid, rfd_dinov2, rfd_efficientnet, rkid, rkd_dinov2,
                                  rkd_efficientnet
-  --unpaired                     compare as sets: the images of --fake are generated. Metrics: fid, inception_score,
+  --unpaired                     --fake has generated images: compare as sets. Metrics: fid, inception_score,
                                  precision_recall by default; kid, rfd_dinov2, rfd_efficientnet, rkd_dinov2,
                                  rkd_efficientnet, precision_recall_efficientnet
   --image_size N                 resize and center-crop originals to N×N first, as in validation
-  --crop_ratio X                 1.0 resizes to the image size; 0.875 as the paper's reference
+  --crop_ratio X                 1.0 resizes the short side to the image size; 0.875 is the paper's reference
   --bits_per_image N             bits of the tokens of an image, for comparisons
-  --name NAME                    what the tokenizer is called; the folder's name by default
+  --name NAME                    name of the tokenizer; the folder's name by default
   --batch_size N                 images at a time
   --num_workers N                worker processes
   --device WORD                  cpu, cuda or mps; a GPU by default, where there is one
@@ -115,8 +116,8 @@ def first_page(command: str) -> str:
         return FOLDERS
     if command == "weights":
         return (
-            "gsq weights --config RECIPE: fetches all pretrained weights that the recipe needs, and prints where they "
-            "lie.\nIt takes the options of gsq fit that concern the model.\n"
+            "gsq weights --config RECIPE: downloads all pretrained weights that the recipe needs, and prints their "
+            "files.\nIt takes the options of gsq fit that concern the model.\n"
         )
     if command == "fit":
         return TRAINING + MORE.format(command=command)

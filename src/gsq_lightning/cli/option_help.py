@@ -8,11 +8,11 @@ from jsonargparse import DefaultHelpFormatter
 
 # of Lightning's Trainer, whose own text is about its classes; what has no use here is not shown
 TRAINER = {
-    "accelerator": "Kind of device: cpu, cuda or mps; auto takes a GPU where there is one.",
+    "accelerator": "Kind of device: cpu, cuda or mps; auto takes a GPU if there is one.",
     "strategy": "How several devices work together: auto or ddp.",
-    "devices": "Devices of this machine: a number, a list of their indices such as [0,2], or -1 for all.",
-    "num_nodes": "Machines.",
-    "precision": "Arithmetic: bf16-mixed or 32-true.",
+    "devices": "Devices of this machine: a number, a list of their indices such as [0,2], or -1 or auto for all.",
+    "num_nodes": "Number of machines.",
+    "precision": "Arithmetic: bf16-mixed or 32-true, the default.",
     "logger": "Where scalars and pictures go: a class, a list of classes, or false.",
     "callbacks": "More callbacks: a class, or a list of classes.",
     "fast_dev_run": "Run this many batches of training and validation, write nothing, and end: a check of a config.",
@@ -21,20 +21,20 @@ TRAINER = {
     "max_steps": "Generator steps after which training ends; -1 for no limit.",
     "min_steps": "Generator steps before which nothing else ends training.",
     "max_time": "Time after which training ends: DD:HH:MM:SS.",
-    "check_val_every_n_epoch": "Epochs between two validations; null where val_check_interval counts over epochs.",
+    "check_val_every_n_epoch": "Epochs between two validations; null: val_check_interval counts over epochs.",
     "num_sanity_val_steps": "Validation batches that are tried before training; 0 for none.",
     "log_every_n_steps": "Generator steps between two entries in the logs.",
     "enable_checkpointing": "Whether checkpoints are written.",
     "enable_progress_bar": "Whether progress is shown.",
     "enable_model_summary": "Whether the numbers of parameters are shown.",
-    "deterministic": "Whether torch takes only algorithms that are bit-exact; warn says where it cannot.",
-    "benchmark": "Whether cuDNN tries its convolutions first, and takes the fastest.",
+    "deterministic": "Whether torch uses deterministic algorithms only; warn: a warning where there is none.",
+    "benchmark": "Whether cuDNN tries several algorithms first and takes the fastest.",
     "profiler": "One of simple, advanced or pytorch: measure what takes time.",
-    "detect_anomaly": "Whether autograd says which operation made a NaN; slow.",
+    "detect_anomaly": "Whether autograd reports which operation made a NaN; slow.",
     "plugins": "Lightning's plugins.",
     "sync_batchnorm": "Whether batch norm of the discriminator is over all devices.",
     "reload_dataloaders_every_n_epochs": "Epochs after which DataLoaders are made again; 0 for never.",
-    "default_root_dir": "Where a run goes that has no logger, or the report of a validation.",
+    "default_root_dir": "Folder of a run without a logger, and of the report of a validation.",
 }
 NOT_SHOWN = ("barebones", "enable_autolog_hparams", "inference_mode", "model_registry", "use_distributed_sampler")
 # of sections, by the option that they begin with
