@@ -58,14 +58,14 @@ class TokenizerModule(LightningModule):
     the same with and without a discriminator. Logs are means over all images of a step, and carry that count. No step
     waits for the device, as long as optimizers are fused: counts and losses are read where they are logged.
 
-    With several devices, take the strategy `ddp` or none.
+    Several devices are trained with the strategy `ddp`, which is the default; others are refused.
 
-    A subclass that overrides `generator_loss_terms` or `discriminator_loss_terms` adds loss terms.
+    A subclass adds loss terms by overriding `generator_loss_terms` or `discriminator_loss_terms`.
 
     Args:
         tokenizer: the network that is trained.
         trained: "all" of the tokenizer, or its "decoder" alone: encoder and codebook then stay bit-identical, so that
-            indices mean what they meant, and no gradients are computed for them.
+            indices keep their meaning, and no gradients are computed for them.
         discriminator: adversary of the tokenizer, or null for a GSQ-VAE. Any module that maps (B, 3, H, W) in [-1, 1]
             to logits serves.
         perceptual_loss: distance of images over features of a frozen network, or null.
@@ -74,8 +74,8 @@ class TokenizerModule(LightningModule):
         adversarial_loss: GAN loss of the generator. The paper's best pair is non_saturating and hinge ("NH", Table 7).
         discriminator_loss: GAN loss of the discriminator.
         discriminator_start_step: generator steps before the discriminator is trained.
-        adversarial_start_step: generator steps before the adversarial loss counts: 0, or not before the discriminator
-            is trained.
+        adversarial_start_step: generator steps before the adversarial loss is added, not less than
+            `discriminator_start_step`; 0: as soon as the discriminator is trained.
         adversarial_ramp_steps: steps over which the adversarial weight then rises from 0 to its full value.
         adaptive_weight: multiply the adversarial weight by the ratio of the gradients of reconstruction and
             adversarial loss at the decoder's last layer (VQGAN; Table 11).
@@ -90,14 +90,14 @@ class TokenizerModule(LightningModule):
         tokenizer_clip_norm: largest gradient norm of the tokenizer, or null for no clipping.
         discriminator_clip_norm: largest gradient norm of the discriminator, or null for no clipping.
         accumulate_batches: batches per optimizer step.
-        ema_decay: decay of the running average of the tokenizer's weights that is validated, predicted with and
-            exported, in [0, 1), or none. It begins with the initial weights.
+        ema_decay: decay of the running average of the tokenizer's weights (EMA), in [0, 1), or null for none. It is
+            validated, predicted with and exported. It begins with the initial weights.
         ema_warmup: the decay is at first smaller, min(ema_decay, (1 + n) / (10 + n)) after n steps.
         max_skipped_steps: steps with non-finite gradients change nothing and are counted; after this many in a row the
             run stops, when the count is next read: every so many steps, or at the Trainer's `log_every_n_steps`.
         compile_networks: compile encoder and decoder when training starts; validation runs uncompiled.
-        channels_last: keep weights and images in the layout that convolutions prefer on CPUs, and on GPUs with
-            `compile_networks`; uncompiled it cost a fifth of the speed on an H200.
+        channels_last: keep weights and images in the memory layout that is faster for convolutions on CPUs, and on GPUs
+            with `compile_networks`; uncompiled it cost a fifth of the speed on an H200.
 
     Attributes:
         batches_seen: training batches that this rank has begun.

@@ -43,19 +43,18 @@ class Part(NamedTuple):
 class TokenWriter(Callback):
     """Writes the tokens of a split to FOLDER/SPLIT: `tokens.json`, which says what they are, and a file for each shard.
 
-    Shard k holds the same images whatever the number of processes. Files are written whole, and those that are there
-    are not made again: whatever ended a run, the same command goes on. Equal batch sizes give equal bytes.
+    Shard k holds the same images whatever the number of processes. Files are written whole, and existing ones are kept:
+    after an interruption the same command writes the rest. Equal batch sizes give equal bytes.
 
     Args:
-        folder: where the folders of the splits go.
-        images_per_shard: shard k holds images k·N to (k + 1)·N of the split's order; streamed WebDataset shards make a
-            shard of tokens each.
-        split: "train", "val" or "all". Each is prepared as validation images are.
+        folder: parent of the folders of the splits.
+        images_per_shard: N; shard k holds images k·N to (k + 1)·N - 1 of the split. Each streamed WebDataset shard
+            makes a shard of tokens.
+        split: "train", "val" or "all". Each is preprocessed as for validation.
         augment: which copies of each image get tokens: "none" the plain one; "flip" the mirrored one too; "ten_crop"
             center and corners of a square 1.1 times as large, and these mirrored.
         format: "safetensors", which is memory-mapped, or "parquet", rows with a fixed-size list of h·w·G indices.
-        part: "i/n" does every n-th shard, those with number % n = i, for jobs that know nothing of each other: of
-            n jobs number i, from 0.
+        part: "i/n", i from 0: only the shards with number % n = i, for n independent jobs.
 
     Raises:
         InputError: for what it does not know; when prediction starts, where the folder holds other tokens.

@@ -35,42 +35,43 @@ class ImageNetDataModule(ImageDataModule):
     `val_image_size / val_crop_ratio`, center crop.
 
     Args:
-        root: the place of both splits, each as a folder (of class folders, or any others), a text list, a zip or
-            uncompressed tar, several of these (WebDataset shards too), or Parquet files, found by the names train and
-            val (or validation), at any depth and with words around: a folder or an archive, or with `source` "parquet"
-            the name of a data set on the Hugging Face Hub.
-            Where it has no splits, all images are for training, but for `val_share`; to validate or predict they are
-            the validation images.
+        root: a folder or archive that holds both splits; or, with `source` "parquet", the name of a data set on the
+            Hugging Face Hub. A split is a folder of images (in class folders or not), a text list, one or more zips or
+            uncompressed tars (WebDataset shards too), or Parquet files. It is found by its name, train or val (or
+            validation), which may be part of a longer name, at any depth.
+            Without splits all images are for training, except for `val_share`; validation and prediction on their own
+            take all of them.
         image_size: side of the square images, in pixels.
         global_batch_size: images per training step over all devices, nodes and accumulated batches.
         val_batch_size: images per device and step in validation, test and prediction.
         val_crop_ratio: in (0, 1]; 1.0 as most of the field evaluates, 0.875 as the paper's reference does
             (256: resize to 292, crop 256).
-        crop: in training: "center"; "random" after the resize; or "resized", a rectangle of random area and shape.
+        crop: in training: "center" or "random" after the resize; or "resized", a rectangle of random area and shape,
+            resized.
         flip: mirror left and right with probability ½ in training.
         num_workers: worker processes per device that load images; by default its share of the machine's cores, at
             most 8.
         on_error: what an unreadable image does: "raise" stops with its name; "skip" leaves it out and counts it.
         seed: what order, crops and flips follow from; by default that of `seed_everything`, else torch's initial seed.
-        source: what `root`, `train` and `val` are; "auto" finds out by what lies there. With "webdataset" shards are
-            read from front to back; else those at hand are read in any order.
-        val: where the validation split lies, as `train`.
-        train: where the training split lies, if not in `root`: a folder, list, archive, Parquet file, or pattern of
-            these such as imagenet-train-{0000..1023}.tar, local, a URL, or a `pipe:` command; or several, with `::`
+        source: the kind of `root`, `train` and `val`; "auto" decides by their content. "webdataset" streams local
+            shards from front to back; otherwise they are read in any order.
+        val: the validation split, if not in `root`; as `train`.
+        train: the training split, if not in `root`: a folder, list, archive, Parquet file, or pattern of
+            these such as imagenet-train-{0000..1023}.tar; of shards also a URL or a `pipe:` command; several with `::`
             between.
-        crop_scale: least and greatest share of the image's area that a "resized" crop takes, at least `image_size`²;
-            for no other crop.
+        crop_scale: smallest and largest share of the image's area that a "resized" crop takes, at least `image_size`²
+            pixels; for no other crop.
         train_images: how many images remote training shards hold; 1,281,167 in ImageNet.
-        shuffle_buffer: encoded images that each worker holds to draw from when training from streamed shards.
+        shuffle_buffer: encoded images that each worker keeps in memory to draw from, when training from streamed
+            shards.
         val_share: share of the training images, in (0, 1), that is held out for validation where there is no
             validation split, such as 0.02. Names decide, so that it is the same on every machine.
-        class_names: names of the classes, in the order of their numbers, where labels are numbers, or another order
-            than that of the names is wanted. After `setup` those of the labels, or None.
-        image_column: which of several columns of images in Parquet files.
+        class_names: names of the classes in the order of their numbers, if labels are numbers, or if another order
+            than the alphabetical one is wanted. After `setup` those of the labels, or None.
+        image_column: the column of images in Parquet files, if there are several.
         val_image_size: side of the images that are evaluated, in pixels; by default `image_size`.
-        trained_class_names: names of the classes of a training on other images, in the order of their numbers; a
-            checkpoint brings them. Images whose classes have names take these numbers; labels that are numbers get no
-            names from it.
+        trained_class_names: names of the classes of the training, in the order of their numbers; a checkpoint sets
+            them. Images whose classes have names take these numbers; labels that are numbers get no names from it.
         label_column: which column of Parquet files has the numbers of the classes; by default `label`, `labels`, `cls`
             or `class`.
 

@@ -38,10 +38,10 @@ VAL_PHOTOGRAPHS = ("chelsea.png", "coffee.png")
 
 
 class PhotographsDataModule(ImageNetDataModule):
-    """Random crops of photographs: of those that scikit-image ships (and a color wheel), or of yours in `root`.
+    """Random crops of photographs: by default of those that scikit-image ships (and a color wheel), or of your own.
 
-    Photographs are first shrunk to `short_side`, so that a crop shows a thing rather than a texture. Validation takes
-    two other photographs of scikit-image, cut into tiles; of yours the center crops of the validation images.
+    Photographs are first shrunk to `short_side`, so that a crop shows objects rather than texture. Validation takes
+    two other photographs of scikit-image, cut into tiles; of your own, center crops of the validation images.
 
     Args:
         image_size: side of the crops, in pixels.

@@ -22,7 +22,7 @@ class TokenDataModule(WithTokenFacts, ResumableDataModule):
 
     Args:
         root: a folder with `train` and `val`, as `gsq predict --tokens.split all` writes it, or with `train` alone; or
-            a folder of tokens (one with `tokens.json`), all of which are for training but for `val_share`.
+            a folder of tokens (one with `tokens.json`), all of which are for training except for `val_share`.
         global_batch_size: images per training step over all devices, nodes and accumulated batches.
         val_batch_size: images per device and step in validation.
         val_share: share of the training images, in (0, 1), that is held out where there is no `val`. Names decide, so
