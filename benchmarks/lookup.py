@@ -3,7 +3,6 @@
     python benchmarks/lookup.py                                  # all shapes of the paper's Table 13
     python benchmarks/lookup.py --n 8192 --shape 2 262144 --shape 8 262144
     python benchmarks/lookup.py --device cuda                    # compiles its kernels at first: minutes
-    python benchmarks/lookup.py --device cuda --wide             # other sizes of the kernel's programs, to compare
     python benchmarks/lookup.py --device cuda --mismatches 1000000000 --shape 8 8192
     python benchmarks/lookup.py --quick
 
@@ -16,9 +15,8 @@ In one run, on the same inputs, for each (d, V) of Table 13 (f8 at D = 8 from Fi
 - cdist (with --cdist): `torch.cdist` in float32 and an argmin.
 
 On CUDA two more columns have ours alone: with its index kept, as in evaluation, and replayed as a CUDA graph, index
-included, which leaves out what Python takes to launch its kernels. With --wide the kernel on tensor cores (d ≥ 4) has
-128 points and 8 warps in a program instead of 64 and 4, so that codes are read half as often. With --mismatches so many
-lookups of new random points are compared with the float64 search, and nothing else is done.
+included, which leaves out what Python takes to launch its kernels. With --mismatches so
+many lookups of new random points are compared with the float64 search, and nothing else is done.
 
 Ours always runs on all n rows. The others run on as many as fit `--budget` seconds; their time is then scaled
 to n and marked ≈. Time is the median of three runs, or of as many as fit. Extra memory is the peak above the
@@ -354,18 +352,12 @@ def main() -> int:
     parser.add_argument("--quick", action="store_true", help="three small shapes, 2,048 lookups, 0.5 s each")
     parser.add_argument("--cdist", action="store_true", help="torch.cdist as well")
     parser.add_argument("--no-memory", action="store_true", help="skip peak memory (it starts a process each)")
-    parser.add_argument("--wide", action="store_true", help="on CUDA: programs of 128 points and 8 warps")
     parser.add_argument("--mismatches", type=int, metavar="N", help="compare N lookups with float64, no times")
     parser.add_argument("--peaks", help=argparse.SUPPRESS)
     arguments = parser.parse_args()
     if arguments.peaks is not None:
         print_peaks(arguments.peaks)
         return 0
-
-    if arguments.wide:
-        from gsq_lightning.quantizers.lookup import triton as kernels
-
-        kernels.POINTS_PER_PROGRAM, kernels.WARPS_PER_PROGRAM = 128, 8
 
     shapes = QUICK if arguments.quick else TABLE_13
     if arguments.quick:

@@ -300,6 +300,7 @@ def main() -> None:
     torch.backends.cudnn.benchmark = arguments.cudnn_benchmark
     shape = (arguments.batch, 3, arguments.image_size, arguments.image_size)
     image = torch.rand(shape, device=arguments.device) * 2 - 1
+    module = product(arguments)  # first, as it fails at once or not at all
     trainees = []
     for way in WAYS:
         trainee = Trainee(way, arguments)
@@ -324,7 +325,7 @@ def main() -> None:
         enable_model_summary=False,
     )
     batches = [image] * (WARM_UP + arguments.rounds)
-    trainer.fit(product(arguments), DataLoader(batches, batch_size=None))  # type: ignore[arg-type]
+    trainer.fit(module, DataLoader(batches, batch_size=None))  # type: ignore[arg-type]
 
     where = torch.cuda.get_device_name() if cuda else f"CPU, {torch.get_num_threads()} threads"
     print(f"\n{where}, torch {torch.__version__}; batch {arguments.batch} at {arguments.image_size}²,")

@@ -468,7 +468,11 @@ def test_scores_compile_to_tensor_cores_and_distances_to_unfused_float64(
     monkeypatch.setenv("TRITON_CACHE_DIR", str(tmp_path))
 
     def compiled(
-        kernel: Any, tensors: dict[str, str], constants: dict[str, int], fuses: bool, num_warps: int = 4
+        kernel: Any,
+        tensors: dict[str, str],
+        constants: dict[str, int],
+        fuses: bool,
+        options: dict[str, int] | None = None,
     ) -> Any:
         signature = {name: tensors.get(name, "i32") for name in kernel.arg_names}
         signature |= dict.fromkeys(constants, "constexpr")
@@ -476,7 +480,7 @@ def test_scores_compile_to_tensor_cores_and_distances_to_unfused_float64(
             (number,): [["tt.divisibility", 16]] for number, name in enumerate(kernel.arg_names) if name in tensors
         }
         source = ASTSource(kernel, signature, constants, aligned)
-        options = {"num_warps": num_warps, "enable_fp_fusion": fuses}
+        options = {"num_warps": 4, "enable_fp_fusion": fuses} | (options or {})
         result = compile_kernel(source, target=GPUTarget("cuda", capability, 32), options=options)
         assert result.metadata.shared <= 99 * 1024  # what a program may have on the smallest of these GPUs
         return result.asm
@@ -485,9 +489,10 @@ def test_scores_compile_to_tensor_cores_and_distances_to_unfused_float64(
     filtered = {"scores_out": "*fp32", "tiles_out": "*i32"}
     halves = {"points": "*fp16", "codes": "*fp16", **filtered}
     tiles = {"rows_per_program": kernels.POINTS_PER_PROGRAM, "codes_per_block": block, "lanes": kernels.LANES}
-    for chunk, chunks in [(64, 1), (32, 7)]:  # the most at once, and d = 64
+    for chunk, chunks in [(64, 1), (128, 1), (32, 7)]:  # d = 16, 32 and 64
         constants = tiles | {"chunk": chunk, "chunks": chunks}
-        scores = compiled(kernels._score_kernel, halves, constants, fuses=True, num_warps=kernels.WARPS_PER_PROGRAM)
+        options = kernels.launch_options(chunk, chunk * chunks)
+        scores = compiled(kernels._score_kernel, halves, constants, fuses=True, options=options)
         lines = [line for line in scores["ptx"].splitlines() if product in line]
         assert lines
         assert all(types in line for line in lines)

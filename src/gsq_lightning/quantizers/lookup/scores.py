@@ -113,8 +113,8 @@ def _power_of_two(largest: Tensor) -> Tensor:
 
 
 def _chunk(count: int) -> int:
-    """Up to 64 numbers are multiplied at once, more in steps of 32."""
-    return next((size for size in (16, 32, 64) if count <= size), 32)
+    """Up to 128 numbers are multiplied at once, more in steps of 32."""
+    return next((size for size in (16, 32, 64, 128) if count <= size), 32)
 
 
 def _fill(columns: list[Tensor], chunk: int) -> Tensor:

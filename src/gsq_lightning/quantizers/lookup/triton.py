@@ -26,8 +26,7 @@ from gsq_lightning.quantizers.lookup.scores import TENSOR_CORES_FROM, SplitCodes
 
 CODES_PER_BLOCK = 128  # that a filter compares at once
 LANES = 4  # of such a block: tiles of codes whose scores one thread has
-POINTS_PER_PROGRAM = 64  # of the filter on tensor cores
-WARPS_PER_PROGRAM = 4  # likewise
+POINTS_PER_PROGRAM = 128  # of the filter on tensor cores
 POINTS_PER_DIFFERENCES = 128  # of the other: one to a thread
 POINTS_PER_SEARCH = 16  # of a program that searches in float64
 CODES_PER_STEP = 64  # likewise
@@ -417,7 +416,7 @@ class TensorCoreFilter:
                 rows_per_program=POINTS_PER_PROGRAM,
                 codes_per_block=CODES_PER_BLOCK,
                 lanes=LANES,
-                num_warps=WARPS_PER_PROGRAM,
+                **launch_options(chunk, matrix.shape[1]),
                 enable_fp_fusion=True,  # outside of the product there are only comparisons
             )
         scores, tiles = _merge(scores, tiles)
@@ -462,6 +461,16 @@ class DifferenceFilter:
         relative = (dimension + 8) * FLOAT32_ROUNDING
         farthest = scores[0].double().neg().sqrt() * (1 + relative) + margin
         return tiles, _candidates(distance * (1 - relative) - margin > farthest for distance in distances)
+
+
+def launch_options(chunk: int, width: int) -> dict[str, int]:
+    """Warps of the filter on tensor cores, and how many blocks of codes are in shared memory at once.
+
+    The fastest on an H200 that also fit the 99 KiB of the smallest GPUs (benchmarks/RESULTS.md).
+    """
+    if width > chunk:
+        return {"num_warps": 8, "num_stages": 3}
+    return {"num_warps": 4, "num_stages": 4 if chunk <= 64 else 2}
 
 
 def in_lanes(matrix: Tensor) -> Tensor:
