@@ -129,7 +129,7 @@ def test_every_tensor_is_accounted_for(network: Network, tmp_path: Path) -> None
         GSQTokenizer.from_released(path)
     del network.state["quantizers.usage"], network.state["decoder.blocks.0.net.3.bias"]
     write(path, network)
-    with pytest.raises(InputError, match=r"in 1 tensors: decoder.blocks.0.net.3.bias: missing in the file"):
+    with pytest.raises(InputError, match=r"in 1 tensor: decoder.blocks.0.net.3.bias: missing in the file"):
         GSQTokenizer.from_released(path)
 
 
