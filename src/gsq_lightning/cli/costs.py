@@ -20,7 +20,7 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from gsq_lightning.quantizers import GroupedSphericalQuantizer, Quantizer, QuantizerOutput
 from gsq_lightning.quantizers.lookup import choose_method
-from gsq_lightning.quantizers.lookup.scores import TENSOR_CORES_FROM
+from gsq_lightning.quantizers.lookup.devices import TENSOR_CORES_FROM
 from gsq_lightning.training import TokenizerModule
 
 TERA, GIGA = 1e12, 2**30

@@ -118,7 +118,7 @@ class Search(Protocol):
     """A method with its index built."""
 
     def query(self, points: Tensor) -> Tensor:
-        """(n, d) float64, finite -> (n,) int64."""
+        """(n, d) float64, finite -> (n,) int64; to `triton` any, 0 where it is not finite."""
 
 
 class CodeIndex:
@@ -150,8 +150,9 @@ class CodeIndex:
         self.codebook_size, self.dimension = codes.shape
         self.method = _resolve_method(method, self.dimension, self.codebook_size, num_points, self._device, unit_norm)
         with torch.no_grad(), full_precision(self._device):
-            codes = codes.detach().to(self._device).double()
-            # what only queues work takes codes of any kind
+            codes = codes.detach().to(self._device)
+            codes = codes if self.method == "triton" else codes.double()
+            # what only queues work takes codes that are not finite, too
             self._queues = _only_queues(self.method, self._device)
             self._original = None if self._queues else _rows_to_search(codes, self.method)
             self._codes = codes if self._original is None else codes[self._original]
@@ -170,7 +171,10 @@ class CodeIndex:
         if self._search is None or len(points) == 0:
             return torch.zeros(len(points), dtype=torch.int64, device=points.device)
         with full_precision(self._device):
-            points = points.detach().to(self._device).double()
+            points = points.detach().to(self._device)
+            if self.method == "triton":  # its kernels convert, and see what is not finite
+                return self._search.query(points)
+            points = points.double()
             finite = points.isfinite().all(dim=1)
             if self._queues or not finite.all():  # on a GPU, asking would take longer
                 points = torch.where(finite[:, None], points, 0.0)
@@ -207,7 +211,7 @@ def _sorted_search(codes: Tensor, circle: bool) -> Search:
         return SortedSearch(codes, circle)
     from gsq_lightning.quantizers.lookup.triton import Float64Search
 
-    return QueuedSortedSearch(codes, circle, Float64Search(codes))
+    return QueuedSortedSearch(codes, circle, Float64Search)
 
 
 def _only_queues(method: str, device: torch.device) -> bool:

@@ -1,10 +1,12 @@
-"""Which devices run the Triton kernels."""
+"""Which devices run the Triton kernels, and which of them."""
 
 import functools
 import importlib.util
 import warnings
 
 import torch
+
+TENSOR_CORES_FROM = 4  # channels: below it differences take fewer instructions
 
 
 @functools.cache

@@ -1,5 +1,6 @@
 """Search by sorting: d = 1, and codes on the unit circle."""
 
+from collections.abc import Callable
 from typing import Protocol
 
 import torch
@@ -12,8 +13,8 @@ from gsq_lightning.quantizers.lookup.tiles import TiledSearch
 class Settles(Protocol):
     """The float64 search of some points alone, which waits for nothing."""
 
-    def settle(self, points: Tensor, doubtful: Tensor) -> Tensor:
-        """(n, d) and (n,) bool → (n,) int64, right where a point is doubtful."""
+    def everywhere(self, points: Tensor, doubtful: Tensor, index: Tensor) -> Tensor:
+        """(d, n) float64, (n,) bool and (n,) int64 → the index, put right where a point is doubtful."""
 
 
 class SortedSearch:
@@ -87,13 +88,14 @@ class QueuedSortedSearch(SortedSearch):
     Args:
         codes: (V, d) float64; those that are not finite are chosen only where all are.
         circle: by the angle.
-        rest: finds the nearest code of points that two codes on either side do not settle.
+        search: of columns (d, V): finds the nearest code of points that two codes on either side do not settle.
     """
 
-    def __init__(self, codes: Tensor, circle: bool, rest: Settles) -> None:
-        self._circle, self._rest = circle, rest
+    def __init__(self, codes: Tensor, circle: bool, search: Callable[[Tensor], Settles]) -> None:
+        self._circle = circle
         finite = codes.isfinite().all(dim=1)
         self._codes = codes = torch.where(finite[:, None], codes, torch.inf)
+        self._rest = search(codes.t().contiguous())
         keys, order = torch.where(finite, self._key(codes), torch.inf).sort(stable=True)
         ordered = codes.index_select(0, order)
         is_new = torch.ones_like(finite)
@@ -111,4 +113,4 @@ class QueuedSortedSearch(SortedSearch):
     def query(self, points: Tensor) -> Tensor:
         index, best, settled = self._nearby(points, self._count)
         settled &= best.isfinite()
-        return torch.where(settled, index, self._rest.settle(points, ~settled))
+        return self._rest.everywhere(points.t().contiguous(), ~settled, index)

@@ -11,23 +11,23 @@ gathered and searched in float64 over all codes, as `brute` does.
 Nothing here waits for the device: how many points are in doubt only the kernels know.
 """
 
-from collections.abc import Iterable
 from typing import Protocol
 
 import torch
 import triton
 import triton.language as tl
-from einops import rearrange
 from torch import Tensor
 
 from gsq_lightning.errors import InputError
 from gsq_lightning.quantizers.lookup.arithmetic import FLOAT32_ROUNDING
-from gsq_lightning.quantizers.lookup.scores import TENSOR_CORES_FROM, SplitCodes
+from gsq_lightning.quantizers.lookup.devices import TENSOR_CORES_FROM
+from gsq_lightning.quantizers.lookup.scores import SplitCodes, to_columns
 
 CODES_PER_BLOCK = 128  # that a filter compares at once
 LANES = 4  # of such a block: tiles of codes whose scores one thread has
 POINTS_PER_PROGRAM = 128  # of the filter on tensor cores
 POINTS_PER_DIFFERENCES = 128  # of the other: one to a thread
+POINTS_PER_MERGE = 128  # of the kernels that gather
 POINTS_PER_SEARCH = 16  # of a program that searches in float64
 CODES_PER_STEP = 64  # likewise
 SPLITS_OF_SEARCH = 32  # of the codebook, at most
@@ -76,7 +76,7 @@ def _squared_distance(  # type: ignore[no-untyped-def]
 @triton.jit
 def _score_kernel(  # type: ignore[no-untyped-def]
     points,  # (n, chunks · chunk) float16
-    codes,  # (V', chunks · chunk) float16, V' a multiple of codes_per_block, in the order of `in_lanes`
+    codes,  # (V', chunks · chunk) float16, V' a multiple of codes_per_block, in the order of lanes
     scores_out,  # (3, splits · lanes, n): the highest scores of tiles in this split
     tiles_out,  # (2, splits, n): the first code of the first two
     num_points,
@@ -159,13 +159,24 @@ def _difference_kernel(  # type: ignore[no-untyped-def]
 
 
 @triton.jit
+def _is_behind(score, first, margin, relative: tl.constexpr):  # type: ignore[no-untyped-def]
+    """Whether a tile with this highest score, or negative least square, cannot have the nearest code."""
+    if relative == 0:
+        return first.to(tl.float64) - score.to(tl.float64) > margin
+    nearest = tl.sqrt(-first.to(tl.float64)) * (1 + relative) + margin
+    return tl.sqrt(-tl.maximum(score, -3.4028234663852886e38).to(tl.float64)) * (1 - relative) - margin > nearest
+
+
+@triton.jit
 def _merge_kernel(  # type: ignore[no-untyped-def]
     scores,  # (3, splits, n)
     tiles,  # (2, splits, n)
-    scores_out,  # (3, 1, n): over all splits
-    tiles_out,  # (2, 1, n)
+    margins,  # (n,) float64, -inf for points that are not finite
+    tiles_out,  # (2, n): over all splits
+    candidates_out,  # (n,): how many tiles may have the nearest code, 3 for more than two; 0 for points not finite
     num_points,
     splits,
+    relative: tl.constexpr,
     rows_per_program: tl.constexpr,
 ):
     row = tl.program_id(0).to(tl.int64) * rows_per_program + tl.arange(0, rows_per_program)
@@ -184,8 +195,12 @@ def _merge_kernel(  # type: ignore[no-untyped-def]
         # of the others in the split, none is above the two
         third = tl.maximum(third, tl.load(scores + place + 2 * rank, mask=mask, other=float("-inf")))
         place += num_points
-    rank = tl.full((rows_per_program,), num_points, tl.int64)
-    _store(scores_out, tiles_out, first, second, third, tile, next_tile, row, rank, mask)
+    margin = tl.load(margins + row, mask=mask, other=0.0)
+    candidates = 1 + (1 - _is_behind(second, first, margin, relative).to(tl.int32))
+    candidates += 1 - _is_behind(third, first, margin, relative).to(tl.int32)
+    tl.store(candidates_out + row, tl.where(margin == float("-inf"), 0, candidates), mask=mask)
+    tl.store(tiles_out + row, tile, mask=mask)
+    tl.store(tiles_out + num_points + row, next_tile, mask=mask)
 
 
 @triton.jit
@@ -193,7 +208,7 @@ def _tile_kernel(  # type: ignore[no-untyped-def]
     points,  # (d, n) float64
     codes,  # (d, V) float64
     tiles,  # (2, n): the first code of each tile to search
-    candidates,  # (n,): how many of them are to be searched; with 3 of them the result means nothing
+    candidates,  # (n,): how many of them are to be searched; with 3 of them the result means nothing, with 0 it is 0
     index_out,  # (n,)
     num_points,
     codebook_size,
@@ -215,7 +230,21 @@ def _tile_kernel(  # type: ignore[no-untyped-def]
         winner = tl.where(closer, index, winner)
         nearest = tl.minimum(nearest, least)
         tiles += num_points
-    tl.store(index_out + row, winner, mask=row < num_points)
+    tl.store(index_out + row, tl.where(wanted == 0, 0, winner), mask=row < num_points)
+
+
+@triton.jit
+def _gather_kernel(  # type: ignore[no-untyped-def]
+    doubtful,  # (n,) bool
+    rows_out,  # (n,): the first `count` are filled, in any order
+    count,  # (1,): raised from 0
+    num_points,
+    rows_per_program: tl.constexpr,
+):
+    row = tl.program_id(0).to(tl.int64) * rows_per_program + tl.arange(0, rows_per_program)
+    wanted = tl.load(doubtful + row, mask=row < num_points, other=0).to(tl.int32)
+    position = tl.atomic_add(count, tl.sum(wanted, axis=0)) + tl.cumsum(wanted, axis=0) - 1
+    tl.store(rows_out + position, row, mask=wanted != 0)
 
 
 @triton.jit
@@ -234,7 +263,7 @@ def _search_kernel(  # type: ignore[no-untyped-def]
     rows_per_program: tl.constexpr,
     codes_per_step: tl.constexpr,
 ):
-    wanted = tl.load(count).to(tl.int32)
+    wanted = tl.load(count)
     blocks = tl.cdiv(wanted, rows_per_program)
     for item in range(tl.program_id(0), blocks * splits, tl.num_programs(0)):
         split = item // blocks
@@ -269,7 +298,7 @@ def _settle_kernel(  # type: ignore[no-untyped-def]
     splits,
     rows_per_program: tl.constexpr,
 ):
-    wanted = tl.load(count).to(tl.int32)
+    wanted = tl.load(count)
     for block in range(tl.program_id(0), tl.cdiv(wanted, rows_per_program), tl.num_programs(0)):
         position = block * rows_per_program + tl.arange(0, rows_per_program)
         nearest = tl.full((rows_per_program,), float("inf"), tl.float64)
@@ -288,44 +317,27 @@ class Filter(Protocol):
     """Narrows a search to one or two tiles of each point.
 
     Attributes:
+        columns: (d, V) float64, the codes; infinite where one is not finite.
         codes_per_tile: how many codes a tile has.
     """
 
+    columns: Tensor
     codes_per_tile: int
 
     def __call__(self, points: Tensor) -> tuple[Tensor, Tensor]:
-        """(n, d) float64, finite → the first codes of two tiles (2, n) int32, and how many tiles the nearest may be in,
-        (n,) int32: the first, both, or 3 where others too."""
+        """(d, n) float64, infinite where not finite → the first codes of two tiles (2, n) int32, and how many tiles the
+        nearest may be in, (n,) int32: the first, both, or 3 where others too; 0 for points that are not finite."""
 
 
 class Float64Search:
     """The search in float64: of one or two tiles for each point, or of all codes for some points.
 
     Args:
-        codes: (V, d) float64; those that are not finite are chosen only where all are.
-
-    Raises:
-        InputError: on a device without Triton's kernels.
+        columns: (d, V) float64; codes that are infinite are chosen only where all are.
     """
 
-    def __init__(self, codes: Tensor) -> None:
-        if codes.device.type != "cuda" and not triton.knobs.runtime.interpret:
-            raise InputError(f"method 'triton' needs tensors on a CUDA device; given {codes.device.type}")
-        finite = codes.isfinite().all(dim=1, keepdim=True)
-        self._columns = torch.where(finite, codes, torch.inf).t().contiguous()
-
-    def settle(self, points: Tensor, doubtful: Tensor) -> Tensor:
-        """The search of all codes.
-
-        Args:
-            points: (n, d) float64, finite.
-            doubtful: (n,) bool, for which points.
-
-        Returns:
-            (n,) int64, right where a point is doubtful, elsewhere 0.
-        """
-        index = torch.zeros(len(points), dtype=torch.int64, device=points.device)
-        return self.everywhere(points.t().contiguous(), doubtful, index)
+    def __init__(self, columns: Tensor) -> None:
+        self._columns = columns
 
     def within(self, tiles: Tensor, codes_per_tile: int, candidates: Tensor, points: Tensor) -> Tensor:
         """The nearest code of what a filter leaves for each point (d, n), (n,) int64; anything at 3 candidates."""
@@ -342,13 +354,10 @@ class Float64Search:
         return index
 
     def everywhere(self, points: Tensor, doubtful: Tensor, index: Tensor) -> Tensor:
-        """`index` (n,) with the nearest of all codes where a point (d, n) is doubtful."""
+        """`index` (n,) int64 with the nearest of all codes put in where a point (d, n) is doubtful, (n,) bool."""
         (dimension, num_points), codebook_size = points.shape, self._columns.shape[1]
-        position = doubtful.cumsum(dim=0)  # among those in doubt, from 1
-        numbers = torch.arange(num_points, device=points.device)
-        # those that are sure go to a place of their own behind the end
-        place = torch.where(doubtful, position - 1, num_points)
-        rows = numbers.new_zeros(num_points + 1).scatter_(0, place, numbers)
+        rows = torch.empty_like(index)
+        doubts = torch.zeros(1, dtype=torch.int32, device=points.device)
         # few are expected, of however many: the codebook is split, and programs take what there is
         steps = triton.cdiv(codebook_size, CODES_PER_STEP)
         splits = min(steps, SPLITS_OF_SEARCH, max(4, RESULTS_OF_SEARCH // num_points))
@@ -358,8 +367,13 @@ class Float64Search:
         found = torch.empty(splits, num_points, dtype=torch.int32, device=points.device)
         blocks = triton.cdiv(num_points, POINTS_PER_SEARCH)
         with torch.cuda.device_of(points):
+            _gather_kernel[(triton.cdiv(num_points, POINTS_PER_MERGE),)](
+                *(doubtful, rows, doubts, num_points),
+                rows_per_program=POINTS_PER_MERGE,
+                num_warps=4,
+            )
             _search_kernel[(min(blocks * splits, PROGRAMS_WANTED),)](
-                *(points, self._columns, rows, position[-1:], best, found),
+                *(points, self._columns, rows, doubts, best, found),
                 *(num_points, codebook_size, codes_per_split, splits, dimension),
                 rows_per_program=POINTS_PER_SEARCH,
                 codes_per_step=CODES_PER_STEP,
@@ -367,7 +381,7 @@ class Float64Search:
                 enable_fp_fusion=False,
             )
             _settle_kernel[(min(blocks, PROGRAMS_WANTED),)](
-                *(best, found, rows, position[-1:], index, num_points, splits),
+                *(best, found, rows, doubts, index, num_points, splits),
                 rows_per_program=POINTS_PER_SEARCH,
                 num_warps=1,
             )
@@ -378,17 +392,23 @@ class FusedSearch:
     """`CodeIndex`'s `triton` method: a filter for all points, float64 within a tile or two, or everywhere for the rest.
 
     Args:
-        codes: as for `Float64Search`, which also says what is raised.
+        codes: (V, d), of any floating type; those that are not finite are chosen only where all are.
+
+    Raises:
+        InputError: on a device without Triton's kernels.
     """
 
     def __init__(self, codes: Tensor) -> None:
-        self._exact = Float64Search(codes)
+        if codes.device.type != "cuda" and not triton.knobs.runtime.interpret:
+            raise InputError(f"method 'triton' needs tensors on a CUDA device; given {codes.device.type}")
         kind = TensorCoreFilter if codes.shape[1] >= TENSOR_CORES_FROM else DifferenceFilter
         self._filter: Filter = kind(codes)
+        self._exact = Float64Search(self._filter.columns)
 
     def query(self, points: Tensor) -> Tensor:
-        tiles, candidates = self._filter(points)
-        columns = points.t().contiguous()
+        """(n, d), of any floating type → (n,) int64, 0 for points that are not finite."""
+        columns = to_columns(points)
+        tiles, candidates = self._filter(columns)
         found = self._exact.within(tiles, self._filter.codes_per_tile, candidates, columns)
         return self._exact.everywhere(columns, candidates == 3, found)
 
@@ -399,18 +419,18 @@ class TensorCoreFilter:
     codes_per_tile = CODES_PER_BLOCK // LANES
 
     def __init__(self, codes: Tensor) -> None:
-        self._codes = SplitCodes(codes, CODES_PER_BLOCK)
-        self._matrix = in_lanes(self._codes.matrix)
+        self._codes = SplitCodes(codes, CODES_PER_BLOCK, LANES)
+        self.columns = self._codes.columns
 
     def __call__(self, points: Tensor) -> tuple[Tensor, Tensor]:
-        split, margin = self._codes.split(points)
-        matrix, chunk = self._matrix, self._codes.chunk
+        split, margins = self._codes.split(points)
+        matrix, chunk = self._codes.matrix, self._codes.chunk
         scores, tiles, grid, codes_per_split = _outputs(
-            len(points), POINTS_PER_PROGRAM, len(matrix), LANES, points.device
+            len(split), POINTS_PER_PROGRAM, len(matrix), LANES, points.device
         )
         with torch.cuda.device_of(points):
             _score_kernel[grid](
-                *(split, matrix, scores, tiles, len(points), len(matrix), codes_per_split),
+                *(split, matrix, scores, tiles, len(split), len(matrix), codes_per_split),
                 chunk=chunk,
                 chunks=matrix.shape[1] // chunk,
                 rows_per_program=POINTS_PER_PROGRAM,
@@ -419,9 +439,7 @@ class TensorCoreFilter:
                 **launch_options(chunk, matrix.shape[1]),
                 enable_fp_fusion=True,  # outside of the product there are only comparisons
             )
-        scores, tiles = _merge(scores, tiles)
-        first, *others = scores.double()
-        return tiles, _candidates(first - other > margin for other in others)
+        return _merge(scores, tiles, margins)
 
 
 class DifferenceFilter:
@@ -430,37 +448,33 @@ class DifferenceFilter:
     codes_per_tile = CODES_PER_BLOCK
 
     def __init__(self, codes: Tensor) -> None:
-        finite = codes.isfinite().all(dim=1, keepdim=True)
-        columns = torch.where(finite, codes, torch.inf).t().float()
-        self._columns = torch.nn.functional.pad(
-            columns, (0, -len(codes) % CODES_PER_BLOCK), value=torch.inf
-        ).contiguous()
-        self._extent = torch.linalg.vector_norm(torch.where(finite, codes, 0.0), dim=1).amax()
+        self.columns = to_columns(codes)
+        self._singles = torch.nn.functional.pad(
+            self.columns.float(), (0, -len(codes) % CODES_PER_BLOCK), value=torch.inf
+        )
+        norm = torch.linalg.vector_norm(self.columns, dim=0)
+        self._extent = torch.where(self.columns[0].isfinite(), norm, 0.0).amax()
 
     def __call__(self, points: Tensor) -> tuple[Tensor, Tensor]:
-        dimension, num_codes = self._columns.shape
-        scores, tiles, grid, codes_per_split = _outputs(
-            len(points), POINTS_PER_DIFFERENCES, num_codes, 1, points.device
-        )
+        (dimension, num_points), num_codes = points.shape, self._singles.shape[1]
+        scores, tiles, grid, codes_per_split = _outputs(num_points, POINTS_PER_DIFFERENCES, num_codes, 1, points.device)
         with torch.cuda.device_of(points):
             _difference_kernel[grid](
-                *(points.t().float().contiguous(), self._columns, scores, tiles),
-                *(len(points), num_codes, codes_per_split),
+                *(points.float(), self._singles, scores, tiles),
+                *(num_points, num_codes, codes_per_split),
                 dimension=dimension,
                 rows_per_program=POINTS_PER_DIFFERENCES,
                 codes_per_block=CODES_PER_BLOCK,
                 num_warps=4,
                 enable_fp_fusion=True,
             )
-        scores, tiles = _merge(scores, tiles)
         # A float32 distance errs by u (|x| + |c|) where the channels are rounded, and by a factor after that. A square
         # that overflows says that the rounded distance exceeds the root of float32's maximum, no more. Of channels that
         # overflow themselves it says nothing, but there the margin is above that root, and the point is not sure.
-        distances = scores[1:].clamp(min=-torch.finfo(torch.float32).max).double().neg().sqrt()
-        margin = FLOAT32_ROUNDING * 1.01 * (torch.linalg.vector_norm(points, dim=1) + self._extent) + 1e-18
-        relative = (dimension + 8) * FLOAT32_ROUNDING
-        farthest = scores[0].double().neg().sqrt() * (1 + relative) + margin
-        return tiles, _candidates(distance * (1 - relative) - margin > farthest for distance in distances)
+        norm = torch.linalg.vector_norm(points, dim=0)
+        margins = FLOAT32_ROUNDING * 1.01 * (norm + self._extent) + 1e-18
+        margins = torch.where(points[0].isfinite(), margins, -torch.inf)
+        return _merge(scores, tiles, margins, relative=(dimension + 8) * FLOAT32_ROUNDING)
 
 
 def launch_options(chunk: int, width: int) -> dict[str, int]:
@@ -471,16 +485,6 @@ def launch_options(chunk: int, width: int) -> dict[str, int]:
     if width > chunk:
         return {"num_warps": 8, "num_stages": 3}
     return {"num_warps": 4, "num_stages": 4 if chunk <= 64 else 2}
-
-
-def in_lanes(matrix: Tensor) -> Tensor:
-    """Rows in such an order that a lane's tile is of codes that follow each other.
-
-    Of a block of products, a thread has columns 8 j + 2 t and 8 j + 2 t + 1 for all j, with t < 4 of its own.
-    """
-    return rearrange(
-        matrix, "(block t j two) k -> (block j t two) k", t=LANES, two=2, block=len(matrix) // CODES_PER_BLOCK
-    )
 
 
 def _outputs(
@@ -494,34 +498,19 @@ def _outputs(
     codes_per_split = triton.cdiv(parts, splits) * CODES_PER_BLOCK
     splits = triton.cdiv(num_codes, codes_per_split)
     scores = torch.empty(3, splits * lanes, num_points, device=device)
-    return scores, _tiles_like(scores), (blocks, splits), codes_per_split
+    tiles = torch.empty(2, splits * lanes, num_points, dtype=torch.int32, device=device)
+    return scores, tiles, (blocks, splits), codes_per_split
 
 
-def _tiles_like(scores: Tensor) -> Tensor:
-    """Room for the first two tiles of (3, splits, n) scores."""
-    return torch.empty_like(scores[:2], dtype=torch.int32)
-
-
-def _merge(scores: Tensor, tiles: Tensor) -> tuple[Tensor, Tensor]:
-    """(3, splits, n) and (2, splits, n) → (3, n) and (2, n): over all splits."""
+def _merge(scores: Tensor, tiles: Tensor, margins: Tensor, relative: float = 0.0) -> tuple[Tensor, Tensor]:
+    """What a filter has found, (3, splits, n) and (2, splits, n) → what it returns."""
     _, splits, num_points = scores.shape
-    if splits > 1:
-        of_splits, scores = (scores, tiles), torch.empty_like(scores[:, :1])
-        tiles = _tiles_like(scores)
-        with torch.cuda.device_of(scores):
-            _merge_kernel[(triton.cdiv(num_points, POINTS_PER_DIFFERENCES),)](
-                *(*of_splits, scores, tiles, num_points, splits),
-                rows_per_program=POINTS_PER_DIFFERENCES,
-                num_warps=4,
-            )
-    return scores[:, 0], tiles[:, 0]
-
-
-def _candidates(behind: Iterable[Tensor]) -> Tensor:
-    """How many tiles may hold the nearest code, (n,) int32.
-
-    Args:
-        behind: whether the second tile, and the third, cannot hold it.
-    """
-    second, third = behind
-    return 3 - second.int() - third.int()
+    first_tiles, candidates = tiles.new_empty(2, num_points), tiles.new_empty(num_points)
+    with torch.cuda.device_of(scores):
+        _merge_kernel[(triton.cdiv(num_points, POINTS_PER_MERGE),)](
+            *(scores, tiles, margins, first_tiles, candidates, num_points, splits),
+            relative=relative,
+            rows_per_program=POINTS_PER_MERGE,
+            num_warps=4,
+        )
+    return first_tiles, candidates
