@@ -17,7 +17,7 @@ cuDNN tries out its convolutions in all rows, as `trainer.benchmark: true` of th
 (`--no-cudnn_benchmark`): a process chooses once for each shape, so that it cannot be a row.
 
 FLOPs are those of a row's own step, counted by torch's FlopCounterMode before anything is compiled, without the lookup;
-of the last row those of the row with the same losses, "+ compiled".
+of the last row those of the row with the same networks, "+ frozen networks compiled".
 MFU is their share of the bf16 peak, by its datasheet, of the GPU that `--peak` names. Memory is what a step needs
 above all that is loaded. `--profile` shows where the time of the last but one row's step goes, kernel by kernel, and
 how long the device is idle.
@@ -73,13 +73,13 @@ LEVERS: list[dict[str, Any]] = [
     {"name": "+ fused optimizers", "fused": True},
     {"name": "+ channels last (model.channels_last)", "channels_last": True},
     {"name": "+ discriminator at its smaller input", "small_input": True},
-    {"name": "+ compiled (a recipe with fast.yaml)", "compiled": True},
+    {"name": "+ encoder and decoder compiled", "compiled": True},
+    {"name": "+ frozen networks compiled (a recipe with fast.yaml)", "compiled_trunks": True},
     {"name": "+ reconstruction judged once (same_draw)", "looks_once": True},
-    {"name": "+ frozen networks compiled", "compiled_trunks": True},
     {"name": "+ CUDA graphs of what is compiled", "cuda_graphs": True},
 ]
 WAYS = list(accumulate(LEVERS, lambda way, lever: way._replace(**lever), initial=Way()))
-COMPILED = next(way for way in WAYS if way.compiled)  # as the product
+COMPILED = next(way for way in WAYS if way.compiled_trunks)  # as the product
 PRODUCT = "as gsq fit runs it (a recipe with fast.yaml)"
 WARM_UP = 3  # steps of the product
 RECIPES = {"f8": (1, 2, 2, 4), "f16": (1, 1, 2, 2, 4), "f32": (1, 1, 2, 2, 4, 4)}
@@ -128,15 +128,14 @@ class Trainee:
         self.memory = 0  # bytes, at most
 
     def compile(self) -> None:
-        networks: list[torch.nn.Module] = []
+        mode = "reduce-overhead" if self.way.cuda_graphs else "default"
         if self.way.compiled:
-            networks += [self.tokenizer.encoder, self.tokenizer.decoder]
+            self.tokenizer.encoder.compile(mode=mode)
+            self.tokenizer.decoder.compile(mode=mode)
         if self.way.compiled_trunks:
             for holder in (self.perceptual.network, self.discriminator.trunk):
                 assert holder is not None
-                networks.append(holder.network)
-        for network in networks:
-            network.compile(mode="reduce-overhead" if self.way.cuda_graphs else "default")
+                holder.network.compile(mode=mode, dynamic=False)
 
     def prepare(self, image: Tensor) -> None:
         """Counts what a step takes, compiles and warms up."""

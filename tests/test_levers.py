@@ -17,7 +17,7 @@ from torch.utils.data import DataLoader
 
 from gsq_lightning import GroupedSphericalQuantizer, GSQTokenizer, TokenizerModule
 from gsq_lightning.discriminators import ProjectedDiscriminator
-from gsq_lightning.losses import EfficientNetLoss
+from gsq_lightning.losses import EfficientNetLoss, LossWeights
 from gsq_lightning.metrics import ReconstructionMetrics
 from tests.data.test_data import quiet_trainer
 
@@ -95,6 +95,34 @@ def test_channels_last_changes_the_layout_alone(tmp_path: Path) -> None:
     assert float(fast_trainer.callback_metrics["val/psnr"]) == pytest.approx(
         float(trainer.callback_metrics["val/psnr"]), rel=1e-4
     )
+
+
+@pytest.mark.parametrize("penalty", [0.0, 1.0], ids=["", "with gradient penalty"])
+def test_compiled_frozen_networks_give_the_same_losses_and_gradients(
+    penalty: float, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    compiled: list[nn.Module] = []
+
+    def compile_without_code(network: nn.Module, dynamic: bool | None = None) -> None:
+        compiled.append(network)
+        network._compiled_call_impl = torch.compile(network._call_impl, backend="aot_eager", dynamic=dynamic)
+
+    monkeypatch.setattr(nn.Module, "compile", compile_without_code)
+    losses = LossWeights(gradient_penalty=penalty)
+    plain = as_quickstart(loss_weights=losses, adaptive_weight=True)
+    fast = as_quickstart(loss_weights=losses, adaptive_weight=True, compile_networks=True)
+    (expected, trainer), (got, fast_trainer) = trained(plain, tmp_path), trained(fast, tmp_path)
+    names = [type(network).__name__ for network in compiled]
+    assert names == ["Encoder", "Decoder"] + ["Body", "Body", "RandomProjection"] * (penalty == 0)
+    for values, others in zip(got.losses, expected.losses, strict=True):
+        assert values == pytest.approx(others, rel=1e-4, abs=1e-5)
+    for gradients, of_others in zip(got.gradients, expected.gradients, strict=True):
+        assert gradients.keys() == of_others.keys()
+        for name, gradient in gradients.items():
+            difference = (gradient - of_others[name]).norm()
+            assert difference <= 1e-3 * of_others[name].norm() + 1e-6, name
+    psnr, expected_psnr = (float(one.callback_metrics["val/psnr"]) for one in (fast_trainer, trainer))
+    assert psnr == pytest.approx(expected_psnr, rel=1e-4)
 
 
 def test_bf16_on_a_cpu_computes_convolutions_alone_in_it(tmp_path: Path) -> None:

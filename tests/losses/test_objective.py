@@ -306,7 +306,7 @@ def test_loss_and_discriminator_on_one_trunk_look_once_at_each_image(
         objective.load()
         assert discriminator.trunk is not None
         seen: list[int] = []
-        for stem in {loss.features.stem, discriminator.trunk.network[0].stem}:  # type: ignore[index]
+        for stem in {loss.features.body.stem, discriminator.trunk.network[0].body.stem}:  # type: ignore[index]
             stem.register_forward_hook(lambda module, inputs, output: seen.append(len(output)))
         image = torch.rand(2, 3, 32, 32) * 2 - 1
         # without autocast, whose roundings would make 3 % of a difference in the last bit

@@ -33,7 +33,7 @@ from gsq_lightning.training import TokenizerModule
 
 IMAGES_OF_A_WORKER = 900  # per second at 256², JPEG of ImageNet's sizes: measured, benchmarks/RESULTS.md
 # Share of an H200's bf16 peak that f8.yaml reached at 256², sixteen images a step: benchmarks/RESULTS.md, "On a GPU"
-MEASURED_MFU = {True: 0.206, False: 0.172}  # with encoder and decoder compiled, and not
+MEASURED_MFU = {True: 0.206, False: 0.172}  # with encoder and decoder compiled, and not; the frozen networks were not
 COMPILED_ACTIVATIONS = 0.47  # of what is kept uncompiled; measured there
 USABLE_MEMORY = 0.9  # of a GPU: the rest goes to the CUDA context, NCCL and fragmentation
 # FLOPs of a forward pass, twice the multiplications that torchvision's tables of models give

@@ -3,6 +3,7 @@ the paper's own trunk, whose weights come with pip.
 """
 
 from collections.abc import Sequence
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -68,12 +69,12 @@ class ProjectedDiscriminator(TrunkDiscriminator):
         self.min_size = min_size
 
     def make_trunk(self) -> nn.Module:
-        return project(EfficientNetFeatures(load_efficientnet_lite0(self.weights)))
+        return ProjectedFeatures(EfficientNetFeatures(load_efficientnet_lite0(self.weights)))
 
     def share_trunk(self, features: EfficientNetFeatures) -> None:
         """Takes a trunk of the same weights that is loaded already, unless this has one."""
         if self.trunk is None:
-            self.trunk = FrozenNetwork(project(features))
+            self.trunk = FrozenNetwork(ProjectedFeatures(features))
 
     def forward(self, image: Tensor) -> Tensor:
         """(B, 3, H, W) in [-1, 1] → logits (B, N) of all positions at all scales; N = 340 where the trunk sees 64²."""
@@ -94,9 +95,15 @@ class ProjectedDiscriminator(TrunkDiscriminator):
         return F.interpolate(image, size, mode="bilinear")
 
 
-def project(features: EfficientNetFeatures) -> nn.Sequential:
-    """The trunk: features and their projection."""
-    return nn.Sequential(features, RandomProjection([scale.channels for scale in SCALES]))
+class ProjectedFeatures(nn.Sequential):
+    """The trunk: features, which a perceptual loss may share, and their projection."""
+
+    def __init__(self, features: EfficientNetFeatures) -> None:
+        super().__init__(features, RandomProjection([scale.channels for scale in SCALES]))
+
+    def compile(self, *args: Any, **kwargs: Any) -> None:
+        for part in self:
+            part.compile(*args, **kwargs)
 
 
 class RandomProjection(nn.Module):

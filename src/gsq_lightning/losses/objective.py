@@ -27,6 +27,7 @@ from gsq_lightning.losses.regularizers import (
     gradient_penalty,
 )
 from gsq_lightning.pretrained.efficientnet import EfficientNetFeatures
+from gsq_lightning.pretrained.frozen import FrozenNetwork
 from gsq_lightning.quantizers import Quantizer, QuantizerOutput
 
 
@@ -241,6 +242,16 @@ class Objective:
             discriminator.share_trunk(loss.features)
         if discriminator is not None:
             discriminator.load()
+
+    def frozen_networks(self) -> list[nn.Module]:
+        """What perceptual loss and discriminator look through, to be compiled.
+
+        None where there is a gradient penalty: the compiler has no second derivatives.
+        """
+        if self.weights.gradient_penalty > 0:
+            return []
+        parts = [part for part in (self.perceptual_loss, self.discriminator) if part is not None]
+        return [one.network for part in parts for one in part.modules() if isinstance(one, FrozenNetwork)]
 
     def trains_discriminator(self, step: int) -> bool:
         return self.discriminator is not None and step >= self.discriminator_start_step

@@ -57,21 +57,19 @@ class EfficientNetFeatures(nn.Module):
     def __init__(self, network: Any) -> None:
         super().__init__()
         fold_batch_norms(network.eval())
-        self.stem = nn.Sequential(network.conv_stem, network.bn1)
-        self.stages = network.blocks
-        self.returned = [depth.stage for depth in DEPTHS]
+        self.body = Body(nn.Sequential(network.conv_stem, network.bn1), network.blocks)
         self._cache: list[CachedFeatures] | None = None  # of the current step; maps keep their graph
         self.to(memory_format=torch.channels_last)
 
     def forward(self, image: Tensor) -> list[Tensor]:
         """(B, 3, H, W) in [-1, 1], any size → maps (B, C, ⌈H/stride⌉, ⌈W/stride⌉), finest first."""
         if self._cache is None:
-            return self._compute(image)
+            return self.body(image)
         traced = image.requires_grad and torch.is_grad_enabled()
         for cached in self._cache:
             if cached.image.is_set_to(image) and (cached.features[0].requires_grad or not traced):
                 return cached.features if traced else [x.detach() for x in cached.features]
-        maps = self._compute(image)
+        maps = self.body(image)
         if not torch.is_autocast_enabled(image.device.type):  # the next caller may need float32
             self._cache.append(CachedFeatures(image.detach(), maps))
         return maps
@@ -88,10 +86,24 @@ class EfficientNetFeatures(nn.Module):
         finally:
             self._cache = None
 
-    def _compute(self, image: Tensor) -> list[Tensor]:
+    def compile(self, *args: Any, **kwargs: Any) -> None:
+        """Of what computes the maps; what is kept of a step is no part of a graph."""
+        self.body.compile(*args, **kwargs)
+
+
+class Body(nn.Module):
+    """What computes the maps of `EfficientNetFeatures`."""
+
+    def __init__(self, stem: nn.Module, stages: nn.Module) -> None:
+        super().__init__()
+        self.stem = stem
+        self.stages = stages
+        self.returned = [depth.stage for depth in DEPTHS]
+
+    def forward(self, image: Tensor) -> list[Tensor]:
         x = self.stem(network_input(image).contiguous(memory_format=torch.channels_last))
         maps = []
-        for number, stage in enumerate(self.stages):
+        for number, stage in enumerate(self.stages.children()):
             x = stage(x)
             if number in self.returned:
                 maps.append(x)
