@@ -12,8 +12,8 @@ import torch
 from torch import Tensor
 from torch.utils._python_dispatch import _disable_current_modes
 
-from gsq_lightning.quantizers.lookup import nearest_code, scores, triton
-from gsq_lightning.quantizers.lookup.sorted import QueuedSortedSearch
+from gsq_lightning.quantizers.lookup import nearest_code, scores, sorted_triton, triton
+from gsq_lightning.quantizers.lookup.sorted_triton import QueuedSortedSearch
 from tests.quantizers.test_lookup import INPUTS, clustered, gaussian, on_sphere
 from tests.waits import Waits
 
@@ -109,7 +109,7 @@ class Unwatched:
 
 @pytest.fixture
 def unwatched(monkeypatch: pytest.MonkeyPatch) -> None:
-    for module in (scores, triton):
+    for module in (scores, sorted_triton, triton):
         for name in [name for name in vars(module) if name.endswith("_kernel")]:
             monkeypatch.setattr(module, name, Unwatched(getattr(module, name)))
 
@@ -137,12 +137,12 @@ def test_sorted_as_on_a_gpu(name: str, dimension: int) -> None:
         codes[5], codes[6, -1] = torch.nan, torch.inf
     expected = nearest_code(points, codes, "brute")
     with Waits() as waits:
-        found = QueuedSortedSearch(codes, dimension == 2, triton.Float64Search).query(points)
+        found = QueuedSortedSearch(codes, dimension == 2).query(points)
     assert torch.equal(found, expected)
     assert waits.found == []
     few = codes[:3].nan_to_num(posinf=9.0)
     expected = nearest_code(points, few, "brute")
-    assert torch.equal(QueuedSortedSearch(few, dimension == 2, triton.Float64Search).query(points), expected)
+    assert torch.equal(QueuedSortedSearch(few, dimension == 2).query(points), expected)
     assert torch.equal(nearest_code(points, few, "circle" if dimension == 2 else "sorted"), expected)
 
 

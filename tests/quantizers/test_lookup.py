@@ -365,6 +365,7 @@ def test_scores_compile_to_tensor_cores_and_distances_to_unfused_float64(
     from triton.compiler import ASTSource
 
     from gsq_lightning.quantizers.lookup import scores as preparation
+    from gsq_lightning.quantizers.lookup import sorted_triton
     from gsq_lightning.quantizers.lookup import triton as kernels
 
     monkeypatch.setenv("TRITON_CACHE_DIR", str(tmp_path))
@@ -420,6 +421,13 @@ def test_scores_compile_to_tensor_cores_and_distances_to_unfused_float64(
     singles = {"points": "*fp32", "codes": "*fp32", **filtered}
     tiles = {"rows_per_program": kernels.POINTS_PER_DIFFERENCES, "codes_per_block": block, "dimension": 3}
     assert "fma.rn.f32" in compiled(kernels._difference_kernel, singles, tiles, fuses=True)["ptx"]
+    outputs = {"order": "*i64", "distinct": "*i64", "index_out": "*i64", "doubtful_out": "*i1"}
+    by_key = dict.fromkeys(["points", "points_keys", "codes", "keys", "radii"], "*fp64") | outputs
+    for circle in (True, False):
+        constants = {"circle": circle, "rows_per_program": sorted_triton.ROWS}
+        found = compiled(sorted_triton._sorted_kernel, by_key, constants, fuses=False)["sass"]
+        assert "DMUL" in found
+        assert circle or "DFMA" not in found  # the sine has some
     doubles = {"points": "*fp64", "codes": "*fp64", "best_out": "*fp64", "rows": "*i64", "count": "*i32"}
     few = {"rows_per_program": kernels.POINTS_PER_SEARCH}
     within = {**doubles, "tiles": "*i32", "candidates": "*i32", "index_out": "*i64"}

@@ -41,7 +41,7 @@ from gsq_lightning.quantizers.lookup.arithmetic import argsort, without_repeats
 from gsq_lightning.quantizers.lookup.brute import BruteSearch, LastResort
 from gsq_lightning.quantizers.lookup.dense import dense_nearest_code
 from gsq_lightning.quantizers.lookup.devices import has_kernels, why_no_kernels
-from gsq_lightning.quantizers.lookup.sorted import QueuedSortedSearch, SortedSearch
+from gsq_lightning.quantizers.lookup.sorted import SortedSearch
 from gsq_lightning.quantizers.lookup.tiles import TiledSearch
 from gsq_lightning.quantizers.lookup.tree import TreeSearch
 
@@ -118,7 +118,7 @@ class Search(Protocol):
     """A method with its index built."""
 
     def query(self, points: Tensor) -> Tensor:
-        """(n, d) float64, finite -> (n,) int64; to `triton` any, 0 where it is not finite."""
+        """(n, d) float64, finite -> (n,) int64. Kernels take points of any kind, and find 0 for those not finite."""
 
 
 class CodeIndex:
@@ -151,9 +151,9 @@ class CodeIndex:
         self.method = _resolve_method(method, self.dimension, self.codebook_size, num_points, self._device, unit_norm)
         with torch.no_grad(), full_precision(self._device):
             codes = codes.detach().to(self._device)
-            codes = codes if self.method == "triton" else codes.double()
-            # what only queues work takes codes that are not finite, too
+            # what only queues work takes numbers of any kind, those that are not finite too
             self._queues = _only_queues(self.method, self._device)
+            codes = codes if self._queues else codes.double()
             self._original = None if self._queues else _rows_to_search(codes, self.method)
             self._codes = codes if self._original is None else codes[self._original]
             self._search = None if len(self._codes) == 0 else _build(self._codes, self.method)
@@ -172,11 +172,11 @@ class CodeIndex:
             return torch.zeros(len(points), dtype=torch.int64, device=points.device)
         with full_precision(self._device):
             points = points.detach().to(self._device)
-            if self.method == "triton":  # its kernels convert, and see what is not finite
+            if self._queues:
                 return self._search.query(points)
             points = points.double()
             finite = points.isfinite().all(dim=1)
-            if self._queues or not finite.all():  # on a GPU, asking would take longer
+            if not finite.all():
                 points = torch.where(finite[:, None], points, 0.0)
             index = self._search.query(points)
             if self._original is not None:
@@ -209,9 +209,9 @@ def _fused_search(codes: Tensor) -> Search:
 def _sorted_search(codes: Tensor, circle: bool) -> Search:
     if not _only_queues("circle" if circle else "sorted", codes.device):
         return SortedSearch(codes, circle)
-    from gsq_lightning.quantizers.lookup.triton import Float64Search
+    from gsq_lightning.quantizers.lookup.sorted_triton import QueuedSortedSearch
 
-    return QueuedSortedSearch(codes, circle, Float64Search)
+    return QueuedSortedSearch(codes, circle)
 
 
 def _only_queues(method: str, device: torch.device) -> bool:
