@@ -42,6 +42,7 @@ import torch
 from torch import Tensor
 
 from gsq_lightning.quantizers.lookup import CodeIndex, nearest_code
+from gsq_lightning.quantizers.lookup.devices import has_kernels
 
 
 class Shape(NamedTuple):
@@ -257,16 +258,35 @@ def exact_share(index: Tensor, points: Tensor, codes: Tensor) -> float:
     return (index.cpu() == exact).double().mean().item()
 
 
+def float64_search(codes: Tensor) -> Callable[[Tensor], Tensor]:
+    """Over all codes; on a GPU by one kernel, which stores no distances."""
+    if not has_kernels(codes.device):
+        return lambda points: nearest_code(points, codes, "brute")
+    from gsq_lightning.quantizers.lookup.scores import to_columns
+    from gsq_lightning.quantizers.lookup.triton import Float64Search
+
+    search = Float64Search(to_columns(codes))
+
+    def nearest(points: Tensor) -> Tensor:
+        everywhere = torch.ones(len(points), dtype=torch.bool, device=points.device)
+        return search.everywhere(to_columns(points), everywhere, torch.zeros_like(everywhere, dtype=torch.int64))
+
+    return nearest
+
+
 def count_mismatches(shape: Shape, lookups: int, device: str) -> int:
     """Of lookups of random points in batches of 131,072, how many differ from the float64 search."""
     _, codes = make_inputs(shape, 1, device)
     index, generator = CodeIndex(codes, unit_norm=shape.normalized), torch.Generator(device).manual_seed(1)
+    search = float64_search(codes)
+    first = torch.randn(4096, shape.dimension, generator=generator, device=device)
+    assert torch.equal(search(first), nearest_code(first, codes, "brute"))
     wrong = torch.zeros((), dtype=torch.int64, device=device)
     for start in range(0, lookups, 131072):
         points = torch.randn(min(131072, lookups - start), shape.dimension, generator=generator, device=device)
         if shape.normalized:
             points = torch.nn.functional.normalize(points, dim=1)
-        wrong += (index.query(points) != nearest_code(points, codes, "brute")).sum()
+        wrong += (index.query(points) != search(points)).sum()
     return int(wrong)
 
 
