@@ -4,6 +4,7 @@
     python benchmarks/training.py --device cuda       # f8 at 256², batch 16, bf16
     python benchmarks/training.py --device cuda --recipe f16 --image_size 128 --peak h100
     python benchmarks/training.py --device cuda --profile 30
+    python benchmarks/training.py --device cuda --last 3     # in a few minutes
 
 "usual" is how the paper's reference works: a second batch and a second pass of the autoencoder, with its graph, for the
 discriminator; its input at 518²; channels first; nothing compiled; optimizers that loop over the weights.
@@ -65,6 +66,7 @@ class Way(NamedTuple):
     compiled: bool = False
     compiled_trunks: bool = False
     cuda_graphs: bool = False
+    norm_kernels: bool = False
 
 
 # what each way adds to the one before
@@ -77,6 +79,7 @@ LEVERS: list[dict[str, Any]] = [
     {"name": "+ frozen networks compiled (a recipe with fast.yaml)", "compiled_trunks": True},
     {"name": "+ reconstruction judged once (same_draw)", "looks_once": True},
     {"name": "+ CUDA graphs of what is compiled", "cuda_graphs": True},
+    {"name": "+ group norm and SiLU by kernels (a trial, group_norm.py)", "norm_kernels": True},
 ]
 WAYS = list(accumulate(LEVERS, lambda way, lever: way._replace(**lever), initial=Way()))
 COMPILED = next(way for way in WAYS if way.compiled_trunks)  # as the product
@@ -106,6 +109,10 @@ class Trainee:
             input_size=sizes[1] if way.small_input else sizes[0],
             augmentation=DifferentiableAugmentation(same_draw=way.looks_once),
         )
+        if way.norm_kernels:
+            from group_norm import with_kernels  # Triton only where it is used
+
+            with_kernels(self.tokenizer)
         self.perceptual = LPIPS(weights="random")
         for network in (self.discriminator, self.perceptual):
             network.load()
@@ -283,6 +290,7 @@ def main() -> None:
     )
     parser.add_argument("--rounds", type=int, default=5, help="timed steps of each way")
     parser.add_argument("--profile", type=int, metavar="ROWS", help="kernels to list, of the last way")
+    parser.add_argument("--last", type=int, metavar="N", help="so many of the ways alone, and the product")
     arguments = parser.parse_args()
     cuda = arguments.device.startswith("cuda")
     for name, on_cuda, elsewhere in (
@@ -301,7 +309,8 @@ def main() -> None:
     image = torch.rand(shape, device=arguments.device) * 2 - 1
     module = product(arguments)  # first, as it fails at once or not at all
     trainees = []
-    for way in WAYS:
+    ways = [way for way in WAYS if cuda or not way.norm_kernels]
+    for way in ways if arguments.last is None else ways[-arguments.last :]:
         trainee = Trainee(way, arguments)
         try:
             trainee.prepare(image)
@@ -329,7 +338,7 @@ def main() -> None:
     where = torch.cuda.get_device_name() if cuda else f"CPU, {torch.get_num_threads()} threads"
     print(f"\n{where}, torch {torch.__version__}; batch {arguments.batch} at {arguments.image_size}²,")
     print(f"base_channels {arguments.base_channels}, discriminator at {arguments.discriminator_sizes}\n")
-    print("| way | images per second | × usual | GFLOP per image | MFU | GiB of a step |")
+    print("| way | images per second | × the first | GFLOP per image | MFU | GiB of a step |")
     print("|---|---|---|---|---|---|")
     medians = [statistics.median(measured) for measured in turns.times]
     rows = [(trainee.way.name, trainee.flops, trainee.memory) for trainee in trainees]

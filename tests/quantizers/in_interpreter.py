@@ -1,4 +1,4 @@
-"""Tests of the lookup's kernels, by Triton's interpreter on a CPU; test_lookup.py runs them, in processes of their own.
+"""Tests of the lookup's kernels, by Triton's interpreter on a CPU; tests/test_interpreter.py runs them.
 
 Of scores by tensor cores the bound is tested under a model of how those round that is worse than any measured.
 """
@@ -86,11 +86,17 @@ def test_inputs(name: str, dimension: int) -> None:
 def test_inputs_of_codes_that_are_equal_or_not_finite() -> None:
     codes = on_sphere(100, 8, 5)
     codes[3:] = codes[3]  # a collapsed codebook: every point is a tie
-    compare(gaussian(40, 8, 6), codes)
+    compare(gaussian(300, 8, 6), codes)  # more than one program gathers
     codes[:] = codes[3]
     compare(gaussian(40, 8, 6), codes)
     codes[:] = torch.nan
     assert not nearest_code(gaussian(40, 8, 6), codes, "triton").any()
+
+
+@pytest.mark.parametrize("dimension", [3, 8])
+def test_inputs_close_together_and_far_from_zero(dimension: int) -> None:
+    """Where float32 rounds distances away."""
+    compare(gaussian(100, dimension, 5) + 1e6, gaussian(500, dimension, 6) + 1e6)
 
 
 class Unwatched:

@@ -2,8 +2,6 @@
 
 import importlib.util
 import os
-import subprocess
-import sys
 import tracemalloc
 from collections.abc import Iterator
 from itertools import count
@@ -326,22 +324,6 @@ def test_works_inside_a_compiled_function() -> None:
         return nearest_code(points * 2, codes) + 1
 
     assert torch.equal(double_then_find(points), float64_search(points * 2, codes) + 1)
-
-
-@pytest.mark.skipif(importlib.util.find_spec("triton") is None, reason="Triton is not installed")
-@pytest.mark.parametrize("part", ["shapes", "tiles or sorted", "scores", "not (shapes or tiles or sorted or scores)"])
-def test_kernels_in_the_interpreter(part: str) -> None:
-    """`in_interpreter.py` has its tests: Triton interprets all kernels of a process or none."""
-    command = [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", "-p", "no:xdist", "-k", part]
-    result = subprocess.run(
-        [*command, str(Path(__file__).with_name("in_interpreter.py"))],
-        cwd=Path(__file__).parents[2],
-        env={**os.environ, "TRITON_INTERPRET": "1", "CUDA_VISIBLE_DEVICES": ""},
-        capture_output=True,
-        text=True,
-        check=False,
-    )
-    assert result.returncode == 0, result.stdout[-5000:]
 
 
 @pytest.mark.skipif(importlib.util.find_spec("triton") is None, reason="Triton is not installed")
