@@ -346,9 +346,10 @@ def main() -> None:
     rows.append((PRODUCT, flops_of_product, turns.memory))
     for (name, flops_of_step, bytes_of_step), median in zip(rows, medians, strict=True):
         rate, flops = arguments.batch / median, flops_of_step / arguments.batch
-        mfu = f"{rate * flops / DEVICES[arguments.peak].bfloat16:.1%}" if arguments.peak else "–"
+        mfu = f"{rate * flops / DEVICES[arguments.peak].bfloat16:.1%}" if arguments.peak and flops else "–"
+        counted = f"{flops / 1e9:.1f}" if flops else "–"
         memory = f"{bytes_of_step / 2**30:.1f}" if cuda else "–"
-        print(f"| {name} | {rate:.2f} | {medians[0] / median:.2f} | {flops / 1e9:.1f} | {mfu} | {memory} |")
+        print(f"| {name} | {rate:.2f} | {medians[0] / median:.2f} | {counted} | {mfu} | {memory} |")
     if arguments.profile:
         print("", f"{trainees[-1].way.name}:", "", *profile_lines(trainees[-1], image, arguments.profile), sep="\n")
 
