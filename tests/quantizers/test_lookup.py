@@ -376,7 +376,7 @@ def test_scores_compile_to_tensor_cores_and_distances_to_unfused_float64(
     filtered = {"scores_out": "*fp32", "tiles_out": "*i32"}
     halves = {"points": "*fp16", "codes": "*fp16", **filtered}
     tiles = {"rows_per_program": kernels.POINTS_PER_PROGRAM, "codes_per_block": block, "lanes": kernels.LANES}
-    columns = {"columns": "*fp64", "highest": "*fp64", "frame": "*fp64", "root": "fp32"}
+    columns = dict.fromkeys(["columns", "highest", "mean", "frame", "frame_out"], "*fp64") | {"root": "fp32"}
     of_codes = {"lanes": kernels.LANES, "codes_per_block": block}
     for chunk, chunks in [(64, 1), (128, 1), (32, 7)]:  # d = 16, 32 and 64
         constants = tiles | {"chunk": chunk, "chunks": chunks}

@@ -95,7 +95,8 @@ def _columns_kernel(  # type: ignore[no-untyped-def]
 @triton.jit
 def _frame_kernel(  # type: ignore[no-untyped-def]
     highest,  # (2 d + 1,) of the codes
-    frame,  # (CENTER + d,): in place of the center the mean, unscaled
+    mean,  # (d,)
+    frame_out,  # (CENTER + d,)
     dimension,
     root,  # of d
 ):
@@ -107,20 +108,21 @@ def _frame_kernel(  # type: ignore[no-untyped-def]
         low = -tl.load(highest + dimension + channel + place)
         # where no code is finite, these are infinite the other way round
         extent = tl.maximum(extent, tl.maximum(high, -low))
-        middle = tl.maximum(middle, tl.abs(tl.load(frame + CENTER + channel + place)))
+        middle = tl.maximum(middle, tl.abs(tl.load(mean + channel + place)))
     first = _power_of_two(extent)
     spread = zero
     for channel in range(dimension):
-        center = tl.load(frame + CENTER + channel + place) * first
+        center = tl.load(mean + channel + place) * first
         high = tl.load(highest + channel + place) * first
         low = -tl.load(highest + dimension + channel + place) * first
         spread = tl.maximum(spread, tl.maximum(high - center, center - low))
-        tl.store(frame + CENTER + channel + place, center)
+        tl.store(frame_out + CENTER + channel + place, center)
     second = _power_of_two(spread * root)
-    tl.store(frame + FIRST + place, first)
-    tl.store(frame + SECOND + place, second)
-    tl.store(frame + EXTENT + place, extent)
-    tl.store(frame + OFFSET + place, (extent + middle) * first * second * root)
+    tl.store(frame_out + FIRST + place, first)
+    tl.store(frame_out + SECOND + place, second)
+    tl.store(frame_out + EXTENT + place, extent)
+    tl.store(frame_out + OFFSET + place, (extent + middle) * first * second * root)
+    tl.store(frame_out + RADIUS + place, zero)
 
 
 @triton.jit
@@ -269,14 +271,15 @@ class SplitCodes:
         num_codes, dimension = codes.shape
         new = codes.new_empty
         highest = torch.full((2 * dimension + 1,), -torch.inf, dtype=torch.float64, device=codes.device)
-        self.frame = torch.zeros(CENTER.value + dimension, dtype=torch.float64, device=codes.device)
-        self.columns = to_columns(codes, (highest, self.frame[CENTER.value :]))
+        mean = torch.zeros(dimension, dtype=torch.float64, device=codes.device)
+        self.columns = to_columns(codes, (highest, mean))
+        self.frame = new(CENTER.value + dimension, dtype=torch.float64)
         self.chunk = _chunk(3 * dimension + 2)
         self._chunks = triton.cdiv(3 * dimension + 2, self.chunk)
         rows = triton.cdiv(num_codes, codes_per_block) * codes_per_block
         self.matrix = new(rows, self.chunk * self._chunks, dtype=torch.float16)
         with torch.cuda.device_of(codes):
-            _frame_kernel[(1,)](highest, self.frame, dimension, dimension**0.5, num_warps=1)
+            _frame_kernel[(1,)](highest, mean, self.frame, dimension, dimension**0.5, num_warps=1)
             _split_codes_kernel[(rows // ROWS,)](
                 *(self.columns, highest, self.frame, self.matrix, num_codes, dimension),
                 chunk=self.chunk,
