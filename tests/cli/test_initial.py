@@ -96,7 +96,7 @@ WRONG = {
     "a random encoder": (["--model.trained=decoder"], "would stay random"),
     "part of a random encoder": (
         ["--init_from=RUN", "--model.trained=decoder", "--init.exclude=[quantizer.*]"],
-        "1 tensors of encoder and codebook would stay random",
+        "1 tensor of encoder and codebook would stay random",
     ),
 }
 

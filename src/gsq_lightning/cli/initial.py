@@ -7,7 +7,7 @@ from typing import Any
 from lightning.pytorch.utilities.rank_zero import rank_zero_info
 
 from gsq_lightning.cli.source import find_tokenizer
-from gsq_lightning.errors import InputError, require
+from gsq_lightning.errors import InputError, how_many, require
 from gsq_lightning.pretrained.export import Weights
 from gsq_lightning.pretrained.initial import DISCRIMINATOR, Taken, read_initial, start_from
 
@@ -84,9 +84,8 @@ def initialize(module: Any, source: str, options: InitOptions) -> Taken:
             hint += ", --init.discriminator false the discriminator"
         raise InputError(f"{error}{hint if 'do not fit' in str(error) else ''}") from error
     frozen = [name for name in taken.fresh if module.trained == "decoder" and name.startswith(("encoder", "quantizer"))]
-    require(
-        not frozen, f"model.trained is decoder, and {len(frozen)} tensors of encoder and codebook would stay random"
-    )
+    tensors = how_many(len(frozen), "tensor")
+    require(not frozen, f"model.trained is decoder, and {tensors} of encoder and codebook would stay random")
     rank_zero_info(f"init_from: {taken}")
     if discriminator is not None and not takes_it:
         rank_zero_info("init_from: the discriminator starts fresh")
