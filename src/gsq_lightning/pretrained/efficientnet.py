@@ -15,7 +15,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.utils.fusion import fuse_conv_bn_eval
 
-from gsq_lightning.errors import WeightsMissing, require
+from gsq_lightning.errors import InputError, WeightsMissing, require
 from gsq_lightning.pretrained.frozen import CachedFeatures
 from gsq_lightning.pretrained.weights import PublishedWeights, fixed_random_weights, load_state, read_weights
 
@@ -177,6 +177,8 @@ def _read(weights: str) -> dict[str, Tensor]:
         return read_weights(weights, EFFICIENTNET_LITE0)
     except WeightsMissing as missing:
         raise WeightsMissing(missing.network, missing.file, missing.url, missing.folder, INSTALL) from missing
+    except InputError as error:
+        raise InputError(f'{error}; {INSTALL} brings those of "pretrained"') from error
 
 
 def _shapes(state: dict[str, Tensor]) -> list[torch.Size]:
