@@ -201,12 +201,12 @@ def test_a_small_step_takes_as_long_as_issuing_its_operators(capsys: pytest.Capt
     """Whatever its batch, until computing takes longer; each accumulated batch issues them again."""
     found = [planned(capsys), planned(capsys, "--data.global_batch_size", "80")]
     found.append(planned(capsys, "--model.accumulate_batches", "2"))
-    issued = [re.fullmatch(r"([\d.]+) ms to issue ([\d,]+), 5 µs each .*", rows["its operators"]) for rows in found]
+    issued = [re.fullmatch(r"([\d.]+) ms to issue ([\d,]+), 10 µs each .*", rows["its operators"]) for rows in found]
     times, operators = zip(*(match.groups() for match in issued if match), strict=True)
     assert operators[0] == operators[1]
     assert float(operators[2].replace(",", "")) == 2 * float(operators[0].replace(",", ""))
     assert [rows["a step"].split()[0] for rows in found] == list(times)
-    assert times[0] == f"{5e-3 * float(operators[0].replace(',', '')):.1f}"
+    assert times[0] == f"{1e-2 * float(operators[0].replace(',', '')):.1f}"
     large = planned(capsys, "--data.global_batch_size", "3480")
     assert large["its operators"] == found[0]["its operators"]
     assert float(large["a step"].split()[0]) > float(times[0])

@@ -39,7 +39,9 @@ USABLE_MEMORY = 0.9  # of a GPU: the rest goes to the CUDA context, NCCL and fra
 # FLOPs of a forward pass, twice the multiplications that torchvision's tables of models give
 INCEPTION = 2 * 5.71e9  # of an image at 299²
 VGG16_AT_224 = 2 * 15.47e9  # in proportion to the pixels
-ISSUE = 5e-6  # seconds that a CPU takes to issue an operator to a GPU; assumed, not measured
+# seconds that a CPU takes to issue an operator to a GPU. Assumed: lookups beside an H200 took some 20 µs for each that
+# Python calls (benchmarks/RESULTS.md); those of a backward pass take less.
+ISSUE = 10e-6
 INCEPTION_METRICS = ("rfid", "rfid_pytorch_fid", "rfid_clean_fid", "rkid")
 
 
