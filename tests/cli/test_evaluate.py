@@ -67,6 +67,28 @@ def test_files_of_the_same_path_are_compared(folders: tuple[Path, Path], capsys:
     assert "PSNR" in capsys.readouterr().out
 
 
+def test_files_that_are_left_out_are_noted(folders: tuple[Path, Path]) -> None:
+    real, fake = folders
+    for number in range(3):
+        (fake / f"{number}.heic").write_bytes(b"")
+    evaluate("--real", real, "--fake", fake, "--metrics", "psnr")
+    report = read_report(Path(f"{fake}-report") / "metrics.json")
+    assert report.notes == [f"{fake}: 3 files are left out, not named like an image: 3 .heic"]
+
+
+def test_a_list_of_absolute_and_relative_names_has_partners_or_says_which_it_lacks(
+    folders: tuple[Path, Path], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    real, fake = folders
+    names = [str(path) for path in sorted(real.glob("*/*.png"))]
+    images = tmp_path / "images.txt"
+    images.write_text("\n".join(names))
+    evaluate("--real", images, "--fake", fake, "--metrics", "psnr")
+    assert read_report(Path(f"{fake}-report") / "metrics.json").metrics["images"] == 6
+    images.write_text("\n".join([*names[:5], "real/dogs/image_002.png"]))
+    assert "6 of 12 images have no partner" in error_of(capsys, "--real", images, "--fake", fake, "--metrics", "psnr")
+
+
 def test_an_archive_of_the_same_images_gives_the_same_metrics(folders: tuple[Path, Path], tmp_path: Path) -> None:
     shutil.make_archive(str(tmp_path / "originals"), "zip", folders[0])
     for real in (folders[0], tmp_path / "originals.zip"):
@@ -326,9 +348,11 @@ def test_generated_images_are_compared_with_real_ones_as_sets(
     fake = write_images(tmp_path / "fake", 6, (24, 20), seed=2)
     metrics = "[rfd_random,rkd_efficientnet,precision_recall_efficientnet]"
     options = ("--unpaired", "--metrics", metrics, "--efficientnet_weights", "random", "--batch_size", 3)
+    options += ("--bits_per_image", 240)
     evaluate("--real", tmp_path / "real", "--fake", tmp_path / "fake", *options)
     first = read_report(tmp_path / "fake-report-unpaired" / "metrics.json")
     assert (first.metrics["images"], first.metrics["real_images"]) == (6, 8)
+    assert first.metrics["bits_per_pixel"] == 0.5  # of the generated images
     assert "3 nearest neighbors" in first.protocols["precision_recall_efficientnet"]
 
     pixels = [

@@ -211,8 +211,8 @@ def evaluate_folders(
     assert seen is not None
     if bits_per_image is not None:
         values["bits_per_image"] = bits_per_image
-        if seen.size is not None:
-            values["bits_per_pixel"] = bits_per_image / math.prod(seen.size)
+        if computed.size is not None:
+            values["bits_per_pixel"] = bits_per_image / math.prod(computed.size)
     return EvaluationReport(
         name=name or Path(os.path.abspath(fake)).name,
         metrics=values,
@@ -228,9 +228,19 @@ def evaluate_folders(
 
 
 class _Result(NamedTuple):
+    """Of both folders.
+
+    Attributes:
+        metrics: that saw the images.
+        values: by name.
+        notes: on the images.
+        size: H and W of the reconstructions or generated images, where all have the same.
+    """
+
     metrics: MetricSuite
     values: dict[str, float]
     notes: list[str]
+    size: tuple[int, int] | None
 
 
 class _Loading(NamedTuple):
@@ -267,7 +277,9 @@ def _compare_pairs(
         f"{how_many(turned, 'original has', 'originals have')} an EXIF orientation, which is ignored here and "
         "obeyed by encode_image: pairs may be turned against each other"
     )
-    return _Result(metrics, metrics.compute(), [note] if turned else [])
+    values, notes = metrics.compute(), _left_out(pairs.real, pairs.fake)
+    assert metrics.seen is not None
+    return _Result(metrics, values, [*notes, note] if turned else notes, metrics.seen.size)
 
 
 def _compare_sets(
@@ -285,7 +297,12 @@ def _compare_sets(
     for images, is_real in ((real, True), (fake, False)):
         for pixels in loading.batches(images, "real images" if is_real else "generated images"):
             metrics.update(pixels_to_image(pixels.to(loading.device)), is_real)
-    return _Result(metrics, metrics.compute(), [])
+    return _Result(metrics, metrics.compute(), _left_out(real, fake), metrics.generated.compute().size)
+
+
+def _left_out(*images: EvaluatedImages) -> list[str]:
+    """What is said of the files at each place, such as how many are left out."""
+    return [f"{one.source.place}: {note}" for one in images for note in one.source.notes]
 
 
 def _check_names(names: Sequence[str] | None, known: Sequence[str], what: str) -> None:

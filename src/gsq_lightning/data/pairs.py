@@ -16,6 +16,7 @@ from torch.utils.data import DataLoader, Dataset
 from gsq_lightning.data.dataset import unread_line
 from gsq_lightning.data.decoding import decode_image
 from gsq_lightning.data.sources import ImageSource
+from gsq_lightning.data.sources.classes import common_depth, parts_of
 from gsq_lightning.data.sources.locate import open_images
 from gsq_lightning.data.transforms import ResizeAndCrop
 from gsq_lightning.errors import InputError, first_few
@@ -189,8 +190,9 @@ def _by_stem(source: ImageSource) -> dict[str, int]:
 
 
 def _without_outer_folders(items: dict[str, int]) -> dict[str, int]:
-    outer = os.path.commonpath([os.path.dirname(stem) for stem in items])
-    return {stem.removeprefix(outer).lstrip(os.sep): item for stem, item in items.items()}
+    parts = {stem: parts_of(stem) for stem in items}
+    depth = common_depth(path[:-1] for path in parts.values())
+    return {os.sep.join(path[depth:]): items[stem] for stem, path in parts.items()}
 
 
 def _stacked(batch: list[Pair]) -> list[Pair]:
