@@ -176,6 +176,18 @@ def test_more_images_than_memory_holds_are_a_choice_by_their_pixels(
     assert notes == ["rkd is over 20 images, chosen by their pixels"]
 
 
+@pytest.mark.parametrize("kind", [KernelDistance, PrecisionRecall])
+def test_originals_that_are_left_out_are_said(
+    monkeypatch: pytest.MonkeyPatch, kind: type[KernelDistance | PrecisionRecall]
+) -> None:
+    """Where they alone are more than memory holds, as a whole training set."""
+    monkeypatch.setattr(feature_sets, "MOST_IMAGES", 20)
+    metric = kind("precision_recall", "random", 16)
+    for real, images in ((True, 30), (False, 9)):
+        metric.update(Features(torch.rand(images, 16)), torch.arange(images), real)
+    assert metric.values().notes == ["precision_recall is against 20 of 30 originals, chosen by their pixels"]
+
+
 @pytest.mark.parametrize(("real", "fake"), [(300, 200), (40, 90)])
 def test_precision_and_recall_equal_torch_fidelity(real: int, fake: int, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("gsq_lightning.metrics.precision_recall.ROWS", 64)
@@ -207,7 +219,12 @@ def test_too_few_images_leave_them_out() -> None:
     metric.update(Features(second), torch.arange(3), real=False)
     distance.update(Features(second[:1]), torch.arange(1), real=False)
     assert metric.values() == ({}, ["precision_recall is left out: it needs more than 3 images of each kind"])
-    assert distance.values() == ({}, ["rkd is left out: a kernel distance needs at least 2 images, there is 1"])
+    few = ({}, ["rkd is left out: a kernel distance needs at least 2 images, there is 1"])
+    assert distance.values() == few
+    distance.reset()
+    distance.update(Features(first[:1]), torch.arange(1), real=True)
+    distance.update(Features(second), torch.arange(3), real=False)
+    assert distance.values() == few
 
 
 def test_efficientnet_sees_pixels_as_it_was_trained_to() -> None:

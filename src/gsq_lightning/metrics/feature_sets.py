@@ -53,10 +53,13 @@ class FeatureSets(SetDistance):
         return self._chosen("fake", MOST_IMAGES)
 
     def notes(self) -> list[str]:
-        """The note on more images than are held."""
-        if len(joined(self.fake_hashes)) <= MOST_IMAGES:
-            return []
-        return [f"{self.name} is over {MOST_IMAGES} images, chosen by their pixels"]
+        """The note on more images than are held, in one of the sets."""
+        if len(joined(self.fake_hashes)) > MOST_IMAGES:
+            return [f"{self.name} is over {MOST_IMAGES} images, chosen by their pixels"]
+        originals = len(joined(self.hashes))
+        if originals > MOST_IMAGES:
+            return [f"{self.name} is against {MOST_IMAGES} of {originals} originals, chosen by their pixels"]
+        return []
 
     def _chosen(self, side: str, images: int) -> tuple[Tensor, Tensor]:
         """Those with the smallest hashes: (N, F) features and (N,) hashes, sorted."""

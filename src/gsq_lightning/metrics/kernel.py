@@ -52,7 +52,8 @@ class KernelDistance(FeatureSets):
     def compare(self, originals: dict[str, Tensor]) -> MetricValues:
         real, real_hashes, (fake, fake_hashes) = originals["features"], originals["feature_hashes"], self.others()
         if min(len(real), len(fake)) < 2:
-            note = f"{self.name} is left out: a kernel distance needs at least 2 images, there is {len(fake)}"
+            images = min(len(real), len(fake))
+            note = f"{self.name} is left out: a kernel distance needs at least 2 images, there is {images}"
             return MetricValues({}, [note])
         result = kernel_distance(real, fake, partners_of(fake_hashes, real_hashes))
         values = {self.name: result.of_all}
