@@ -2,8 +2,9 @@
 
     python examples/ray_tokens.py --tokenizer my-tokenizer --images 'shards/{0000..1023}.tar' --image_size 256
 
-Files are those of `gsq predict --data.train IMAGES --tokens.split train`, byte by byte. Shards that are there already
-are not made again, so that the same command goes on; either of the two goes on where the other was stopped.
+Files are those of `gsq predict --data.train IMAGES --tokens.split train`, byte by byte (for local
+shards with `--data.source webdataset`, as they are streamed here). Shards that are there already are not made again, so
+that the same command goes on; either of the two goes on where the other was stopped.
 
 On a Ray cluster (`ray.init` finds it by RAY_ADDRESS) each machine needs gsq-lightning, the images and the folder under
 the same path, such as those of a shared file system. Where there are GPUs each worker takes one.
