@@ -9,7 +9,8 @@ import tarfile
 import time
 import zipfile
 import zlib
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -22,7 +23,7 @@ from gsq_lightning.data.batch import Sample
 from gsq_lightning.data.dataset import SourceImages
 from gsq_lightning.data.loader import Loading
 from gsq_lightning.data.sampler import DataPosition, SampleKey
-from gsq_lightning.data.sources import ArchiveSource, FolderSource, ListSource, ParquetSource, listing, parquet
+from gsq_lightning.data.sources import ArchiveSource, FolderSource, ListSource, ParquetSource, listing, names, parquet
 from gsq_lightning.data.sources import archive as archive_module
 from gsq_lightning.data.sources.interface import ImageSource
 from gsq_lightning.data.sources.locate import find_split, open_images
@@ -493,6 +494,26 @@ def test_of_two_columns_of_images_one_must_be_named(
     assert source.read(0) == contents[expected]  # type: ignore[union-attr]
 
 
+def test_other_columns_of_the_same_files_are_other_images(tmp_path: Path, folder: Path) -> None:
+    """Tokens of both would share a folder, with the labels of one column here and of the other there."""
+    datasets = pytest.importorskip("datasets")
+    features = {"image": datasets.Image(), "edited": datasets.Image()} | {
+        name: datasets.Value("int64") for name in ("label", "coarse")
+    }
+    content = images_in(folder)[0][1]
+    row: dict[str, list[Any]] = {"image": [{"bytes": content}], "edited": [{"bytes": content}]}
+    row |= {"label": [1], "coarse": [0]}
+    path = tmp_path / "val.parquet"
+    datasets.Dataset.from_dict(row, features=datasets.Features(features)).to_parquet(path)
+
+    def fingerprint(image: str, label: str | None) -> str:
+        return ParquetSource("here", "val", [path], Columns(image, label)).fingerprint()
+
+    found = [fingerprint("image", "label"), fingerprint("edited", "label"), fingerprint("image", "coarse")]
+    assert len(set(found)) == 3
+    assert fingerprint("image", None) == found[0]  # the column that is taken by default
+
+
 def test_parquet_names_its_classes(folder: Path, tmp_path: Path) -> None:
     source = ParquetSource("here", "train", write_parquet(folder, tmp_path / "root"))
     assert source.class_names == list(CLASSES)
@@ -528,6 +549,21 @@ def test_a_list_may_begin_with_a_byte_order_mark(folder: Path, tmp_path: Path) -
         ListSource(path)
 
 
+@pytest.mark.parametrize("mark", ["", "\ufeff"])
+def test_lists_of_splits_are_told_from_other_texts_of_such_names(folder: Path, mark: str) -> None:
+    """A caption that is longer than any name of a file, and a link that leads nowhere."""
+    root = folder.parent
+    (root / "train_captions.txt").write_text("a cat on a mat " * 40 + "\n")
+    (root / "train_links.txt").symlink_to("nowhere")
+    for split, name in (("train", CLASSES[0]), ("val", CLASSES[1])):
+        lines = "".join(f"folder/{name}/{path.name} 5\n" for path in sorted((folder / name).iterdir()))
+        (root / f"my_{split}_list.txt").write_text(mark + lines, "utf-8")
+    source = find_split(str(root), "val", "auto")
+    assert isinstance(source, ListSource)
+    assert list(source.names) == [f"folder/{CLASSES[1]}/image_{number:03d}.png" for number in range(4)]
+    assert source.labels.tolist() == [5] * 4
+
+
 @pytest.mark.parametrize("labels", [[3, None, 1], ["a", "b", "c"], [[1], [2], [3]]])
 def test_parquet_without_numbers_of_classes_has_no_labels(folder: Path, tmp_path: Path, labels: list[Any]) -> None:
     pytest.importorskip("datasets")
@@ -545,6 +581,13 @@ def test_streaming_takes_a_folder_of_images_for_the_other_split(folder: Path, tm
     (tmp_path / "empty").mkdir()
     with pytest.raises(InputError, match="there are no images below"):
         open_images(str(tmp_path / "empty"), "webdataset", "train")
+
+
+def test_a_number_of_images_is_refused_where_they_are_counted(folder: Path) -> None:
+    """Who expects a subset would train on all."""
+    data = ImageNetDataModule(train=folder, image_size=8, global_batch_size=4, train_images=6)
+    with pytest.raises(InputError, match=r"train_images is 6, and .* holds 12 images, all of which are trained on"):
+        data.setup("fit")
 
 
 @pytest.mark.parametrize("name", ["root", "train", "val"])
@@ -759,6 +802,25 @@ def test_links_that_lead_in_circles_are_followed_once(folder: Path) -> None:
     assert len(FolderSource(folder)) == 12
 
 
+@pytest.mark.parametrize("backwards", [False, True])
+def test_a_folder_with_two_names_has_the_same_one_on_every_machine(
+    folder: Path, monkeypatch: pytest.MonkeyPatch, backwards: bool
+) -> None:
+    """File systems list names in orders of their own; ranks on two machines must number images alike."""
+    (folder / "aliens").symlink_to("cats")
+    scandir = os.scandir
+
+    @contextmanager
+    def in_order(place: str) -> Iterator[list[os.DirEntry[str]]]:
+        with scandir(place) as entries:
+            yield sorted(entries, key=lambda entry: entry.name, reverse=backwards)
+
+    monkeypatch.setattr(os, "scandir", in_order)
+    source = FolderSource(folder)
+    assert [name.partition("/")[0] for name in source.names[:4]] == ["aliens"] * 4
+    assert len(source) == 12
+
+
 # --------------------------------------------------------------------------------------------------- listings
 
 
@@ -853,6 +915,21 @@ def test_the_listing_of_an_archive_is_cached_and_renewed(settled: Path, tmp_path
     assert len(ArchiveSource([path])) == 11
 
 
+def test_a_format_that_can_be_read_now_is_listed_again(settled: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """As after an update of Pillow, or without a plug-in that was there."""
+    every = names.image_suffixes()
+    (settled / "dogs" / "image.webp").write_bytes((settled / "dogs" / "image_000.png").read_bytes())
+    for number in range(5):
+        (settled / "dogs" / f"{number}.bmp").write_bytes(b"")
+    for path in (settled, settled / "dogs"):
+        os.utime(path, (1.0e9, 1.0e9))
+    with monkeypatch.context() as before:
+        for module in (names, listing):
+            before.setattr(module, "image_suffixes", lambda: every - {".png"})
+        assert len(FolderSource(settled)) == 6
+    assert len(FolderSource(settled)) == 18
+
+
 def test_fingerprints_tell_other_images_apart(folder: Path) -> None:
     def fingerprint(size: int = 8) -> str | None:
         return SourceImages(FolderSource(folder), ResizeAndCrop(size, size)).fingerprint
@@ -866,6 +943,17 @@ def test_fingerprints_tell_other_images_apart(folder: Path) -> None:
     os.utime(image, ns=(status.st_atime_ns, status.st_mtime_ns))
     assert image.stat().st_mtime_ns == status.st_mtime_ns
     assert fingerprint() != before
+
+
+def test_streamed_shards_whose_labels_were_mended_are_others(tmp_path: Path) -> None:
+    """They keep their size: tars are padded."""
+    path = write_shard(tmp_path / "0.tar", ["1.png", "1.cls=1"], b"")
+    images = StreamedShards([str(path)], ResizeAndCrop(8, 8))
+    before, state = images.fingerprint, path.stat()
+    write_shard(path, ["1.png", "1.cls=2"], b"")
+    os.utime(path, ns=(state.st_atime_ns, state.st_mtime_ns + 10**9))
+    assert path.stat().st_size == state.st_size
+    assert StreamedShards([str(path)], ResizeAndCrop(8, 8)).fingerprint != before
 
 
 # --------------------------------------------------------------------------------------------- bad weather

@@ -61,7 +61,7 @@ class ImageNetDataModule(ImageDataModule):
             between.
         crop_scale: smallest and largest share of the image's area that a "resized" crop takes, at least `image_size`²
             pixels; for no other crop.
-        train_images: how many images remote training shards hold; 1,281,167 in ImageNet.
+        train_images: how many images remote training shards hold; 1,281,167 in ImageNet. For streamed shards alone.
         shuffle_buffer: encoded images that each worker keeps in memory to draw from, when training from streamed
             shards.
         val_share: share of the training images, in (0, 1), that is held out for validation where there is no
@@ -173,6 +173,11 @@ class ImageNetDataModule(ImageDataModule):
             return StreamedShards(
                 found, transform, self.on_error, self.shuffle_buffer, self.train_images, self._classes.given
             )
+        require(
+            self.train_images is None,
+            f"train_images is {self.train_images}, and {found.place} holds {len(found)} images, all of which are "
+            "trained on: the option is for streamed shards, leave it out; a text list names some of the images",
+        )
         self._classes.number_training(found)
         return SourceImages(found, transform, self.on_error, substitute=True)
 

@@ -1,5 +1,6 @@
 """WebDataset shards read sequentially: from object stores, pipes, and disks with slow random access."""
 
+import os
 import random
 import warnings
 from collections.abc import Iterable, Iterator, Sequence
@@ -110,14 +111,16 @@ class StreamedShards(ImageDataset, IterableDataset[Sample | UnreadableImage]):
 
     @cached_property
     def fingerprint(self) -> str | None:
-        """Identifies these images by the names of the shards, the sizes of local ones, and the transform.
+        """Identifies these images by the names of the shards, size and time of local ones, and the transform.
 
         None where the transform does not say what it does.
         """
         if not is_dataclass(self.transform):
             return None
-        sizes = [Path(url).stat().st_size if not is_remote(url) and Path(url).is_file() else 0 for url in self.urls]
-        return sha256(f"{self.urls} {sizes} {self.transform!r}".encode()).hexdigest()
+        # a tar that is written anew often keeps its size, as tars are padded
+        states = [os.stat(url) for url in self.urls if not is_remote(url) and os.path.isfile(url)]
+        stamps = [(state.st_size, state.st_mtime_ns) for state in states]
+        return sha256(f"{self.urls} {stamps} {self.transform!r}".encode()).hexdigest()
 
     def __iter__(self) -> Iterator[Sample | UnreadableImage]:
         worker = get_worker_info()

@@ -89,13 +89,15 @@ def list_folder(root: Path) -> Listing:
             continue
         entered.add((status.st_dev, status.st_ino))
         witnesses.append(place)
+        below: list[str] = []
         with os.scandir(place) as entries:
-            for entry in entries:
+            # in one order on all machines: it decides under which name a folder is entered that links lead to
+            for entry in sorted(entries, key=lambda entry: entry.name):
                 name = os.path.join(folder, entry.name)
                 if is_hidden(entry.name):
                     continue
                 if entry.is_dir():
-                    pending.append(name)
+                    below.append(name)
                 elif is_image_name(entry.name):
                     names.append(name)
                 elif entry.name == ANNOTATED:
@@ -103,6 +105,7 @@ def list_folder(root: Path) -> Listing:
                     annotations |= read_annotations(Path(entry.path).read_text("utf-8", "replace"), folder)
                 elif (suffix := suffix_left_out(entry.name)) is not None:
                     left_out[suffix] += 1
+        pending += reversed(below)  # the first of them is the next
     return listing_of(sorted(names), annotations, left_out, Witness.of(sorted(witnesses)))
 
 

@@ -12,6 +12,7 @@ from stat import S_ISDIR
 
 import numpy as np
 
+from gsq_lightning.data.decoding import image_suffixes
 from gsq_lightning.files import cache_folder, read_cached, write_cached
 from gsq_lightning.names import PackedNames
 
@@ -113,7 +114,8 @@ def cached_listing(identity: str, make: Callable[[], Listing]) -> Listing:
         identity: differs between listings: kind and absolute place of the source.
         make: lists the source.
     """
-    name = hashlib.sha256(os.fsencode(f"{VERSION} {identity}")).hexdigest()[:32]
+    suffixes = sorted(image_suffixes())  # another Pillow may read more formats
+    name = hashlib.sha256(os.fsencode(f"{VERSION} {suffixes} {identity}")).hexdigest()[:32]
     path = cache_folder("listings") / f"{name}.listing"
     content = read_cached(path, "listing")
     if content is not None:

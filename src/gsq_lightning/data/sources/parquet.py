@@ -75,7 +75,7 @@ class ParquetSource(ImageSource):
             self.class_names = list(names) if names else None
         elif LIKE_LABEL.search(all_names):
             self.notes = [f"no column is named label; data.label_column says which has the labels, of {all_names}"]
-        self._fingerprint = str(dataset._fingerprint)
+        self._fingerprint = f"{dataset._fingerprint} {column} {label_column}"
         if not len(self):
             raise InputError(f"there are no images in {self.place}")
         if all(chunk.null_count == len(chunk) for chunk in self._bytes):

@@ -78,10 +78,14 @@ class FolderTree(Tree):
             raise InputError(f"the folder {self.root / folder} cannot be listed: {error}") from error
 
     def is_list(self, path: str) -> bool:
-        with open(self.root / path, encoding="utf-8", errors="replace") as file:
-            first = file.readline().strip()
+        try:
+            with open(self.root / path, encoding="utf-8-sig", errors="replace") as file:
+                first = file.readline().strip()
+        except OSError:  # a link that leads nowhere, or what this user may not read
+            return False
         names = (first, first.rpartition("\t")[0], first.rpartition(" ")[0])
-        return any(name and (self.root / path).parent.joinpath(name).is_file() for name in names)
+        folder = os.path.dirname(self.root / path)
+        return any(name and os.path.isfile(os.path.join(folder, name)) for name in names)
 
     def _leads_up(self, folder: str) -> bool:
         """Whether a folder is a link to one that it lies in."""
