@@ -74,7 +74,8 @@ def test_the_program_trains_and_writes_samples(folder: Path, masked: str) -> Non
     checkpoint = "runs/generator/version_0/checkpoints/last.ckpt"
 
     Path("samples").mkdir()
-    Path("samples", "000099-000.png").touch()  # of a longer prediction
+    for name in ("000099-000", "000000-1000"):  # of a longer prediction, and of larger batches
+        Path("samples", f"{name}.png").touch()
     drawn = {}
     for name in ("samples", "again"):
         main(["predict", *options, f"--ckpt_path={checkpoint}", f"--model.samples={name}"])

@@ -1,5 +1,6 @@
 """Samples as files."""
 
+import re
 from pathlib import Path
 
 from torch import Tensor
@@ -17,8 +18,9 @@ def write_pictures(folder: Path, pictures: Tensor, name: str) -> None:
 
 def remove_pictures(folder: Path) -> None:
     """Removes what `write_pictures` wrote under numbers."""
-    for path in folder.glob("[0-9]*-[0-9][0-9][0-9].png"):
-        path.unlink()
+    for path in folder.glob("*.png"):
+        if re.fullmatch(r"\d+-\d{3,}", path.stem):
+            path.unlink()
 
 
 def write_grid(path: Path, pictures: Tensor) -> None:
