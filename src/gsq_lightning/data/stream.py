@@ -203,7 +203,7 @@ class StreamedShards(ImageDataset, IterableDataset[Sample | UnreadableImage]):
                 yield UnreadableImage(url, str(error))
 
     def _decode(self, content: bytes, name: str, key: SampleKey) -> Any:
-        item = int.from_bytes(sha256(name.encode()).digest()[:7], "big")
+        item = int.from_bytes(sha256(os.fsencode(name)).digest()[:7], "big")
         return self.transform(decode_image(content), key._replace(item=item).generator)
 
 
