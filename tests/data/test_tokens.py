@@ -261,6 +261,38 @@ def test_validation_labels_are_the_numbers_of_trainings_classes(tmp_path: Path) 
     assert plain[:].label.tolist() == every.label.tolist()
 
 
+@pytest.mark.parametrize(
+    ("train", "val", "note"),
+    [
+        (None, CLASSES, "its classes have names and those of training none: they have no label"),
+        (["ant"], None, "it has the label 1, and training has 1 class: labels are left out"),
+    ],
+)
+def test_validation_labels_of_other_classes_than_trainings_are_left_out(
+    tmp_path: Path, train: list[str] | None, val: list[str] | None, note: str
+) -> None:
+    """A generator would take the first label beyond training's for no class."""
+    write_tokens(tmp_path / "train", class_names=train)
+    every = write_tokens(tmp_path / "val", class_names=val)
+    assert set(every.label.tolist()) == {-1, 0, 1}
+    found = module(tmp_path).make_val_dataset()
+    assert found is not None
+    assert (found.notes, found.class_names, found.num_classes) == ([note], None, 0)
+    for dataset in (found, found.part(np.arange(10))):
+        assert set(dataset[:].label.tolist()) == set(dataset.labels.tolist()) == {-1}
+
+
+def test_classes_may_be_numbered_again_after_labels_were_asked_for(tmp_path: Path) -> None:
+    every = write_tokens(tmp_path, class_names=["ant", "bee"])
+    dataset = TokenDataset(tmp_path)
+    assert (dataset.labels.tolist(), dataset.num_classes) == (every.label.tolist(), 2)
+    dataset.number_by(["cat", "bee", "ant"])
+    dataset.number_by(["dog", "eel", "fox", "bee"])
+    expected = [{-1: -1, 0: -1, 1: 3}[label] for label in every.label.tolist()]
+    assert dataset[:].label.tolist() == dataset.labels.tolist() == expected
+    assert dataset.num_classes == 4
+
+
 def test_facts_are_known_before_setup(tmp_path: Path) -> None:
     write_tokens(tmp_path / "train", class_names=CLASSES)
     data = module(tmp_path)

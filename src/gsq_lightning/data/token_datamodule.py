@@ -7,7 +7,7 @@ from typing import Any
 from gsq_lightning.data.datamodule import ResumableDataModule
 from gsq_lightning.data.holdout import HeldOut, check_share, hold_out
 from gsq_lightning.data.token_dataset import TokenDataset
-from gsq_lightning.errors import require
+from gsq_lightning.errors import how_many, require
 from gsq_lightning.tokens.facts import FACTS_FILE, TokenFacts, WithTokenFacts
 
 SAME = ("tokenizer_hash", "grid", "num_groups", "codebook_size")  # of tokens of both splits
@@ -18,7 +18,8 @@ class TokenDataModule(WithTokenFacts, ResumableDataModule):
     sees the same global batches.
 
     An epoch has each image once: in training as one of its copies, drawn by (seed, epoch, image), in validation as the
-    plain one. Where both splits name their classes, labels of validation are training's numbers.
+    plain one. Where both splits name their classes, labels of validation are training's numbers; where only validation
+    names them, or has more than training, it has no labels.
 
     Args:
         root: a folder with `train` and `val`, as `gsq predict --tokens.split all` writes it, or with `train` alone; or
@@ -86,10 +87,19 @@ class TokenDataModule(WithTokenFacts, ResumableDataModule):
                 all(getattr(found, name) == getattr(self, name) for name in SAME),
                 f"{found.folder} is not of the tokenizer and image size of {self._all_training_tokens.folder}",
             )
-            if found.class_names is not None and self.class_names is not None:
-                found.number_by(self.class_names)
+            self._number(found)
             return found
         return None if self.val_share is None else self._all_training_tokens.part(self._parts.val, "plain")
+
+    def _number(self, val: TokenDataset) -> None:
+        """Has a label of validation mean what it means in training; where that is not known, there are none."""
+        if val.class_names is not None and self.class_names is not None:
+            val.number_by(self.class_names)
+        elif val.class_names is not None:
+            val.remove_labels("its classes have names and those of training none: they have no label")
+        elif val.num_classes > self.num_classes:
+            label, classes = val.num_classes - 1, how_many(self.num_classes, "class", "classes")
+            val.remove_labels(f"it has the label {label}, and training has {classes}: labels are left out")
 
     @property
     def _has_val(self) -> bool:

@@ -97,11 +97,23 @@ class TokenDataset(WithTokenFacts, IndexedImages):
         """Gives labels the numbers of these classes, such as those of training; others become -1: a note."""
         own = self.class_names or []
         table = renumbering(own, class_names)
-        self._numbers = torch.from_numpy(table)
+        self._renumber(table, list(class_names))
         unknown = [name for name, label in zip(own, table, strict=False) if label == NO_LABEL]
         if unknown:
             self.notes = [f"training does not have the classes {first_few(unknown, SHOWN)}: they have no label"]
-        self.facts = dataclasses.replace(self.facts, class_names=list(class_names))
+
+    def remove_labels(self, why: str) -> None:
+        """Has images without labels, and a note on that."""
+        self._renumber(np.full(self.num_classes + 1, NO_LABEL), None)
+        self.notes = [why]
+
+    def _renumber(self, table: np.ndarray, class_names: list[str] | None) -> None:
+        """Gives label k the number table[k]; of those without one table[-1] is NO_LABEL."""
+        numbers = torch.from_numpy(table)
+        self._numbers = numbers if self._numbers is None else numbers[self._numbers]
+        self.facts = dataclasses.replace(self.facts, class_names=class_names)
+        for name in ("labels", "num_classes"):  # which may have been asked for already
+            self.__dict__.pop(name, None)
 
     def part(self, images: Numbers, copies: Copies | None = None) -> "TokenDataset":
         """Some of the images.
@@ -116,8 +128,7 @@ class TokenDataset(WithTokenFacts, IndexedImages):
         chosen = numbers_in(images, self.num_images)
         chosen = chosen if self._images is None else self._images[chosen]
         part = TokenDataset(self.folder, copies or self.copies, chosen)
-        if self._numbers is not None:
-            part.number_by(self.class_names or [])
+        part.facts, part._numbers = self.facts, self._numbers
         return part
 
     def __len__(self) -> int:
