@@ -79,6 +79,27 @@ def changed(before: dict[str, Tensor], module: nn.Module) -> bool:
     return any(not torch.equal(value, before[name]) for name, value in module.named_parameters())
 
 
+def test_a_tokenizer_that_was_loaded_in_eval_mode_is_trained_in_train_mode(
+    small_tokenizer: Build, tmp_path: Path
+) -> None:
+    """Else it would train without dropout, and stop at the first latent that is not finite."""
+    small_tokenizer().save_pretrained(tmp_path / "saved")
+    modes: list[list[bool]] = []
+
+    class Watch(Callback):
+        def on_train_batch_start(self, trainer: Trainer, pl_module: Any, *_: Any) -> None:
+            tokenizer = pl_module.tokenizer
+            modes.append([part.training for part in (tokenizer.encoder, tokenizer.quantizer, tokenizer.decoder)])
+
+    for trained in ("all", "decoder"):
+        module = TokenizerModule(
+            GSQTokenizer.from_pretrained(tmp_path / "saved"),
+            trained=trained,  # type: ignore[arg-type]
+        )
+        fit(module, tmp_path, max_steps=1, callbacks=[Watch()])
+    assert modes == [[True, True, True], [False, False, True]]
+
+
 @pytest.mark.parametrize("adversary", [True, False])
 def test_global_step_counts_generator_steps(small_tokenizer: Build, tmp_path: Path, adversary: bool) -> None:
     module = TokenizerModule(small_tokenizer(), discriminator() if adversary else None)

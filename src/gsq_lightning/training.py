@@ -314,6 +314,7 @@ class TokenizerModule(LightningModule):
             self._stream_seed = int(self.trainer.strategy.broadcast(torch.initial_seed()))
 
     def on_train_start(self) -> None:
+        self.train()  # `GSQTokenizer.from_pretrained` gives networks in eval mode, and Lightning leaves them so
         for optimizer in self.trainer.optimizers:
             as_parameters_lie(optimizer)  # a checkpoint may be of another `channels_last`
         if self.compile_networks:  # not before: the sanity check's batches may have another size
