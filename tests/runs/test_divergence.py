@@ -162,6 +162,19 @@ def test_rollback_is_a_training_without_those_batches(small_tokenizer: Build, tm
     assert report(tmp_path)["step"] == 5
 
 
+def test_steps_before_a_discriminator_that_diverged_are_not_taken_for_divergent(
+    small_tokenizer: Build, tmp_path: Path
+) -> None:
+    """It starts at step 6, diverges at once, and training goes back to the checkpoint of step 5."""
+    module = TokenizerModule(small_tokenizer(), discriminator(), discriminator_start_step=6, max_skipped_steps=3)
+    run = fit(module, tmp_path, BATCHES, watched(tmp_path, 6, 7, 8, on_divergence="rollback", every=5), steps=10)
+    assert run.global_step == 10
+    assert torch.load(tmp_path / "checkpoints" / "last.ckpt", weights_only=True)["callbacks"]["Divergence"] == {
+        "returned_to": 5
+    }
+    assert report(tmp_path)["step"] == 7
+
+
 def test_at_the_same_place_again_it_stops(small_tokenizer: Build, tmp_path: Path) -> None:
     module = make_module(small_tokenizer)
     callbacks = watched(tmp_path, *range(4, 16), on_divergence="rollback")

@@ -217,6 +217,9 @@ class Divergence(Callback):
         self.returned_to = step
         self._in_streak = False
         self._forget()
+        metrics = trainer.callback_metrics
+        for name in [name for name in metrics if name.startswith("train/")]:
+            del metrics[name]  # the norms of a discriminator that starts later would be taken for those of each step
         self._checkpoints.save(trainer)  # with the place in the data, so that a resumed run skips these batches too
         if trainer.is_global_zero:
             logger.warning(
