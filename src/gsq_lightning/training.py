@@ -312,6 +312,9 @@ class TokenizerModule(LightningModule):
     def on_fit_start(self) -> None:
         if self._stream_seed is None:
             self._stream_seed = int(self.trainer.strategy.broadcast(torch.initial_seed()))
+        if self.ema is not None and self.ema.updates == 0:
+            # weights may have been loaded since the module was made; callbacks save when training starts, which is later
+            self.ema.start(self.tokenizer)
 
     def on_train_start(self) -> None:
         self.train()  # `GSQTokenizer.from_pretrained` gives networks in eval mode, and Lightning leaves them so
@@ -328,8 +331,6 @@ class TokenizerModule(LightningModule):
                 network.compile(dynamic=False)  # batches of one size and, of images beside reconstructions, of two
         self._speed.start()
         self.stepper.reset()
-        if self.ema is not None and self.ema.updates == 0:
-            self.ema.start(self.tokenizer)  # weights may have been loaded since the module was made
         parts = self.objective.seen_in_parts(
             self.tokenizer.quantizer, self.stepper.accumulate_batches, self.trainer.world_size
         )

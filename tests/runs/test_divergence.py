@@ -175,6 +175,23 @@ def test_steps_before_a_discriminator_that_diverged_are_not_taken_for_divergent(
     assert report(tmp_path)["step"] == 7
 
 
+def test_a_rollback_to_the_start_averages_from_the_weights_that_were_loaded(
+    small_tokenizer: Build, tmp_path: Path
+) -> None:
+    """As --init_from loads them: not from the random ones that the module was made with."""
+
+    def make() -> TokenizerModule:
+        torch.manual_seed(0)
+        module = TokenizerModule(small_tokenizer(), ema_decay=0.9, ema_warmup=False, max_skipped_steps=3)
+        module.tokenizer.load_state_dict(small_tokenizer().state_dict())
+        return module
+
+    module, other = make(), make()
+    fit(module, tmp_path, BATCHES, watched(tmp_path, 0, 1, 2, on_divergence="rollback"), steps=4)
+    fit(other, tmp_path, BATCHES[3:], [RunCheckpoint(dirpath=str(tmp_path / "other"))], steps=4)
+    assert same(module, other)
+
+
 def test_at_the_same_place_again_it_stops(small_tokenizer: Build, tmp_path: Path) -> None:
     module = make_module(small_tokenizer)
     callbacks = watched(tmp_path, *range(4, 16), on_divergence="rollback")
