@@ -246,6 +246,11 @@ def test_options_without_a_discriminator_are_refused(
     [
         ({"discriminator": 0.0}, {}, "loss_weights.discriminator is 0: the discriminator would judge without"),
         ({"adversarial": 0.0}, {"adaptive_weight": True}, "adaptive_weight has no effect where loss_weights.adv"),
+        (
+            {"reconstruction": 0.0, "quantizer": 1.0},
+            {"adaptive_weight": True},
+            "the ratio to reconstruction and perceptual loss, which both have weight 0",
+        ),
         ({"adversarial": 0.0}, {"adversarial_ramp_steps": 3}, "adversarial_ramp_steps 3 has no effect where"),
         ({}, {"adaptive_weight_maximum": 10.0}, "adaptive_weight_maximum 10.0 has no effect without adaptive_weight"),
         ({}, {"gradient_penalty": "wgan_gp"}, "gradient_penalty wgan_gp has no effect where"),

@@ -214,6 +214,12 @@ class Objective:
             "adaptive_weight has no effect where loss_weights.adversarial is 0; set it to false",
         )
         require(
+            not self.adaptive_weight
+            or max(weights.reconstruction, weights.perceptual if self.perceptual_loss else 0) > 0,
+            "adaptive_weight is the ratio to reconstruction and perceptual loss, which both have weight 0: the "
+            "adversarial loss would have none either; set it to false",
+        )
+        require(
             start == 0 or start >= self.discriminator_start_step,
             f"adversarial_start_step {start} is before discriminator_start_step {self.discriminator_start_step}, from "
             "which on there is an adversarial loss; set it to 0",
