@@ -367,6 +367,30 @@ class _Poison(Callback):
             batch[0, 0, 0, 0] = float("nan")
 
 
+def test_images_per_second_leave_out_what_was_before_the_first_step(
+    small_tokenizer: Build, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """By a clock that goes on a second in each batch, and 100 between the sanity check and training."""
+    now = [0.0]
+    monkeypatch.setattr("gsq_lightning.callbacks.progress.time.monotonic", lambda: now[0])
+
+    class Clock(Callback):
+        def on_train_start(self, *_: Any) -> None:
+            now[0] += 100
+
+        def on_train_batch_start(self, *_: Any) -> None:
+            now[0] += 1
+
+    module = TokenizerModule(small_tokenizer(), metrics=ReconstructionMetrics(["psnr"]))
+    loader: Any = DataLoader(images(), batch_size=2)  # type: ignore[arg-type]
+    for folder in ("first", "second"):
+        logger = CSVLogger(tmp_path / folder, name="", version="")
+        run = trainer(tmp_path, max_steps=2, logger=logger, log_every_n_steps=1, callbacks=[Clock()])
+        run.fit(module, loader, loader)
+        rows = list(csv.DictReader((tmp_path / folder / "metrics.csv").open()))
+        assert [float(row["train/images_per_second"]) for row in rows if row["train/images_per_second"]] == [2, 2]
+
+
 def test_a_step_with_non_finite_gradients_is_skipped(small_tokenizer: Build, tmp_path: Path) -> None:
     module = TokenizerModule(small_tokenizer(), PatchDiscriminator(channels=8, num_layers=1, norm="none"))
     run = fit(module, tmp_path, max_steps=6, log_every_n_steps=3, callbacks=[_Poison({1, 2, 4})])

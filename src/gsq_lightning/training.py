@@ -313,7 +313,7 @@ class TokenizerModule(LightningModule):
         if self._stream_seed is None:
             self._stream_seed = int(self.trainer.strategy.broadcast(torch.initial_seed()))
         if self.ema is not None and self.ema.updates == 0:
-            # weights may have been loaded since the module was made; callbacks save when training starts, which is later
+            # not in `on_train_start`, before which callbacks save; weights may have been loaded since it was made
             self.ema.start(self.tokenizer)
 
     def on_train_start(self) -> None:
@@ -329,6 +329,7 @@ class TokenizerModule(LightningModule):
             self.tokenizer.decoder.compile()
             for network in self.objective.frozen_networks():
                 network.compile(dynamic=False)  # batches of one size and, of images beside reconstructions, of two
+        self._speed = Speed()  # without the time between the sanity check, or an earlier training, and now
         self._speed.start()
         self.stepper.reset()
         parts = self.objective.seen_in_parts(
