@@ -112,7 +112,7 @@ class GeneratorModule(LightningModule):
             self.log("val/bits_per_image", per_image, batch_size=images, sync_dist=True)
 
     def nats(self, indices: Tensor, label: Tensor) -> Tensor:
-        """(B, h, w, G) → −log p in nats of the indices that are to be told: (B, N, G), or (K, G) of those masked."""
+        """(B, h, w, G) → −log p in nats of the indices to be predicted: (B, N, G), or (K, G) of those masked."""
         flat = flatten_tokens(indices, keep_groups=True)
         if not self.network.masked:
             return self.network(flat, label)
