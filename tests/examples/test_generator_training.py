@@ -97,6 +97,15 @@ def test_the_recipe_for_tiny_imagenet_trains(folder: Path) -> None:
     assert main(["fit", recipe, *options, *steps]).trainer.global_step == 2
 
 
+def test_a_wrong_word_is_refused_in_one_line(capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit) as exit_info:
+        main(["fit", *SMALL, "--model.head=deep"])
+    assert exit_info.value.code == 2
+    assert capsys.readouterr().err.splitlines() == [
+        "gsq: error: model.head is deep; it must be one of: depth, independent; did you mean depth?"
+    ]
+
+
 def test_the_tokenizer_must_be_that_of_the_tokens(folder: Path, small_tokenizer: Callable[..., GSQTokenizer]) -> None:
     shutil.rmtree("tokenizer")
     small_tokenizer().save_pretrained("tokenizer")

@@ -1,11 +1,21 @@
 """Lightning's CLI over the generator, and gsq-lightning's tokens by class_path."""
 
+from typing import NoReturn
+
 from lightning.pytorch import LightningDataModule
 from lightning.pytorch.cli import ArgsType, LightningArgumentParser, LightningCLI
 
+from gsq_lightning.cli.messages import fail, plain_message
 from gsq_lightning.data import TokenDataModule
 from token_generator.module import GeneratorModule
 from token_generator.network import TokenShape
+
+
+class Parser(LightningArgumentParser):
+    """Prints errors of options in one line, without the usage."""
+
+    def error(self, message: str, ex: Exception | None = None) -> NoReturn:
+        fail(plain_message(message))
 
 
 class GeneratorCLI(LightningCLI):
@@ -24,6 +34,7 @@ def main(args: ArgsType = None) -> GeneratorCLI:
     return GeneratorCLI(
         GeneratorModule,
         LightningDataModule,
+        parser_class=Parser,
         subclass_mode_data=True,
         auto_configure_optimizers=False,
         seed_everything_default=0,
