@@ -289,6 +289,15 @@ def test_the_bar_of_streamed_images_takes_their_number_from_the_shards_that_are_
     assert "15/15" in bar
 
 
+def test_an_error_does_not_stand_in_the_line_of_the_bar(
+    module: TokenizerModule, image_root: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (image_root / "val" / "broken.png").write_text("no image")
+    with pytest.raises(InputError, match=r"broken\.png cannot be read as an image"):
+        shown(module, images(image_root), capsys, folder=str(tmp_path / "tokens"))
+    assert re.search(r"images/s\]\n$", capsys.readouterr().err)
+
+
 def shown(module: TokenizerModule, data: Any, capsys: pytest.CaptureFixture[str], **options: Any) -> str:
     """The last state of the bar."""
     writer = TokenWriter(images_per_shard=5, **options)

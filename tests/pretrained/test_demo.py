@@ -45,6 +45,16 @@ def test_its_recipe_trains_a_tokenizer_of_its_shape(name: str) -> None:
     assert recipe.model.tokenizer.config == GSQTokenizer.from_pretrained(name).config
 
 
+@pytest.mark.parametrize("overlay", [(), ("demo_large.yaml",)])
+def test_fewer_images_than_steps_between_validations_are_enough(overlay: tuple[str, ...]) -> None:
+    """Lightning refuses an interval longer than an epoch, unless it counts over epochs."""
+    with torch.device("meta"):
+        configs = [text for config in ("demo_g1.yaml", *overlay) for text in ("--config", config)]
+        trainer = Objects("weights", configs).config.trainer
+    assert trainer.val_check_interval >= 500
+    assert trainer.check_val_every_n_epoch is None
+
+
 @pytest.mark.parametrize("name", CONFIGS)
 def test_it_fits_into_the_wheel(name: str) -> None:
     folder = export.DEMOS / name

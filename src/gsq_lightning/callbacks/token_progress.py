@@ -69,5 +69,11 @@ class TokenProgress(ProgressBar):
         self._bar.update(images - self._bar.n)
 
     def on_predict_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        self._close()
+
+    def on_exception(self, trainer: Trainer, pl_module: LightningModule, exception: BaseException) -> None:
+        self._close()  # ends the bar's line, so that an error's message has its own
+
+    def _close(self) -> None:
         if self._bar is not None:
             self._bar.close()
