@@ -136,7 +136,7 @@ def test_a_finished_run_is_left_alone_and_a_longer_one_resumes(place: Path, said
 def test_another_config_is_another_run(place: Path, flag: str, name: str, said: list[str]) -> None:
     main(fit(2))
     main([*fit(4), flag])
-    assert f"version_0 was another: {name} differs; starting a new one" in said[-1]
+    assert f"version_0 is another training: {name} differs; starting a new one" in said[-1]
     assert load(1)["global_step"] == 4
 
 

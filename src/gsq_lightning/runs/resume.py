@@ -67,7 +67,7 @@ def decide(candidates: list[RunFolder], config: dict[str, Any], max_steps: int, 
         before = read_config(run)
         change = first_change(before, config)
         if change is not None:
-            others.append(f"{run.path} was another: {change} differs")
+            others.append(f"{run.path} is another training: {change} differs")
             continue
         if is_locked(run.lock):
             return Decision(None, None, f"{run.path} is still running")
