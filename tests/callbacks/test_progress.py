@@ -140,14 +140,13 @@ def test_a_resumed_training_knows_its_end(
     small_tokenizer: Build, image_root: Path, tmp_path: Path, terminal: Terminal, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """In the middle of an epoch, and where the end is given in epochs."""
-    terminal.take_output(monkeypatch)
 
     class Save(Callback):
         def on_train_batch_end(self, trainer: Trainer, *_: Any) -> None:
             trainer.save_checkpoint(tmp_path / "middle.ckpt", weights_only=False)
 
     trainer(tmp_path, max_steps=2, callbacks=[Save()]).fit(TokenizerModule(small_tokenizer()), data(image_root))
-    terminal.written = b""
+    terminal.take_output(monkeypatch)
     trainer(tmp_path, max_epochs=3).fit(
         TokenizerModule(small_tokenizer()), data(image_root), ckpt_path=str(tmp_path / "middle.ckpt")
     )
