@@ -138,6 +138,16 @@ def test_a_comparison_is_sorted_by_bits_and_says_what_is_not_comparable() -> Non
     assert "–" in lines[4]
 
 
+@pytest.mark.parametrize(("originals", "comparable"), [(("a", "a"), True), (("a", "b"), False), (("a", None), False)])
+def test_the_same_originals_are_comparable_however_they_were_prepared(
+    originals: tuple[str | None, str | None], comparable: bool
+) -> None:
+    """As images that were written once they were resized and cropped, and compared as they are."""
+    prepared = zip(("short side to 64", "as they are"), originals, strict=True)
+    rows = [report_row(report(words, preparation=words, originals=pixels)) for words, pixels in prepared]
+    assert ("not comparable in preparation" not in "\n".join(comparison_lines(rows))) == comparable
+
+
 def test_a_comparison_fits_a_terminal_and_names_once_what_is_equal() -> None:
     """Two runs with all metrics there are, and long names, beside the paper's."""
     metrics = {name: 1.0 + number for number, name in enumerate(METRICS)}

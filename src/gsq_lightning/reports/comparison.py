@@ -16,6 +16,7 @@ COLUMNS = (
     "steps",
 )  # fmt: skip
 MEASURED = "measured"
+PREPARATION, ORIGINALS = "preparation", "the original images"  # names of conditions
 
 
 @dataclass(frozen=True)
@@ -42,9 +43,9 @@ def report_row(report: EvaluationReport) -> Row:
     conditions = {
         "number of images": f"{report.metrics.get('images', math.nan):,.0f}",
         "image size": report.image_size,
-        "preparation": report.preparation,
+        PREPARATION: report.preparation,
         "weights": report.weights,
-        "the original images": report.originals,
+        ORIGINALS: report.originals,
         **{f"protocol of {name}": protocol for name, protocol in report.protocols.items()},
     }
     steps = {} if report.step is None else {"steps": float(report.step)}
@@ -81,8 +82,12 @@ def comparison_lines(rows: list[Row]) -> list[str]:
 def differences(rows: list[Row]) -> list[str]:
     """A line for each condition in which measured rows differ."""
     measured = [row for row in rows if row.conditions]
+    names = dict.fromkeys(name for row in measured for name in row.conditions)
+    originals = {row.conditions.get(ORIGINALS) for row in measured}
+    if len(originals) == 1 and None not in originals:  # the same pixels, however they were prepared
+        names.pop(PREPARATION, None)
     lines: list[str] = []
-    for name in dict.fromkeys(name for row in measured for name in row.conditions):
+    for name in names:
         having = [row for row in measured if name in row.conditions]
         if len({row.conditions[name] for row in having}) > 1:
             values = "; ".join(f"{row.name}: {row.conditions[name]}" for row in having)
