@@ -75,7 +75,9 @@ def test_own_data(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert re.search(r"images +40", capsys.readouterr().out)
     with pytest.raises(SystemExit):
         main(["predict", "--ckpt_path=runs/quickstart", "--config=waves.yaml"])
-    assert "tokens are written of the images of" in capsys.readouterr().err
+    line = capsys.readouterr().err
+    assert "tokens are written of the images of" in line
+    assert "such as ImageNetDataModule, not of a WavesDataModule" in line
 
 
 def test_a_program_of_ones_own(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -96,7 +96,11 @@ class TokenWriter(Callback):
         if stage != "predict":
             return
         data: Any = trainer.datamodule  # type: ignore[attr-defined]
-        require(hasattr(data, "in_shards"), "tokens are written of the images of a gsq_lightning.data.ImageDataModule")
+        require(
+            hasattr(data, "in_shards"),
+            "tokens are written of the images of a gsq_lightning.data.ImageDataModule, such as ImageNetDataModule, "
+            f"not of a {type(data).__name__}",
+        )
         found = None
         if trainer.local_rank == 0:  # lists the images of a machine once; the others find that in the cache
             with suppress(InputError):  # which all ranks raise below, so that none waits for another
