@@ -233,7 +233,7 @@ def expand_braces(text: str) -> list[str]:
     if match is None:
         return [text]
     pieces = [words_of_piece(piece) for piece in match[1].split(",")]
-    if len(pieces) == len(pieces[0]) == 1:
+    if pieces == [[match[1]]]:
         raise InputError(f"{text} has {match[0]}, which is neither numbers, {{0..9}}, nor words, {{a,b}}")
     around = text[: match.start()], text[match.end() :]
     return [name for piece in pieces for word in piece for name in expand_braces(word.join(around))]
