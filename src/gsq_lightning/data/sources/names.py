@@ -2,7 +2,6 @@
 
 import os
 import re
-from collections import Counter
 from collections.abc import Iterable, Mapping
 
 from gsq_lightning.data.decoding import image_suffixes
@@ -78,7 +77,8 @@ def suffix_left_out(name: str) -> str | None:
 
 def left_out_in_words(left_out: Mapping[str, int]) -> str:
     """`12 files are left out: 10 .heic, 2 .mp4`."""
-    counts = first_few([f"{count} {suffix}" for suffix, count in Counter(left_out).most_common()], 6)
+    by_count = sorted(left_out.items(), key=lambda item: (-item[1], item[0]))
+    counts = first_few([f"{count} {suffix}" for suffix, count in by_count], 6)
     return f"{how_many(sum(left_out.values()), 'file is', 'files are')} left out, not named like an image: {counts}"
 
 
