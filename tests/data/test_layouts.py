@@ -541,3 +541,29 @@ def test_fit_says_what_is_there_where_it_finds_no_training_split(tmp_path: Path)
     root = write(LAYOUTS["Food-101"].files, tmp_path / "food", "folder")
     with pytest.raises(InputError, match=r"its splits are in other files"):
         ImageNetDataModule(root, 1, global_batch_size=1, num_workers=0).setup("fit")
+
+
+@pytest.mark.parametrize("container", ["folder", "zip"])
+def test_numbered_folders_that_are_taken_for_pieces_are_noted(tmp_path: Path, container: str) -> None:
+    """They may be classes, whose images would have lost their labels without a word."""
+    path = write(["00001/000010001.jpg", "00002/000020001.jpg"], tmp_path / "it", container)
+    source = found(path, "val")
+    assert source.labels.tolist() == [-1, -1]
+    assert source.notes == ["folders are numbered as the images within them (00001, 00002): pieces, no classes"]
+
+
+@pytest.mark.parametrize(("pattern", "read"), [("x{3..3}", ["x3"]), ("{x3,x4}", ["x3", "x4"]), ("x{a..a}", ["xa"])])
+def test_a_pattern_may_stand_for_one_place(tmp_path: Path, pattern: str, read: list[str]) -> None:
+    for name in read:
+        write(["1.png"], tmp_path / name, "folder")
+    source = open_images(str(tmp_path / pattern), "auto", "val")
+    assert isinstance(source, ImageSource)
+    assert [source.name(item) for item in range(len(source))] == [str(tmp_path / name / "1.png") for name in read]
+    with pytest.raises(InputError, match="which is neither numbers"):
+        open_images(str(tmp_path / "x{3}"), "auto", "val")
+
+
+def found(root: Path, split: Split) -> ImageSource:
+    source = find_split(str(root), split, "auto")
+    assert isinstance(source, ImageSource)
+    return source

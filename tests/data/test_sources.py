@@ -819,6 +819,14 @@ def test_a_folder_with_two_names_has_the_same_one_on_every_machine(
     source = FolderSource(folder)
     assert [name.partition("/")[0] for name in source.names[:4]] == ["aliens"] * 4
     assert len(source) == 12
+    assert source.notes == ["1 folder is left out, which links give other names that are read, such as cats"]
+
+
+def test_streamed_images_may_have_names_that_are_no_utf_8(folder: Path, tmp_path: Path) -> None:
+    with tarfile.open(tmp_path / "0.tar", "w") as archive:
+        add_to_tar(archive, os.fsdecode(b"K\xe4tzchen.png"), images_in(folder)[0][1])
+    (batch,) = streamed([tmp_path / "0.tar"], on_error="skip").val_loader(Loading())
+    assert (len(batch.image), batch.unreadable) == (1, [])
 
 
 # --------------------------------------------------------------------------------------------------- listings

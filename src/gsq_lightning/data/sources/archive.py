@@ -140,9 +140,10 @@ def part_of(everything: Listing, paths: Sequence[Path], split: Split | None, is_
     labels, class_names = everything.labels[items], everything.class_names
     if not (labels != NO_LABEL).any():
         stems = (os.path.splitext(os.path.basename(names[item]))[0] for item in items)
-        class_names, labels = classes_of_folders(
+        class_names, labels, of_classes = classes_of_folders(
             [folder for folder, is_kept in zip(folders, kept, strict=True) if is_kept], stems
         )
+        notes += of_classes
     return Listing(
         PackedNames.pack(names[item] for item in items),
         labels,

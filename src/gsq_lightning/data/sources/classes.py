@@ -9,7 +9,9 @@ import numpy as np
 
 from gsq_lightning.data.batch import NO_LABEL
 from gsq_lightning.data.sources.names import annotations_among
+from gsq_lightning.errors import first_few
 
+SHOWN = 3  # folders in a note
 ANNOTATED = "val_annotations.txt"  # of tiny-imagenet: file, tab, class, tab, box
 
 
@@ -19,10 +21,12 @@ class Classes(NamedTuple):
     Attributes:
         names: of the classes, in the order of their numbers; None where nothing names classes.
         labels: (N,) int64, NO_LABEL where an image has none.
+        notes: what should be said of them.
     """
 
     names: list[str] | None
     labels: np.ndarray
+    notes: Sequence[str] = ()
 
 
 def classes_of_folders(folders: Sequence[str], stems: Iterable[str]) -> Classes:
@@ -38,8 +42,12 @@ def classes_of_folders(folders: Sequence[str], stems: Iterable[str]) -> Classes:
     depth = common_depth(parts.values())
     class_of = {folder: part[depth] for folder, part in parts.items() if len(part) > depth}
     names = sorted(set(class_of.values()))
-    if len(names) < 2 or are_chunks(names, (class_of.get(folder, "") for folder in folders), stems):
-        return Classes(None, np.full(len(folders), NO_LABEL, dtype=np.int64))
+    none = Classes(None, np.full(len(folders), NO_LABEL, dtype=np.int64))
+    if len(names) < 2:
+        return none
+    if are_chunks(names, (class_of.get(folder, "") for folder in folders), stems):
+        shown = first_few(names, SHOWN)
+        return none._replace(notes=[f"folders are numbered as the images within them ({shown}): pieces, no classes"])
     number = {name: label for label, name in enumerate(names)}
     label_of = {folder: number[class_of[folder]] if folder in class_of else NO_LABEL for folder in parts}
     return Classes(names, np.array([label_of[folder] for folder in folders], dtype=np.int64))

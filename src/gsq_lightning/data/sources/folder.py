@@ -22,7 +22,7 @@ from gsq_lightning.data.sources.names import (
     left_out_in_words,
     suffix_left_out,
 )
-from gsq_lightning.errors import InputError
+from gsq_lightning.errors import InputError, how_many
 from gsq_lightning.names import PackedNames
 
 NO_PLACES = np.empty((0, 5), dtype=np.int64)
@@ -80,24 +80,25 @@ def list_folder(root: Path) -> Listing:
     left_out: Counter[str] = Counter()
     annotations: dict[str, str] = {}
     entered: set[tuple[int, int]] = set()
+    again: list[str] = []
     pending = [""]
     while pending:
         folder = pending.pop()
         place = os.path.join(root, folder)
         status = os.stat(place)
         if (status.st_dev, status.st_ino) in entered:
+            again.append(folder)
             continue
         entered.add((status.st_dev, status.st_ino))
         witnesses.append(place)
-        below: list[str] = []
         with os.scandir(place) as entries:
-            # in one order on all machines: it decides under which name a folder is entered that links lead to
-            for entry in sorted(entries, key=lambda entry: entry.name):
+            # the first in the order of names comes from the end of `pending`, on every machine
+            for entry in sorted(entries, key=lambda entry: entry.name, reverse=True):
                 name = os.path.join(folder, entry.name)
                 if is_hidden(entry.name):
                     continue
                 if entry.is_dir():
-                    below.append(name)
+                    pending.append(name)
                 elif is_image_name(entry.name):
                     names.append(name)
                 elif entry.name == ANNOTATED:
@@ -105,8 +106,11 @@ def list_folder(root: Path) -> Listing:
                     annotations |= read_annotations(Path(entry.path).read_text("utf-8", "replace"), folder)
                 elif (suffix := suffix_left_out(entry.name)) is not None:
                     left_out[suffix] += 1
-        pending += reversed(below)  # the first of them is the next
-    return listing_of(sorted(names), annotations, left_out, Witness.of(sorted(witnesses)))
+    listing = listing_of(sorted(names), annotations, left_out, Witness.of(sorted(witnesses)))
+    if again:
+        folders = how_many(len(again), "folder is", "folders are")
+        listing.notes.append(f"{folders} left out, which links give other names that are read, such as {min(again)}")
+    return listing
 
 
 def listing_of(names: list[str], annotations: dict[str, str], left_out: Counter[str], witness: Witness) -> Listing:
@@ -124,7 +128,7 @@ def listing_of(names: list[str], annotations: dict[str, str], left_out: Counter[
         NO_PLACES,
         classes.names,
         dict(left_out),
-        notes_on(left_out, len(names) - len(kept), annotated),
+        [*notes_on(left_out, len(names) - len(kept), annotated), *classes.notes],
     )
 
 
