@@ -26,6 +26,10 @@ FIT = ["fit", "--config", "quickstart.yaml"]
         (["fit", "--confg", "f8.yaml"], "there is no option --confg; did you mean --config?"),
         (["fit", "--config", "f9"], "did you mean f8.yaml"),
         (["fit", "--config", "t7_nld_nv"], "goes before it: --config f8.yaml --config t7_nld_nv"),
+        (
+            ["fit", "--config=fast.yaml", "--config=f16.yaml", "--config=offline.yaml"],
+            "goes before it: --config f16.yaml --config fast.yaml --config offline.yaml",
+        ),
         ([*FIT, "--trainer.max_step=3"], "did you mean --trainer.max_steps?"),
         ([*FIT, "--data.imagesize=3"], "there is no option data.imagesize; did you mean --data.image_size?"),
         ([*FIT, "--data.batch_size=3"], "set data.global_batch_size, over all devices, or data.val_batch_size"),

@@ -52,19 +52,19 @@ def read_config(path: Path) -> dict[str, Any]:
 
 
 def check_completeness(names: list[str], paths: list[Path], contents: list[dict[str, Any]]) -> None:
-    """Raises InputError where all configs are overlays, which change a recipe and are none.
+    """Raises InputError where the first config is an overlay, which changes a recipe and is none.
 
     Args:
         names: as they were given.
         paths: where they lie.
         contents: what they say.
     """
-    if "model.tokenizer.class_path" in config_names(contents):
-        return
-    found = re.search(r"gsq fit --config (\S+) --config", paths[0].read_text("utf-8"))
+    complete = ["model.tokenizer.class_path" in config_names([content]) for content in contents]
+    found = None if complete[0] else re.search(r"gsq fit --config (\S+) --config", paths[0].read_text("utf-8"))
     if found:
-        overlays = " ".join(f"--config {name}" for name in names)
-        raise InputError(f"{names[0]} changes a recipe, which goes before it: --config {found[1]} {overlays}")
+        recipe = names[complete.index(True)] if any(complete) else found[1]
+        order = " ".join(f"--config {name}" for name in [recipe, *(name for name in names if name != recipe)])
+        raise InputError(f"{names[0]} changes a recipe, which goes before it: {order}")
 
 
 def recipe_folders() -> list[Path]:
