@@ -4,7 +4,7 @@ import csv
 import math
 import random
 import signal
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -62,6 +62,22 @@ class StopAt(Callback):
             signal.raise_signal(signal.SIGTERM)
 
 
+class EndAt(Callback):
+    """Ends the training after a batch, as `max_time` does, or after a validation, as EarlyStopping does."""
+
+    def __init__(self, batch: int, validation: bool) -> None:
+        self.batch = batch
+        self.validation = validation
+
+    def on_train_batch_end(self, trainer: Trainer, *_: Any, **__: Any) -> None:
+        if not self.validation and trainer.fit_loop.epoch_loop.total_batch_idx + 1 == self.batch:
+            trainer.should_stop = True
+
+    def on_validation_end(self, trainer: Trainer, *_: Any, **__: Any) -> None:
+        if self.validation:
+            trainer.should_stop = True
+
+
 class Draws(Callback):
     """What each batch would draw from the streams of Python, NumPy and torch after its step."""
 
@@ -88,6 +104,7 @@ class Run:
     ) -> None:
         torch.manual_seed(3)
         self.folder = folder
+        self.val_check_interval: int | None = None
         self.checkpoint = RunCheckpoint(every_n_train_steps=1, keep_all=True, dirpath=str(folder / "checkpoints"))
         self.draws = Draws()
         adversary = DISCRIMINATORS[discriminator]()
@@ -106,16 +123,19 @@ class Run:
             str(root), 16, 2 * accumulate, 2, crop="resized", flip=True, num_workers=num_workers, seed=4
         )
 
-    def fit(self, ckpt_path: Path | None = None, max_steps: int = STEPS, **stop: Any) -> "Run":
+    def fit(
+        self, ckpt_path: Path | None = None, max_steps: int = STEPS, callbacks: Sequence[Callback] = (), **stop: Any
+    ) -> "Run":
         trainer = Trainer(
             accelerator="cpu",
             max_steps=max_steps,
             logger=CSVLogger(self.folder, name="", version=""),
             log_every_n_steps=1,
-            callbacks=[self.checkpoint, self.draws, StopAt(self.checkpoint, **stop)],
+            callbacks=[self.checkpoint, self.draws, StopAt(self.checkpoint, **stop), *callbacks],
             enable_progress_bar=False,
             enable_model_summary=False,
             num_sanity_val_steps=0,
+            val_check_interval=self.val_check_interval,
         )
         trainer.fit(self.module, self.data, ckpt_path=ckpt_path)
         return self
@@ -254,6 +274,23 @@ def test_epochs_are_counted_right_through_many_resumes(small_tokenizer: Build, r
         equal(run.last[part], whole.last[part], part)
     assert "36" in run.logs["val/psnr"]
     assert run.logs["val/psnr"].items() <= whole.logs["val/psnr"].items()
+
+
+@pytest.mark.parametrize("validation", [False, True])
+def test_what_ends_a_training_waits_for_the_step(
+    small_tokenizer: Build, root: Path, tmp_path: Path, validation: bool
+) -> None:
+    def run(folder: str) -> Run:
+        made = Run(small_tokenizer, root, tmp_path / folder, "patch", accumulate=4)
+        made.val_check_interval = 6 if validation else None
+        return made
+
+    whole = run("whole").fit()
+    ended = run("ended").fit(callbacks=[EndAt(6, validation)])
+    assert ended.last["global_step"] == 2  # of the eighth batch, not the sixth
+    resumed = run("resumed").fit(tmp_path / "ended" / "checkpoints" / "last.ckpt")
+    for part in ("global_step", "state_dict", "optimizer_states", "lr_schedulers", "training_state"):
+        equal(resumed.last[part], whole.last[part], part)
 
 
 class CountedModule(TokenizerModule):

@@ -34,7 +34,8 @@ class RunCheckpoint(Checkpoint):
     a signal asks it to stop.
 
     Writes are atomic, and only between optimizer steps: where batches are accumulated, they wait for the step. While
-    steps are skipped because gradients are not finite, they wait for the next that is not. SIGTERM
+    steps are skipped because gradients are not finite, they wait for the next that is not. What ends a training early,
+    as `max_time` and `EarlyStopping` do, waits for the step too, so that no gradients are lost. SIGTERM
     and SIGINT stop a training with a checkpoint: one rank after the step at hand, several within about a second. A
     second SIGINT stops at once, as both do in validation, test and prediction on their own. A run that was stopped in a
     validation starts with it when it is resumed.
@@ -66,6 +67,7 @@ class RunCheckpoint(Checkpoint):
         self._folder: Path | None = None  # none where nothing is to be written
         self._due = False
         self._stops = False
+        self._ends_early = False  # asked for within accumulated batches
         self._agreement = Agreement()
         self._lock: IO[str] | None = None
 
@@ -77,6 +79,7 @@ class RunCheckpoint(Checkpoint):
             trainer.strategy.checkpoint_io = WholeCheckpointIO()
         if stage != "fit" or trainer.fast_dev_run:  # type: ignore[attr-defined]
             return
+        self._ends_early = False
         self._folder = RunFolder(Path(log_dir or ".")).checkpoints if self.dirpath is None else expanded(self.dirpath)
         if trainer.is_global_zero:
             self._folder.mkdir(parents=True, exist_ok=True)
@@ -155,6 +158,7 @@ class RunCheckpoint(Checkpoint):
     def on_train_batch_end(
         self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int
     ) -> None:
+        self._let_end_early(trainer, pl_module)
         if not getattr(pl_module, "between_steps", True):
             self._validation_pending = False
             return
@@ -209,6 +213,12 @@ class RunCheckpoint(Checkpoint):
     def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         if not trainer.sanity_checking:
             self._validation_pending = False
+            self._let_end_early(trainer, pl_module)
+
+    def _let_end_early(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Hands `should_stop` to the Trainer between steps only."""
+        self._ends_early |= trainer.should_stop
+        trainer.should_stop = self._ends_early and getattr(pl_module, "between_steps", True)
 
     def _stop_if_asked(self, trainer: Trainer) -> None:
         if not self._stops:
