@@ -4,14 +4,17 @@
 
 Arguments are those of `main.py fit` and those below. Both heads see the same batches for the same number of steps, not
 masked, as masked generators have no bits per image. A run that is finished is not made again, and one that was
-interrupted goes on.
+interrupted goes on. Without arguments of `main.py fit`, the table is of the runs that are there.
 """
 
 import argparse
 import json
 import statistics
 from pathlib import Path
+from typing import Any
 
+from gsq_lightning.cli.messages import one_line_errors
+from gsq_lightning.errors import require
 from gsq_lightning.files import write_whole
 from token_generator.cli import main as command
 
@@ -27,7 +30,7 @@ def main(arguments: list[str] | None = None) -> str:
     given, options = parser.parse_known_args(arguments)
     more = [] if given.independent_layers is None else [f"--model.layers={given.independent_layers}"]
     of_head = {"independent": [*options, *more], "depth": options}
-    found: dict[str, list[dict[str, float]]] = {head: [] for head in HEADS}
+    found: dict[str, list[dict[str, Any]]] = {head: [] for head in HEADS}
     for seed in range(given.seeds):
         for head in HEADS:
             found[head].append(result(head, seed, given.folder, of_head[head]))
@@ -36,8 +39,11 @@ def main(arguments: list[str] | None = None) -> str:
     return table
 
 
-def result(head: str, seed: int, folder: Path, options: list[str]) -> dict[str, float]:
-    """Bits per image on the held-out tokens after the last step, and the number of parameters."""
+def result(head: str, seed: int, folder: Path, options: list[str]) -> dict[str, Any]:
+    """Bits per image on the held-out tokens after the last step, and the number of parameters.
+
+    Raises InputError where the run is there with other options.
+    """
     run = folder / f"{head}_{seed}"
     if not (run / "result.json").is_file():
         last = run / "checkpoints" / "last.ckpt"
@@ -59,13 +65,18 @@ def result(head: str, seed: int, folder: Path, options: list[str]) -> dict[str, 
             "bits_per_image": values["val/bits_per_image"],
             "parameters": sum(parameter.numel() for parameter in cli.model.parameters()),
             "steps": cli.trainer.global_step,
+            "options": options,
         }
         write_whole(run / "result.json", (json.dumps(measured) + "\n").encode())
-    content: dict[str, float] = json.loads((run / "result.json").read_text())
+    content: dict[str, Any] = json.loads((run / "result.json").read_text())
+    require(
+        not options or content["options"] == options,
+        f"{run} is of other options: {' '.join(content['options'])}; give those, or another --folder",
+    )
     return content
 
 
-def table_of(found: dict[str, list[dict[str, float]]]) -> str:
+def table_of(found: dict[str, list[dict[str, Any]]]) -> str:
     """Lines of a Markdown table: each seed, mean and standard deviation over them, and the difference in percent."""
     seeds = range(len(found[HEADS[0]]))
     lines = [
@@ -84,4 +95,5 @@ def table_of(found: dict[str, list[dict[str, float]]]) -> str:
 
 
 if __name__ == "__main__":
-    main()
+    with one_line_errors("fit"):
+        main()

@@ -1,5 +1,6 @@
 """The example generator on Lightning: training, resuming, samples as pictures."""
 
+import math
 import shutil
 from collections.abc import Callable
 from pathlib import Path
@@ -11,6 +12,7 @@ from PIL import Image
 
 from gsq_lightning import GSQTokenizer
 from gsq_lightning.data import TokenDataModule
+from gsq_lightning.errors import InputError
 from gsq_lightning.tokens.shards import TokenShard, shard_name, write_shard
 from tests.data.test_data import quiet_trainer
 from tests.tokens.written import write_tokens
@@ -51,6 +53,18 @@ def test_a_resumed_training_ends_with_the_same_weights(masked: bool, tmp_path: P
     torch.rand(5)  # the state of torch's random numbers is not what makes them equal
     resumed = train(8, "rest", tmp_path / "part" / "step=3.ckpt")
     assert all(torch.equal(a, b) for a, b in zip(whole.parameters(), resumed.parameters(), strict=True))
+
+
+def test_bits_are_a_mean_over_indices_not_images(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Batches in which more positions are masked count more."""
+    for split in ("train", "val"):
+        write_tokens(tmp_path / "tokens" / split, images=8, codebook_size=32)
+    module = GeneratorModule(TokenShape(2, 32, 2, 3, 2), width=16, layers=1, heads=2, depth_layers=1, masked=True)
+    nats = iter([torch.full((10, 2), math.log(2)), torch.full((30, 2), 2 * math.log(2))])
+    monkeypatch.setattr(module, "nats", lambda *_: next(nats))
+    data = TokenDataModule(str(tmp_path / "tokens"), global_batch_size=4, val_batch_size=4, num_workers=0)
+    [values] = quiet_trainer(1, tmp_path, limit_val_batches=None).validate(module, data, verbose=False)
+    assert values["val/bits_per_index"] == pytest.approx((10 + 60) / 40)
 
 
 @pytest.fixture
@@ -139,3 +153,5 @@ def test_the_comparison_of_heads_sees_that_indices_depend_on_each_other(
     capsys.readouterr()
 
     assert compare(["--seeds=1", "--folder=runs/heads"]) == table  # nothing is trained again
+    with pytest.raises(InputError, match=r"independent_0 is of other options: .* --model.width=32"):
+        compare(["--seeds=1", "--folder=runs/heads", "--model.width=16"])

@@ -106,7 +106,7 @@ class GeneratorModule(LightningModule):
         seed_streams(self.seed, batch_idx, self.global_rank)  # of masks
         nats, images, shape = self.nats(batch.indices, batch.label), len(batch.label), self.network.shape
         bits = nats.sum() / max(1, nats.numel()) / math.log(2)  # a device without a share has a batch of none
-        self.log("val/bits_per_index", bits, batch_size=images, sync_dist=True, prog_bar=True)
+        self.log("val/bits_per_index", bits, batch_size=nats.numel(), sync_dist=True, prog_bar=True)
         if not self.network.masked:  # where some positions are seen, the others have no likelihood of the image
             per_image = bits * shape.positions * shape.num_groups
             self.log("val/bits_per_image", per_image, batch_size=images, sync_dist=True)
