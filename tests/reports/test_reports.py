@@ -170,6 +170,15 @@ def test_a_comparison_fits_a_terminal_and_names_once_what_is_equal() -> None:
     assert "PSNR of set" in " ".join(heads)  # a table of its own, of the rows that have it
 
 
+def test_a_comparison_shows_metrics_of_ones_own_and_no_deviations() -> None:
+    beside = {"rkid_std": 0.1, "rkid_all": 0.2, "codebook_usage_group_0": 0.5, "codebook_codes_used": 7.0}
+    rows = [
+        report_row(EvaluationReport(name, {"psnr": psnr, "psnr_hvs": psnr + 10, **beside}))
+        for name, psnr in (("one", 20.0), ("two", 21.0))
+    ]
+    assert [cell.strip() for cell in comparison_lines(rows)[0].split("|")[2:-1]] == ["PSNR ↑", "psnr_hvs"]
+
+
 def test_rows_that_do_not_differ_are_a_table_all_the_same() -> None:
     lines = comparison_lines([report_row(report("one")), report_row(report("two"))])
     assert [line.split("|")[1].strip() for line in lines[2:4]] == ["one", "two"]

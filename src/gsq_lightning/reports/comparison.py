@@ -5,7 +5,7 @@ import textwrap
 from dataclasses import dataclass, field
 
 from gsq_lightning.reports.report import EvaluationReport
-from gsq_lightning.reports.table import ARROWS, CODES_USED, METRICS, codes_in_use, formatted, markdown_table
+from gsq_lightning.reports.table import ARROWS, CODES_USED, codes_in_use, formatted, is_own, label_of, markdown_table
 
 WIDTH = 80  # characters of a terminal
 COLUMNS = (
@@ -64,7 +64,8 @@ def comparison_lines(rows: list[Row]) -> list[str]:
     Columns that do not fit beside the others follow in a table of their own.
     """
     rows = sorted_rows(rows)
-    columns = [name for name in COLUMNS if any(name in row.metrics for row in rows)]
+    given = dict.fromkeys(name for row in rows for name in row.metrics)
+    columns = [*(name for name in COLUMNS if name in given), *filter(is_own, given)]
     if _of_one_size(rows):
         columns = [name for name in columns if name != "bits_per_pixel"]
     equal = [name for name in columns if _is_equal(rows, name)]
@@ -74,7 +75,7 @@ def comparison_lines(rows: list[Row]) -> list[str]:
     for block in _blocks(rows, [name for name in columns if name not in equal]):
         lines += ["", *block] if lines else block
     if equal:
-        values = "; ".join(f"{METRICS[name].name} {_shown(rows, name)}" for name in equal)
+        values = "; ".join(f"{label_of(name).name} {_shown(rows, name)}" for name in equal)
         lines += ["", *_wrapped(f"the same in all that have it: {values}", indent=2)]
     return [*lines, *differences(rows), *different_settings(rows)]
 
@@ -131,7 +132,8 @@ def _blocks(rows: list[Row], columns: list[str]) -> list[list[str]]:
 
 
 def _head(name: str) -> str:
-    return METRICS[name].head + ARROWS[METRICS[name].better]
+    label = label_of(name)
+    return label.head + ARROWS[label.better]
 
 
 def _of_one_size(rows: list[Row]) -> bool:

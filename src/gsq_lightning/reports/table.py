@@ -62,9 +62,20 @@ CODES_USED = "codebook_codes_used"  # shown with codebook_usage
 PER_GROUP = {"codebook_usage_group_": "{:.2%}", "codebook_perplexity_group_": "{:.1f}"}
 
 
+def label_of(name: str) -> Label:
+    """Also of a metric that is not in `METRICS`, such as a user's own."""
+    return METRICS.get(name, Label(name, name, "", "{:.4g}"))
+
+
+def is_own(name: str) -> bool:
+    """Whether a value is of a user's own metric, not a known one's main value or one beside it, such as "rkid_std"."""
+    beside = name.removesuffix("_std").removesuffix("_all") in METRICS or name.startswith(tuple(PER_GROUP))
+    return name not in METRICS and name != CODES_USED and not beside
+
+
 def formatted(name: str, value: float) -> str:
     """A value with the digits of its metric."""
-    return METRICS[name].form.format(value) if name in METRICS else f"{value:.4g}"
+    return label_of(name).form.format(value)
 
 
 def codes_in_use(values: dict[str, float]) -> str | None:
@@ -80,7 +91,7 @@ def metrics_table(values: dict[str, float]) -> list[str]:
     rows = []
     grouped = [_per_group(values, prefix, form) for prefix, form in PER_GROUP.items()]
     for name in [*(name for name in METRICS if name in values), *(name for name in values if name not in METRICS)]:
-        label = METRICS.get(name, Label(name, name, "", ""))
+        label = label_of(name)
         meaning = codes if codes and name == "codebook_usage" else label.meaning
         better = f"{label.better} is better" if label.better and not (codes and name == "codebook_usage") else ""
         rows.append((label.name, formatted(name, values[name]), ", ".join(part for part in (meaning, better) if part)))
