@@ -1,4 +1,4 @@
-"""Full float32 arithmetic within a training of lower precision."""
+"""Full float32 arithmetic within a training of lower precision, and float64 where there is any."""
 
 import threading
 from collections.abc import Callable, Iterator
@@ -26,6 +26,11 @@ def full_precision(device: torch.device) -> Iterator[None]:
             yield
         finally:
             _leave()
+
+
+def with_float64(device: torch.device) -> torch.device:
+    """The device, or the CPU in place of one that has no float64, such as Apple's GPU."""
+    return device if device.type in ("cpu", "cuda") else torch.device("cpu")
 
 
 def _enter() -> None:

@@ -51,8 +51,9 @@ class SampleMetrics(MetricSuite):
         if len(image) == 0:
             return
         self._check(image, "original" if real else "other")
-        self._follow(image)
-        with torch.no_grad(), full_precision(image.device):
+        device = self._follow(image)
+        image = image.to(device)
+        with torch.no_grad(), full_precision(device):
             pixels = image_to_pixels(image)
             hashes = pixel_hash(pixels)
             finite = image.flatten(1).isfinite().all(dim=1)

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from gsq_lightning.distributed import from_rank_0, is_rank_0
-from gsq_lightning.errors import look_up, require
+from gsq_lightning.errors import InputError, look_up, require
 from gsq_lightning.files import cache_folder
 from gsq_lightning.metrics.catalog import EXTRACTORS, METRICS, Maker, MetricName, MetricOptions
 from gsq_lightning.metrics.codebook import CodebookShape
@@ -18,7 +18,7 @@ from gsq_lightning.metrics.images import Counts, ImageCounts, pixel_hash
 from gsq_lightning.metrics.interface import FeatureMetric, ImageMetric, check_shapes
 from gsq_lightning.metrics.originals import OriginalImages, OriginalsCache, SetDistance, originals_key
 from gsq_lightning.pixels import check_float, check_range, image_to_pixels
-from gsq_lightning.precision import full_precision, keep_precision
+from gsq_lightning.precision import full_precision, keep_precision, with_float64
 
 logger = logging.getLogger(__name__)
 
@@ -238,16 +238,19 @@ class MetricSuite(nn.Module):
             self._unchecked.remove(kind)
             check_range(image, may_overshoot=kind == "other")
 
-    def _follow(self, image: Tensor) -> None:
-        """Loads, unless that was done, and moves to the device of the images."""
+    def _follow(self, image: Tensor) -> torch.device:
+        """Loads, unless that was done, and moves to the device of the images if it has float64. Returns where it is."""
         if not self.metrics:
             self.load()
-        if self.counts.images.device != image.device:
-            self.to(image.device)
+        device = with_float64(image.device)
+        if self.counts.images.device != device:
+            self.to(device)
+        return device
 
     def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> "MetricSuite":
-        """Moves to a device with its owner, but keeps its dtypes."""
-        return super()._apply(keep_precision(fn, widen=False), recurse)
+        """Moves to a device with its owner, if it has float64, but keeps its dtypes."""
+        device = fn(torch.empty(0)).device
+        return super()._apply(keep_precision(fn, widen=False), recurse) if with_float64(device) == device else self
 
 
 class ReconstructionMetrics(MetricSuite):
@@ -330,8 +333,9 @@ class ReconstructionMetrics(MetricSuite):
         check_shapes(reconstruction, image)
         self._check(image, "original")
         self._check(reconstruction, "other")
-        self._follow(image)
-        with torch.no_grad(), full_precision(image.device):
+        device = self._follow(image)
+        image, reconstruction = image.to(device), reconstruction.to(device)
+        with torch.no_grad(), full_precision(device):
             finite = reconstruction.flatten(1).isfinite().all(dim=1)
             reconstruction = reconstruction.nan_to_num()
             original, reconstructed = image_to_pixels(image), image_to_pixels(reconstruction)
@@ -340,8 +344,9 @@ class ReconstructionMetrics(MetricSuite):
             for metric in self._that_want("pixels"):
                 metric.update(reconstructed, original)
             for metric in self._that_want("indices"):
-                require(indices is not None, f'the metric "{metric.name}" needs indices')
-                metric.update(indices)
+                if indices is None:
+                    raise InputError(f'the metric "{metric.name}" needs indices')
+                metric.update(indices.to(device))
             self._update_feature_metrics(reconstruction, reconstructed, hashes, real=False)
             self._update_feature_metrics(image, original, hashes, real=True)
 

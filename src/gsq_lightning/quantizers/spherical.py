@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from gsq_lightning.errors import InputError, look_up, require, require_at_least
-from gsq_lightning.precision import keep_precision
+from gsq_lightning.precision import keep_precision, with_float64
 from gsq_lightning.quantizers.gradients import rotate_and_scale, straight_through
 from gsq_lightning.quantizers.interface import Quantizer, QuantizerOutput
 from gsq_lightning.quantizers.lookup import CodeIndex, nearest_code
@@ -245,7 +245,7 @@ class GroupedSphericalQuantizer(Quantizer):
     @torch.no_grad()
     def _nearest(self, vectors: Tensor) -> Tensor:
         """(B, …, G, d) → (B, …, G): Eq. 5, normalized and compared in float64."""
-        device = vectors.device if vectors.device.type in ("cpu", "cuda") else torch.device("cpu")  # has float64
+        device = with_float64(vectors.device)
         points = normalize(vectors.to(device).double(), self.normalization)
         groups = points.unbind(-2) if self.per_group_codebooks else [points]
         indices = [

@@ -36,7 +36,7 @@ import torch
 from torch import Tensor
 
 from gsq_lightning.errors import InputError, look_up
-from gsq_lightning.precision import full_precision
+from gsq_lightning.precision import full_precision, with_float64
 from gsq_lightning.quantizers.lookup.arithmetic import argsort, without_repeats
 from gsq_lightning.quantizers.lookup.brute import BruteSearch, LastResort
 from gsq_lightning.quantizers.lookup.dense import dense_nearest_code
@@ -144,9 +144,8 @@ class CodeIndex:
             raise InputError(
                 f"codes must be a floating-point (V, d) with V, d >= 1; given {codes.dtype}, {tuple(codes.shape)}"
             )
-        # Apple's GPU has no float64: such tensors are looked up on the CPU.
         self._codes_device = codes.device
-        self._device = codes.device if codes.device.type in ("cpu", "cuda") else torch.device("cpu")
+        self._device = with_float64(codes.device)
         self.codebook_size, self.dimension = codes.shape
         self.method = _resolve_method(method, self.dimension, self.codebook_size, num_points, self._device, unit_norm)
         with torch.no_grad(), full_precision(self._device):
