@@ -9,7 +9,7 @@ from torch import Tensor
 
 from gsq_lightning.errors import InputError
 from token_generator import Sampling, TokenGenerator, TokenShape, generate
-from token_generator.network import random_mask
+from token_generator.network import HeadName, random_mask
 from token_generator.sampling import kept
 
 SHAPE = TokenShape(num_groups=3, codebook_size=8, height=3, width=4, num_classes=5)
@@ -157,6 +157,17 @@ def test_a_generator_that_overfits_one_batch_reproduces_its_images(masked: bool)
         optimizer.step()
     drawn = generate(made.eval(), label, Sampling(top_k=1, choice_temperature=0, steps=6))
     assert torch.equal(drawn.flatten(1, 2), indices)
+
+
+@pytest.mark.parametrize("head", ["depth", "independent"])
+@pytest.mark.parametrize("masked", [False, True])
+@pytest.mark.parametrize("groups", [1, 2])
+def test_every_parameter_gets_a_gradient(head: HeadName, masked: bool, groups: int) -> None:
+    """On several devices DDP ends a training in which one gets none."""
+    made = TokenGenerator(SHAPE._replace(num_groups=groups), width=16, layers=1, heads=2, head=head, masked=masked)
+    indices = torch.randint(SHAPE.codebook_size, (3, SHAPE.positions, groups))
+    made(indices, LABEL, random_mask(indices) if masked else None).mean().backward()
+    assert [name for name, parameter in made.named_parameters() if parameter.grad is None] == []
 
 
 @pytest.mark.parametrize(

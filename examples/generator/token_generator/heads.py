@@ -7,6 +7,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor, nn
 
+from gsq_lightning.tokens import add_group_offsets
 from token_generator.transformer import Transformer
 
 
@@ -91,8 +92,8 @@ class DepthHead(Head):
         nn.init.normal_(self.embedding.weight, std=0.02)
 
     def forward(self, hidden: Tensor, indices: Tensor) -> Tensor:
-        before = [self.embed(indices[:, group], group) for group in range(self.num_groups - 1)]
-        x = torch.stack([self.start(hidden), *before], dim=1) + self.group
+        before = self.embedding(add_group_offsets(indices[:, :-1], self.codebook_size))
+        x = torch.cat([self.start(hidden)[:, None], before], dim=1) + self.group
         return torch.einsum("mgw,gwv->mgv", self.transformer(x, causal=True), self.to_logits)
 
     def sample(self, hidden: Tensor, draw: Draw, cached: bool = True) -> Position:

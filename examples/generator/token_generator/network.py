@@ -86,7 +86,7 @@ class TokenGenerator(nn.Module):
         self.classes = nn.Embedding(shape.num_classes + 1, width)  # the last one: no class
         self.rows = nn.Embedding(shape.height, width)
         self.columns = nn.Embedding(shape.width, width)
-        self.mask = nn.Parameter(torch.zeros(width))
+        self.mask = nn.Parameter(torch.zeros(width)) if masked else None  # DDP refuses what gets no gradient
         self.register_buffer("places", grid_positions(shape.height, shape.width), persistent=False)
         for embedding in (self.embedding, self.classes, self.rows, self.columns):
             nn.init.normal_(embedding.weight, std=0.02)
@@ -114,6 +114,7 @@ class TokenGenerator(nn.Module):
         start, tokens, place = self.class_token(label), self.embed(indices), self.position_embedding()
         if mask is None:
             return self.transformer(torch.cat([start, tokens[:, :-1]], dim=1) + place, causal=True)
+        assert self.mask is not None
         tokens = torch.where(mask[..., None], self.mask, tokens) + place
         return self.transformer(torch.cat([start, tokens], dim=1), causal=False)[:, 1:]
 
