@@ -318,8 +318,7 @@ class TokenizerModule(LightningModule):
 
     def on_train_start(self) -> None:
         self.train()  # `GSQTokenizer.from_pretrained` gives networks in eval mode, and Lightning leaves them so
-        for optimizer in self.trainer.optimizers:
-            as_parameters_lie(optimizer)  # a checkpoint may be of another `channels_last`
+        self.lay_out_optimizers()
         if self.compile_networks:  # not before: the sanity check's batches may have another size
             if self.objective.adaptive_weight:  # goes through the decoder's graph three times
                 torch._functorch.config.donated_buffer = False
@@ -347,6 +346,11 @@ class TokenizerModule(LightningModule):
             and self.trainer.is_global_zero
         ):
             logger.warning("channels_last without compile_networks makes a GPU slower; set both, or neither")
+
+    def lay_out_optimizers(self) -> None:
+        """To be called when a checkpoint has been loaded into them, as it may be of another `channels_last`."""
+        for optimizer in self.trainer.optimizers:
+            as_parameters_lie(optimizer)
 
     def on_train_end(self) -> None:
         self.stepper.stop_if_diverged(self.global_step)

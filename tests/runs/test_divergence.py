@@ -162,6 +162,29 @@ def test_rollback_is_a_training_without_those_batches(small_tokenizer: Build, tm
     assert report(tmp_path)["step"] == 5
 
 
+def test_a_resume_may_change_the_layout_and_go_back_to_its_start(small_tokenizer: Build, tmp_path: Path) -> None:
+    """Fused steps pair weights and their moments by their places in memory."""
+    fused: Any = lambda parameters: torch.optim.AdamW(parameters, lr=1e-2, fused=True)  # noqa: E731
+
+    def module(channels_last: bool) -> TokenizerModule:
+        torch.manual_seed(0)
+        return TokenizerModule(
+            small_tokenizer(), tokenizer_optimizer=fused, max_skipped_steps=2, channels_last=channels_last
+        )
+
+    fit(module(False), tmp_path, BATCHES, [RunCheckpoint(dirpath=str(tmp_path))], steps=2)
+    moved: list[dict[str, Tensor]] = []
+    for channels_last in (False, True):
+        resumed = module(channels_last)
+        callbacks = watched(tmp_path / str(channels_last), 2, 3, on_divergence="rollback", every=100)
+        run = trainer(tmp_path, max_steps=5, callbacks=callbacks, enable_checkpointing=True)
+        data = DataLoader(BATCHES.clone(), batch_size=None)  # type: ignore[arg-type, var-annotated]
+        run.fit(resumed, data, ckpt_path=tmp_path / "last.ckpt")
+        moved.append(resumed.tokenizer.state_dict())
+    for name, value in moved[0].items():
+        torch.testing.assert_close(moved[1][name], value, rtol=1e-3, atol=1e-4)
+
+
 def test_steps_before_a_discriminator_that_diverged_are_not_taken_for_divergent(
     small_tokenizer: Build, tmp_path: Path
 ) -> None:

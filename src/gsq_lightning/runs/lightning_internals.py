@@ -55,6 +55,7 @@ def go_back_to(trainer: Trainer, checkpoint: Path) -> None:
     module: Any = trainer.lightning_module
     trainer.strategy.load_model_state_dict(content)
     trainer.strategy.load_optimizer_state_dict(content)
+    module.lay_out_optimizers()
     for config, state in zip(trainer.lr_scheduler_configs, content["lr_schedulers"], strict=True):
         config.scheduler.load_state_dict(state)
     steps = trainer.fit_loop.epoch_loop.manual_optimization.optim_step_progress.total
