@@ -15,7 +15,8 @@ set -euo pipefail
 
 export OMP_NUM_THREADS=1         # workers use one core each
 
-srun gsq fit \
+# cpus-per-task once more: from SLURM 22.05 on srun does not take it from sbatch, and tasks may get one core each
+srun --cpus-per-task "$SLURM_CPUS_PER_TASK" gsq fit \
   --config "${CONFIG:-f16.yaml}" \
   --trainer.num_nodes "$SLURM_NNODES" \
   --trainer.devices "$SLURM_NTASKS_PER_NODE" \

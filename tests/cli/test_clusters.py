@@ -18,8 +18,10 @@ from tests.test_two_ranks import free_port
 DOCS = Path(__file__).parents[2] / "docs"
 SCRIPT = DOCS / "slurm.sh"
 
-# starts the job's tasks as SLURM would, each as if it were alone on its machine
+# starts the job's tasks as SLURM would, each as if it were alone on its machine; without the option each has one core
 SRUN = """#!/bin/bash
+[ "$1 $2" = "--cpus-per-task $SLURM_CPUS_PER_TASK" ] || exit 1
+shift 2
 tasks=()
 for node in $(seq 0 $((SLURM_NNODES - 1))); do
   SLURM_PROCID=$node SLURM_NODEID=$node SLURM_LOCALID=0 "$@" &
