@@ -264,6 +264,15 @@ def test_the_cores_of_a_machine_are_shared_by_its_devices() -> None:
     assert [default_workers(devices) for devices in (1, usable_cores(), 1000)] == [min(usable_cores(), 8), 1, 1]
 
 
+@pytest.mark.parametrize(("visible", "workers"), [(4, 4), (32, 4), (64, 8)])
+def test_a_task_of_slurm_may_have_cores_of_its_own(visible: int, workers: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Eight tasks of 4 cores: bound to them, or seeing those of the whole machine, and of one with more."""
+    monkeypatch.setenv("SLURM_NTASKS_PER_NODE", "8")
+    monkeypatch.setenv("SLURM_CPUS_PER_TASK", "4")
+    monkeypatch.setattr("gsq_lightning.data.loader.usable_cores", lambda: visible)
+    assert default_workers(8) == workers
+
+
 def test_own_photographs_take_the_place_of_the_bundled_ones(tmp_path: Path) -> None:
     """Of 60×40 pixels: none is enlarged to the usual short side of 300."""
     write_images(tmp_path, 12, size=(60, 40))

@@ -14,7 +14,7 @@ from torch.utils.data import DataLoader
 
 from gsq_lightning.data.batch import per_device_batch_size
 from gsq_lightning.data.dataset import ImageDataset
-from gsq_lightning.data.loader import Loading, default_workers, usable_cores
+from gsq_lightning.data.loader import Loading, cores_of_each, default_workers, usable_cores
 from gsq_lightning.data.sampler import DataPosition
 from gsq_lightning.errors import how_many, require, whole_number
 
@@ -103,7 +103,7 @@ class ResumableDataModule(LightningDataModule):
             dataset.has_random_access or not getattr(self.trainer, "overfit_batches", 0),
             "trainer.overfit_batches needs images that can be read in any order, and shards are streamed",
         )
-        if self.num_workers is not None and self.num_workers * self._devices > usable_cores():
+        if self.num_workers is not None and self.num_workers > cores_of_each(self._devices):
             rank_zero_info(
                 f"num_workers is {self.num_workers} for each of {self._devices} device(s), and this machine has "
                 f"{usable_cores()} CPU core(s): more workers than cores only help where the storage is slow to answer"

@@ -59,9 +59,20 @@ def usable_cores() -> int:
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
+def cores_of_each(devices: int) -> int:
+    """CPU cores for each device of a machine: its share of those that this process may run on.
+
+    All of them where SLURM has bound its tasks, one for each device, to cores of their own.
+    """
+    cores = usable_cores()
+    is_task = os.environ.get("SLURM_NTASKS_PER_NODE") == str(devices)
+    is_bound = is_task and cores <= int(os.environ.get("SLURM_CPUS_PER_TASK", 0))
+    return cores if is_bound else cores // devices
+
+
 def default_workers(devices: int) -> int:
     """Workers for each device of a machine: its share of the cores, from 1 to `MOST_WORKERS`."""
-    return max(1, min(usable_cores() // devices, MOST_WORKERS))
+    return max(1, min(cores_of_each(devices), MOST_WORKERS))
 
 
 def ignore_stop_signals(worker: int) -> None:
