@@ -465,6 +465,23 @@ def test_the_trainers_own_clipping_and_accumulation_are_refused(
         fit(TokenizerModule(small_tokenizer()), tmp_path, max_steps=1, **settings)
 
 
+def test_gradients_of_what_is_computed_in_float32_are_not_rounded(small_tokenizer: Build, tmp_path: Path) -> None:
+    """A backward pass under autocast would compute its products in bf16."""
+    leaf, factor = torch.randn(32, 32, requires_grad=True), torch.randn(32, 32)
+
+    class Module(TokenizerModule):
+        def generator_loss_terms(self, image: Tensor, output: QuantizerOutput, reconstruction: Tensor) -> Loss:
+            loss = super().generator_loss_terms(image, output, reconstruction)
+            with torch.autocast("cpu", enabled=False):
+                loss.add("product", (leaf @ factor).square().sum())
+            return loss
+
+    fit(Module(small_tokenizer()), tmp_path, max_steps=1, precision="bf16-mixed")
+    assert leaf.grad is not None
+    expected = 2 * 2 * leaf @ factor @ factor.T  # of two images
+    torch.testing.assert_close(leaf.grad, expected, rtol=1e-5, atol=1e-3)
+
+
 @pytest.mark.parametrize("precision", ["16-mixed", "bf16-true", "64-true"])
 def test_other_precisions_are_refused(
     small_tokenizer: Build, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, precision: str

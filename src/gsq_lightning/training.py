@@ -370,7 +370,7 @@ class TokenizerModule(LightningModule):
         with self._without_ddp_exchange(), self.objective.within_step():
             for network, loss in self._losses(image):
                 values = {f"loss_{network}": loss.total} | loss.log
-                self.stepper.add(network, loss.total, values, self.manual_backward)
+                self.stepper.add(network, loss.total, values, self._backward)
         if self.stepper.completes:
             self._finish_step()
 
@@ -391,6 +391,11 @@ class TokenizerModule(LightningModule):
             image, reconstruction: (B, 3, H, W) float32, without gradient.
         """
         return self.objective.discriminate(image, reconstruction)
+
+    def _backward(self, loss: Tensor) -> None:
+        """Without autocast, which would round the gradients of what was computed in float32."""
+        with torch.autocast(loss.device.type, enabled=False):
+            self.manual_backward(loss)
 
     def _start_batch(self, batch: Any) -> Tensor:
         assert self._stream_seed is not None

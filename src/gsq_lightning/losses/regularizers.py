@@ -35,12 +35,13 @@ def adaptive_weight(
     Returns:
         Scalar in [0, maximum], without gradient.
     """
-    gradients = torch.stack(
-        [
-            torch.autograd.grad(loss, last_layer, retain_graph=True)[0].float()
-            for loss in (reconstruction_loss, adversarial_loss)
-        ]
-    )
+    with torch.autocast(last_layer.device.type, enabled=False):  # as the backward pass of the step
+        gradients = torch.stack(
+            [
+                torch.autograd.grad(loss, last_layer, retain_graph=True)[0].float()
+                for loss in (reconstruction_loss, adversarial_loss)
+            ]
+        )
     reconstruction, adversarial = (gradient.norm() for gradient in mean_over_ranks(gradients))
     return (reconstruction / adversarial.clamp(min=SMALLEST_ADVERSARIAL_GRADIENT)).clamp(max=maximum)
 

@@ -39,7 +39,8 @@ def find_nonfinite(
     try:
         for loss, log in losses():
             terms |= {name: float(value) for name, value in log.items()}
-            got = torch.autograd.grad(loss, list(parameters.values()), allow_unused=True)
+            with torch.autocast(loss.device.type, enabled=False):  # as the backward pass of the step
+                got = torch.autograd.grad(loss, list(parameters.values()), allow_unused=True)
             gradients += [name for name, one in zip(parameters, got, strict=True) if not _is_finite(one)]
     finally:
         for handle in handles:
