@@ -15,38 +15,39 @@ from gsq_lightning.quantizers.lookup import CodeIndex, devices
 pytest.importorskip("triton")
 
 GPU = torch.device("cuda", 0)
+KERNEL = "gsq_lightning.quantizers.lookup.scores.to_columns"  # which is tried
 
 
 @pytest.fixture(autouse=True)
 def an_a100(monkeypatch: pytest.MonkeyPatch) -> Iterator[pytest.MonkeyPatch]:
-    """Whose driver Triton has built."""
+    """Where Triton's kernels run."""
     devices.has_kernels.cache_clear()
     devices.why_no_kernels.cache_clear()
     monkeypatch.setattr(torch.cuda, "get_device_capability", lambda device: (8, 0))
-    monkeypatch.setattr("triton.runtime.driver", Driver())
+    monkeypatch.setattr(KERNEL, lambda vectors: vectors.t())
     yield monkeypatch
     devices.has_kernels.cache_clear()
     devices.why_no_kernels.cache_clear()
 
 
-class Driver:
-    """Triton's, which begins when `active` is asked for."""
+def failing(error: Exception) -> Callable[[torch.Tensor], torch.Tensor]:
+    def launch(vectors: torch.Tensor) -> torch.Tensor:
+        assert vectors.device == GPU
+        raise error
 
-    def __init__(self, error: Exception | None = None) -> None:
-        self._error = error
-
-    @property
-    def active(self) -> "Driver":
-        if self._error is not None:
-            raise self._error
-        return self
-
-    def get_current_target(self) -> str:
-        return "cuda:80"
+    return launch
 
 
 def no_compiler(patch: pytest.MonkeyPatch) -> None:
-    patch.setattr("triton.runtime.driver", Driver(RuntimeError("Failed to find C compiler.\nPlease specify")))
+    patch.setattr(KERNEL, failing(RuntimeError("Failed to find C compiler.\nPlease specify")))
+
+
+def no_assembler(patch: pytest.MonkeyPatch) -> None:
+    """For DGX Spark, in Triton 3.5."""
+    from triton.runtime.errors import PTXASError
+
+    log = "Internal Triton PTX codegen error\n`ptxas` stderr:\nptxas fatal   : Value 'sm_121a' is not defined\n"
+    patch.setattr(KERNEL, failing(PTXASError(log)))
 
 
 def no_triton(patch: pytest.MonkeyPatch) -> None:
@@ -63,8 +64,9 @@ def an_mi210(patch: pytest.MonkeyPatch) -> None:
 
 
 def test_kernels_run_on_an_nvidia_gpu_with_triton() -> None:
-    assert devices.why_no_kernels(GPU) is None
-    assert devices.has_kernels(GPU)
+    with FakeTensorMode():
+        assert devices.why_no_kernels(GPU) is None
+        assert devices.has_kernels(GPU)
     assert not devices.has_kernels(torch.device("cpu"))
 
 
@@ -72,6 +74,7 @@ def test_kernels_run_on_an_nvidia_gpu_with_triton() -> None:
     ("lack", "reason"),
     [
         (no_compiler, r"C compiler .*apt install gcc python3-dev.* RuntimeError: Failed to find C compiler\.$"),
+        (no_assembler, r"ptxas, that knows this GPU, fails with PTXASError: PTXAS error: Internal Triton PTX .* error$"),
         (no_triton, r"Triton is not installed \(pip install triton\)$"),
         (a_t4, r"Triton needs compute capability 8\.0; it is 7\.5$"),
         (an_mi210, r"float16 numbers .* AMD"),

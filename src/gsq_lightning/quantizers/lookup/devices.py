@@ -34,12 +34,15 @@ def why_no_kernels(device: torch.device) -> str | None:
     if capability < (8, 0):
         return f"Triton needs compute capability 8.0; it is {'.'.join(map(str, capability))}"
     try:
-        from triton.runtime import driver
+        from gsq_lightning.quantizers.lookup.scores import to_columns
 
-        driver.active.get_current_target()  # builds the driver with a C compiler, if it is the first time
+        # Builds Triton's driver, if it is the first time, and a kernel. Triton's assembler does not know every GPU that
+        # its driver does: https://github.com/triton-lang/triton/issues/8539
+        to_columns(torch.zeros(1, 1, device=device))
     except Exception as error:
         reason = f"{type(error).__name__}: {error}".splitlines()[0]
         return (
-            f"Triton, which needs a C compiler and Python's headers (apt install gcc python3-dev), fails with {reason}"
+            "Triton, which needs a C compiler and Python's headers (apt install gcc python3-dev), and an assembler, "
+            f"ptxas, that knows this GPU, fails with {reason}"
         )
     return None
