@@ -74,7 +74,10 @@ def test_kernels_run_on_an_nvidia_gpu_with_triton() -> None:
     ("lack", "reason"),
     [
         (no_compiler, r"C compiler .*apt install gcc python3-dev.* RuntimeError: Failed to find C compiler\.$"),
-        (no_assembler, r"ptxas, that knows this GPU, fails with PTXASError: PTXAS error: Internal Triton PTX .* error$"),
+        (
+            no_assembler,
+            r"ptxas, that knows this GPU, fails with PTXASError: PTXAS error: Internal Triton PTX .* error$",
+        ),
         (no_triton, r"Triton is not installed \(pip install triton\)$"),
         (a_t4, r"Triton needs compute capability 8\.0; it is 7\.5$"),
         (an_mi210, r"float16 numbers .* AMD"),

@@ -2,8 +2,10 @@
 
 import importlib.util
 import os
+import re
 import tracemalloc
-from collections.abc import Iterator
+from collections import defaultdict
+from collections.abc import Callable, Iterator
 from itertools import count
 from pathlib import Path
 from typing import Any
@@ -326,6 +328,59 @@ def test_works_inside_a_compiled_function() -> None:
     assert torch.equal(double_then_find(points), float64_search(points * 2, codes) + 1)
 
 
+class Compiled:
+    """Compiles what is launched, to machine code for a GPU that is not there, and launches nothing.
+
+    Attributes:
+        found: the results, by the kernel's name.
+    """
+
+    def __init__(self, capability: int, monkeypatch: pytest.MonkeyPatch) -> None:
+        from triton import knobs
+        from triton.backends.compiler import GPUTarget
+        from triton.runtime import driver
+
+        from gsq_lightning.quantizers.lookup import scores, sorted_triton, triton
+
+        self.found: dict[str, list[Any]] = defaultdict(list)
+        self._target = GPUTarget("cuda", capability, 32)
+        monkeypatch.setattr(driver, "_active", self)
+        monkeypatch.setattr(knobs.runtime, "interpret", True)  # the search takes tensors on a CPU
+        for module in (scores, sorted_triton, triton):
+            for name, kernel in [(name, kernel) for name, kernel in vars(module).items() if name.endswith("_kernel")]:
+                monkeypatch.setattr(kernel, "device_caches", defaultdict(kernel.create_binder))
+                monkeypatch.setattr(module, name, self._launcher(name, kernel))
+
+    def get_current_device(self) -> int:
+        return 0
+
+    def get_current_stream(self, device: int) -> int:
+        return 0
+
+    def get_current_target(self) -> Any:
+        return self._target
+
+    def _launcher(self, name: str, kernel: Any) -> Any:
+        found = self.found[name]
+
+        class Launcher:
+            def __getitem__(self, grid: tuple[int, ...]) -> Callable[..., None]:
+                def launch(*arguments: Any, **options: Any) -> None:
+                    assert "enable_fp_fusion" in options  # Triton 3.9 warns of its default
+                    assert min(grid) >= 1
+                    assert max(grid[1:], default=1) < 2**16
+                    result = kernel.warmup(*arguments, grid=grid, **options)
+                    assert result.metadata.shared <= 99 * 1024  # what a program may have on the smallest of these GPUs
+                    # quotients and roots are rounded correctly, nothing is flushed to zero
+                    assert not re.search(r"\.(approx|full|ftz)\b", result.asm["ptx"])
+                    if all(result is not other for other in found):
+                        found.append(result)
+
+                return launch
+
+        return Launcher()
+
+
 @pytest.mark.skipif(importlib.util.find_spec("triton") is None, reason="Triton is not installed")
 @pytest.mark.skipif(os.environ.get("TRITON_INTERPRET") == "1", reason="Triton's interpreter runs on the CPU")
 @pytest.mark.parametrize(
@@ -342,86 +397,37 @@ def test_scores_compile_to_tensor_cores_and_distances_to_unfused_float64(
     capability: int, product: str, types: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """To machine code, without a GPU: a fused multiply-add would round otherwise than the float64 search."""
-    from triton import compile as compile_kernel
-    from triton.backends.compiler import GPUTarget
-    from triton.compiler import ASTSource
-
-    from gsq_lightning.quantizers.lookup import scores as preparation
-    from gsq_lightning.quantizers.lookup import sorted_triton
-    from gsq_lightning.quantizers.lookup import triton as kernels
+    from gsq_lightning.quantizers.lookup.sorted_triton import QueuedSortedSearch
+    from gsq_lightning.quantizers.lookup.triton import FusedSearch
 
     monkeypatch.setenv("TRITON_CACHE_DIR", str(tmp_path))
-
-    def compiled(
-        kernel: Any,
-        tensors: dict[str, str],
-        constants: dict[str, float],
-        fuses: bool,
-        options: dict[str, int] | None = None,
-    ) -> Any:
-        signature = {name: tensors.get(name, "i32") for name in kernel.arg_names}
-        signature |= dict.fromkeys(constants, "constexpr")
-        aligned = {
-            (number,): [["tt.divisibility", 16]]
-            for number, name in enumerate(kernel.arg_names)
-            if tensors.get(name, "").startswith("*")
-        }
-        source = ASTSource(kernel, signature, constants, aligned)
-        options = {"num_warps": 4, "enable_fp_fusion": fuses} | (options or {})
-        result = compile_kernel(source, target=GPUTarget("cuda", capability, 32), options=options)
-        assert result.metadata.shared <= 99 * 1024  # what a program may have on the smallest of these GPUs
-        return result.asm
-
-    block = kernels.CODES_PER_BLOCK
-    filtered = {"scores_out": "*fp32", "tiles_out": "*i32"}
-    halves = {"points": "*fp16", "codes": "*fp16", **filtered}
-    tiles = {"rows_per_program": kernels.POINTS_PER_PROGRAM, "codes_per_block": block, "lanes": kernels.LANES}
-    columns = dict.fromkeys(["columns", "highest", "mean", "frame", "frame_out"], "*fp64") | {"root": "fp32"}
-    of_codes = {"lanes": kernels.LANES, "codes_per_block": block}
-    for chunk, chunks in [(64, 1), (128, 1), (32, 7)]:  # d = 16, 32 and 64
-        constants = tiles | {"chunk": chunk, "chunks": chunks}
-        options = kernels.launch_options(chunk, chunk * chunks)
-        scores = compiled(kernels._score_kernel, halves, constants, fuses=True, options=options)
-        lines = [line for line in scores["ptx"].splitlines() if product in line]
+    compiled = Compiled(capability, monkeypatch)
+    # Triton makes a constant of 1, and another kernel for multiples of 16
+    for rows, size, dimension in [(1, 1, 3), (1, 1, 8), (100, 300, 3), (100, 300, 16), (64, 256, 32), (64, 256, 64)]:
+        kind = torch.float32 if rows == 1 else torch.float64
+        FusedSearch(torch.zeros(size, dimension, dtype=kind)).query(torch.zeros(rows, dimension, dtype=kind))
+    found = compiled.found
+    for of_product in found["_score_kernel"]:
+        lines = [line for line in of_product.asm["ptx"].splitlines() if product in line]
         assert lines
         assert all(types in line for line in lines)
-        constants = {"chunk": chunk, "chunks": chunks, "rows_per_program": preparation.ROWS}
-        outputs = {"split_out": "*fp16", "margin_out": "*fp64", "matrix_out": "*fp16"}
-        prepared = compiled(preparation._split_points_kernel, columns | outputs, constants, fuses=True)
-        assert "cvt.rn.f16.f64" in prepared["ptx"]  # rounded once, to nearest
-        compiled(preparation._split_codes_kernel, columns | outputs, constants | of_codes, fuses=True)
-    compiled(preparation._frame_kernel, columns, {}, fuses=True)
-    for kind in ("*fp32", "*fp64"):
-        tensors = {"vectors": kind, "columns_out": "*fp64", "highest": "*fp64", "mean": "*fp64"}
-        compiled(preparation._columns_kernel, tensors, {"measured": True, "rows_per_program": 256}, fuses=True)
-    merged = {"scores": "*fp32", "tiles": "*i32", "margins": "*fp64", "tiles_out": "*i32", "candidates_out": "*i32"}
-    for relative in (0.0, 2.0**-20):
-        constants = {"relative": relative, "rows_per_program": kernels.POINTS_PER_MERGE}
-        compiled(kernels._merge_kernel, merged, constants, fuses=True)
-    gathered = {"doubtful": "*i1", "rows_out": "*i64", "count": "*i32"}
-    compiled(kernels._gather_kernel, gathered, {"rows_per_program": kernels.POINTS_PER_MERGE}, fuses=True)
-    singles = {"points": "*fp32", "codes": "*fp32", **filtered}
-    tiles = {"rows_per_program": kernels.POINTS_PER_DIFFERENCES, "codes_per_block": block, "dimension": 3}
-    assert "fma.rn.f32" in compiled(kernels._difference_kernel, singles, tiles, fuses=True)["ptx"]
-    outputs = {"order": "*i64", "distinct": "*i64", "index_out": "*i64", "doubtful_out": "*i1"}
-    by_key = dict.fromkeys(["points", "points_keys", "codes", "keys", "radii"], "*fp64") | outputs
-    for circle in (True, False):
-        constants = {"circle": circle, "rows_per_program": sorted_triton.ROWS}
-        found = compiled(sorted_triton._sorted_kernel, by_key, constants, fuses=False)["sass"]
-        assert "DMUL" in found
-        assert circle or "DFMA" not in found  # the sine has some
-    doubles = {"points": "*fp64", "codes": "*fp64", "best_out": "*fp64", "rows": "*i64", "count": "*i32"}
-    few = {"rows_per_program": kernels.POINTS_PER_SEARCH}
-    within = {**doubles, "tiles": "*i32", "candidates": "*i32", "index_out": "*i64"}
-    steps = {"codes_per_step": kernels.CODES_PER_STEP}
-    for kernel, tensors, constants in [
-        (kernels._tile_kernel, within, {"codes_per_tile": kernels.TensorCoreFilter.codes_per_tile}),
-        (kernels._search_kernel, {**doubles, "index_out": "*i32"}, steps),
-    ]:
-        distances = compiled(kernel, tensors, {**few, **constants}, fuses=False)["sass"]
+    for prepared in [*found["_split_points_kernel"], *found["_split_codes_kernel"]]:
+        assert "cvt.rn.f16.f64" in prepared.asm["ptx"]  # rounded once, to nearest
+    for differences in found["_difference_kernel"]:
+        assert "fma.rn.f32" in differences.asm["ptx"]
+    for rows, size in [(1, 1), (100, 300)]:
+        for dimension in (1, 2):
+            codes = torch.zeros(size, dimension, dtype=torch.float64)
+            QueuedSortedSearch(codes, dimension == 2).query(codes[:rows])
+            of_keys = found["_sorted_kernel"][-1].asm["sass"]
+            assert "DMUL" in of_keys
+            assert dimension == 2 or "DFMA" not in of_keys  # the sine has some
+    for exact in [*found["_tile_kernel"], *found["_search_kernel"]]:
+        distances = exact.asm["sass"]
         assert "DMUL" in distances
         assert "DADD" in distances
         assert "DFMA" not in distances
+    assert all(found.values())
 
 
 @pytest.mark.skipif(importlib.util.find_spec("triton") is None, reason="Triton is not installed")

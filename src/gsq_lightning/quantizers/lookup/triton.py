@@ -371,6 +371,7 @@ class Float64Search:
                 *(doubtful, rows, doubts, num_points),
                 rows_per_program=POINTS_PER_MERGE,
                 num_warps=4,
+                enable_fp_fusion=False,
             )
             _search_kernel[(min(blocks * splits, PROGRAMS_WANTED),)](
                 *(points, self._columns, rows, doubts, best, found),
@@ -384,6 +385,7 @@ class Float64Search:
                 *(best, found, rows, doubts, index, num_points, splits),
                 rows_per_program=POINTS_PER_SEARCH,
                 num_warps=1,
+                enable_fp_fusion=False,
             )
         return index
 
@@ -512,5 +514,6 @@ def _merge(scores: Tensor, tiles: Tensor, margins: Tensor, relative: float = 0.0
             relative=relative,
             rows_per_program=POINTS_PER_MERGE,
             num_warps=4,
+            enable_fp_fusion=True,
         )
     return first_tiles, candidates
