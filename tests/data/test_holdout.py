@@ -346,3 +346,8 @@ def test_settings_of_photographs_make_the_same_validation_again(tmp_path: Path) 
     again = PhotographsDataModule(**{name: value for name, value in data.settings.items() if name != "class"})
     again.setup("validate")
     assert again._val.fingerprint == data._val.fingerprint  # type: ignore[union-attr]
+
+
+def test_accents_written_in_two_ways_are_the_same_name() -> None:
+    """macOS takes them apart."""
+    assert len({holdout.hash_of(name) for name in ("café/1.png", "cafe\u0301/1.png")}) == 1

@@ -4,6 +4,7 @@ import hashlib
 from collections.abc import Iterable
 from functools import cached_property
 from typing import NamedTuple
+from unicodedata import normalize
 
 import numpy as np
 
@@ -86,6 +87,6 @@ def check_share(share: float | None) -> float | None:
 
 
 def hash_of(name: str) -> float:
-    """A name as a number in [0, 1)."""
-    digest = hashlib.blake2b(name.encode("utf-8", "surrogateescape"), digest_size=6).digest()
+    """A name as a number in [0, 1), the same however a file system writes its accents."""
+    digest = hashlib.blake2b(normalize("NFC", name).encode("utf-8", "surrogateescape"), digest_size=6).digest()
     return int.from_bytes(digest, "big") / 2**48
