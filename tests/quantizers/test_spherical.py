@@ -8,6 +8,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from torch._dynamo.testing import CompileCounter
 from torch.nn import functional as F
 
 from gsq_lightning import GroupedSphericalQuantizer, InputError
@@ -417,3 +418,25 @@ def test_latents_of_any_rank(shape: tuple[int, ...]) -> None:
     torch.testing.assert_close(moved.loss, output.loss)
     with pytest.raises(InputError, match=r"dimension 1 must have the 6 channels"):
         quantizer(torch.zeros(2, 5, *shape))
+
+
+@pytest.mark.parametrize("per_group_codebooks", [False, True])
+def test_float64_latents_have_an_entropy_loss(per_group_codebooks: bool) -> None:
+    quantizer = GroupedSphericalQuantizer(
+        8, 32, 2, entropy_weight=1.0, coding_rate_weight=1.0, per_group_codebooks=per_group_codebooks
+    )
+    latent = torch.randn(3, 8, 2, 2, dtype=torch.float64)
+    wider, usual = quantizer(latent), quantizer(latent.float())
+    assert wider.loss.dtype == torch.float64
+    torch.testing.assert_close(wider.loss.float(), usual.loss, rtol=1e-5, atol=1e-5)
+
+
+@pytest.mark.parametrize("entropy_weight", [0.0, 0.1])
+def test_compiled_it_takes_any_batch_size(entropy_weight: float) -> None:
+    quantizer = GroupedSphericalQuantizer(8, 32, 2, entropy_weight=entropy_weight)
+    counter = CompileCounter()
+    compiled = torch.compile(quantizer, backend=counter, fullgraph=True)
+    for number in range(2, 8):
+        latent = torch.randn(number, 8, 2, 2)
+        torch.testing.assert_close(compiled(latent).loss, quantizer(latent).loss)
+    assert counter.frame_count <= 2  # of the first size, and of any

@@ -47,10 +47,8 @@ def entropy_loss(
     rows = max(1, BLOCK_ELEMENTS // size)
     sample_entropy = points.new_zeros(())
     mean_assignment = points.new_zeros(size)
-    for start in range(0, count, rows):
-        block_entropy, block_assignment = checkpoint(
-            _assignments, points[start : start + rows], codes, temperature, use_reentrant=False
-        )
+    for block in points.split(rows):
+        block_entropy, block_assignment = checkpoint(_assignments, block, codes, temperature, use_reentrant=False)
         sample_entropy = sample_entropy + block_entropy / count
         mean_assignment = mean_assignment + block_assignment / count
     if over_ranks:

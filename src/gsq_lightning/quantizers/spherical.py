@@ -237,7 +237,11 @@ class GroupedSphericalQuantizer(Quantizer):
     def _entropy_loss(self, normalized: Tensor) -> Tensor:
         groups = normalized.unbind(-2) if self.per_group_codebooks else [normalized]
         losses = [
-            entropy_loss(points.flatten(0, -2), normalize(codebook, self.normalization), over_ranks=self.training)
+            entropy_loss(
+                points.flatten(0, -2),
+                normalize(codebook.to(points.dtype), self.normalization),
+                over_ranks=self.training,
+            )
             for points, codebook in zip(groups, self._codebooks(), strict=True)
         ]
         return torch.stack(losses).mean()
