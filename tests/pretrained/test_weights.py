@@ -1,5 +1,6 @@
 """Weights of pretrained networks: where they come from, and what is said where they cannot be had."""
 
+import copy
 import hashlib
 import threading
 import time
@@ -48,12 +49,41 @@ def test_frozen_network_is_seen_by_nobody_and_moves_along() -> None:
     assert owner.state_dict() == {}
     owner.train()
     assert not owner.frozen.network.training
-    owner.to(torch.float64)
-    x = torch.randn(3, 2, dtype=torch.float64, requires_grad=True)
+    x = torch.randn(3, 2, requires_grad=True)
     assert torch.equal(owner.frozen(x), owner.frozen(x))  # no dropout
     owner.frozen(x).sum().backward()
     assert x.grad is not None
     assert all(parameter.grad is None for parameter in owner.frozen.network.parameters())
+    owner.to("meta")
+    assert all(parameter.is_meta for parameter in owner.frozen.network.parameters())
+
+
+@pytest.mark.parametrize("kind", [torch.bfloat16, torch.float16, torch.float64])
+def test_frozen_networks_stay_in_float32(kind: torch.dtype) -> None:
+    """Whether they are loaded before their owner is cast or after, and whatever the images are."""
+    image, other = torch.rand(2, 1, 3, 32, 32) * 2 - 1
+    for loss in (EfficientNetLoss("random"), LPIPS("random")):
+        expected = float(loss(other, image))
+        torch.testing.assert_close(float(loss.to(kind)(other, image)), expected, rtol=1e-6, atol=0)
+        rounded = float(loss(other.to(kind), image.to(kind)))
+        assert rounded == pytest.approx(expected, rel=1e-2)
+        assert float(copy.deepcopy(loss).to(kind)(other.to(kind), image.to(kind))) == rounded
+
+
+@pytest.mark.parametrize("kind", [torch.bfloat16, torch.float16, torch.float64])
+@pytest.mark.parametrize("loads_first", [True, False])
+def test_heads_of_another_type_see_features_of_theirs(kind: torch.dtype, loads_first: bool) -> None:
+    discriminator = ProjectedDiscriminator("random", head_channels=4)
+    image = (torch.rand(2, 3, 32, 32) * 2 - 1).requires_grad_()
+    if loads_first:
+        discriminator.load()
+    wider = copy.deepcopy(discriminator)
+    logits = discriminator.to(kind)(image)
+    logits.sum().backward()
+    assert logits.dtype == kind
+    assert image.grad is not None
+    assert image.grad.isfinite().all()
+    torch.testing.assert_close(logits.float(), wider(image), rtol=0, atol=0.1)
 
 
 def test_missing_weights_are_named_with_their_command(offline: Path) -> None:

@@ -97,8 +97,10 @@ class TrunkDiscriminator(Discriminator):
         reduced = device == "cuda" and self.trunk_dtype != torch.float32
         with torch.autocast(device, dtype=self.trunk_dtype if reduced else None, enabled=reduced):
             features = self.trunk(image)
-        # under autocast the heads cast their inputs themselves
-        return features if torch.is_autocast_enabled(device) else [feature.float() for feature in features]
+        if torch.is_autocast_enabled(device):  # the heads cast their inputs themselves
+            return features
+        kind = next(self.heads.parameters()).dtype
+        return [feature.to(kind) for feature in features]
 
     def _logits(self, features: Sequence[Tensor]) -> Tensor:
         return torch.cat([head(x) for head, x in zip(self.heads.values(), features, strict=True)], dim=1)

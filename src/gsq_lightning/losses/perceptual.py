@@ -73,5 +73,5 @@ class LPIPS(FrozenNetworkLoss):
         return load_lpips("vgg", self.weights)
 
     def forward(self, reconstruction: Tensor, image: Tensor) -> Tensor:
-        pair = (x * self._scale + self._shift for x in (reconstruction, image))
+        pair = (x.float() * self._scale + self._shift for x in (reconstruction, image))
         return self.network_on(image.device)(*pair).float().mean()

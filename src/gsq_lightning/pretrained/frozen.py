@@ -5,6 +5,8 @@ from typing import Any, NamedTuple
 
 from torch import Tensor, nn
 
+from gsq_lightning.precision import keep_precision
+
 
 class CachedFeatures(NamedTuple):
     """What a frozen network made of an image, kept within a training step.
@@ -19,10 +21,10 @@ class CachedFeatures(NamedTuple):
 
 
 class FrozenNetwork(nn.Module):
-    """Hides a network from training: always in eval mode, without parameters or buffers to the outside.
+    """Hides a network from training: always in eval mode and float32, without parameters or buffers to the outside.
 
     What walks over the parameters, buffers or state of a module (optimizers, checkpoints, averaging, distributed
-    wrappers) does not see it; moving or casting the holder moves and casts it.
+    wrappers) does not see it; moving the holder to a device moves it.
 
     Args:
         network: taken over as it is.
@@ -30,7 +32,7 @@ class FrozenNetwork(nn.Module):
 
     def __init__(self, network: nn.Module) -> None:
         super().__init__()
-        self._held = (network.eval().requires_grad_(False),)  # a tuple hides it from nn.Module
+        self._held = (network.eval().requires_grad_(False).float(),)  # a tuple hides it from nn.Module
 
     @property
     def network(self) -> nn.Module:
@@ -38,7 +40,7 @@ class FrozenNetwork(nn.Module):
 
     def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> "FrozenNetwork":
         super()._apply(fn, recurse)
-        self.network._apply(fn, recurse)
+        self.network._apply(keep_precision(fn, widen=False), recurse)
         return self
 
     def forward(self, *inputs: Tensor) -> Any:
