@@ -142,3 +142,9 @@ def test_dropout_drops_whole_channels_in_training_only() -> None:
     block.eval()
     assert torch.equal(block(x), block(x))
     assert (seen[-1] != 0).all()
+
+
+def test_an_adaptive_norm_in_float64_computes_in_float64() -> None:
+    norm = AdaptiveGroupNorm(8, 4, norm_groups=2).double()
+    x, quantized = (torch.randn(2, c, 3, 3, dtype=torch.float64, requires_grad=True) for c in (8, 4))
+    assert torch.autograd.gradcheck(norm, (x, quantized))  # finite differences of 1e-6

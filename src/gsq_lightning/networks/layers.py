@@ -169,7 +169,8 @@ class AdaptiveGroupNorm(nn.Module):
         positions = quantized.shape[2] * quantized.shape[3]
         # a map of one position has no spread; the unbiased variance would be 0/0 there
         correction = 1 if positions > 1 else 0
-        variance, mean = torch.var_mean(quantized.float(), dim=(2, 3), correction=correction)
+        values = quantized if quantized.dtype == torch.float64 else quantized.float()
+        variance, mean = torch.var_mean(values, dim=(2, 3), correction=correction)
         scale = self.scale((variance + ADAPTIVE_NORM_EPS).sqrt().to(quantized.dtype))
         bias = self.bias(mean.to(quantized.dtype))
         return self.norm(x) * scale[:, :, None, None] + bias[:, :, None, None]
