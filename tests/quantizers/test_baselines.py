@@ -3,6 +3,7 @@ import itertools
 import json
 import math
 import pickle
+import re
 import subprocess
 import sys
 from collections.abc import Callable
@@ -431,3 +432,13 @@ def test_overlays(name: str, bits: int) -> None:
 
 def test_every_overlay_is_tested() -> None:
     assert {path.stem for path in OVERLAYS.glob("*.yaml")} == {"vq", "gsq_g8", "rvq", "fsq", "lfq", "bsq", "simvq"}
+
+
+@each_quantizer
+def test_latents_of_another_shape_are_refused(make: Callable[[], Quantizer]) -> None:
+    quantizer = make()
+    latent = latent_for(quantizer)
+    for wrong in (latent[..., 0], latent[..., None], latent[:, 1:]):
+        for call in (quantizer, quantizer.latent_to_indices):
+            with pytest.raises(InputError, match=re.escape(f"{tuple(wrong.shape)}; it must be (B, D, h, w), D = ")):
+                call(wrong)

@@ -56,7 +56,7 @@ class LibraryQuantizer(Quantizer):
     @torch.no_grad()
     def latent_to_indices(self, latent: Tensor) -> Tensor:
         with full_precision(latent.device):
-            return self._search(latent.float())
+            return self._search(self._checked_latent(latent))
 
     def indices_to_quantized(self, indices: Tensor) -> Tensor:
         indices = self.checked(indices)
@@ -76,6 +76,14 @@ class LibraryQuantizer(Quantizer):
         super()._apply(keep_precision(fn), recurse)
         return self
 
+    def _checked_latent(self, latent: Tensor) -> Tensor:
+        """(B, D, h, w), any float type → float32. Raises InputError for another shape."""
+        require(
+            latent.ndim == 4 and latent.shape[1] == self.latent_channels,
+            f"the latent has shape {tuple(latent.shape)}; it must be (B, D, h, w), D = {self.latent_channels}",
+        )
+        return latent.float()
+
     def _split(self, latent: Tensor) -> Tensor:
         """(B, D, h, w) → (B, h, w, G, d)."""
         return rearrange(latent, "b (g d) h w -> b h w g d", g=self.num_groups)
@@ -93,7 +101,7 @@ class CodebookSequence(LibraryQuantizer):
 
     def forward(self, latent: Tensor) -> QuantizerOutput:
         with full_precision(latent.device):
-            latent = latent.float()
+            latent = self._checked_latent(latent)
             found, codebook_losses, commitment_losses = [], [], []
             for residual, index, code in self._levels(latent):
                 found.append(index)
@@ -242,7 +250,8 @@ class FSQ(LibraryQuantizer):
 
     def forward(self, latent: Tensor) -> QuantizerOutput:
         with full_precision(latent.device):
-            rounded = self.wrapped(latent.float())[0]
+            latent = self._checked_latent(latent)
+            rounded = self.wrapped(latent)[0]
             indices = self._count(rounded, latent)
             quantized = straight_through(rounded, self._decode(indices))
             return QuantizerOutput(quantized, indices, loss=quantized.new_zeros(()), terms={})
@@ -325,7 +334,7 @@ class LFQ(LibraryQuantizer):
 
     def forward(self, latent: Tensor) -> QuantizerOutput:
         with full_precision(latent.device):
-            points = self._points(latent.float())
+            points = self._points(self._checked_latent(latent))
             indices = self._signs(points)
             codes = self._decode(indices)
             commitment_loss = F.mse_loss(points, codes)
