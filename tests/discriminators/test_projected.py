@@ -229,3 +229,9 @@ def test_sizes_that_make_no_sense_are_refused(loaded: ProjectedDiscriminator) ->
         ProjectedDiscriminator(min_size=16)
     with pytest.raises(InputError, match="at least 32 pixels each way, these have 64×31"):
         loaded(torch.zeros(1, 3, 64, 31))
+
+
+def test_a_pair_of_small_images_is_refused_too(discriminator: ProjectedDiscriminator) -> None:
+    small = torch.zeros(1, 3, 16, 64)
+    with pytest.raises(InputError, match="at least 32 pixels each way, these have 16×64"):
+        discriminator.forward_pair(small, small)

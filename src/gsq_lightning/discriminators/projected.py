@@ -78,17 +78,16 @@ class ProjectedDiscriminator(TrunkDiscriminator):
 
     def forward(self, image: Tensor) -> Tensor:
         """(B, 3, H, W) in [-1, 1] → logits (B, N) of all positions at all scales; N = 340 where the trunk sees 64²."""
+        return super().forward(image)
+
+    def _augmented(self, image: Tensor) -> Tensor:
         height, width = image.shape[-2:]
         require(
             min(height, width) >= SMALLEST_SIDE,
             f"ProjectedDiscriminator needs images of at least {SMALLEST_SIDE} pixels each way, these have "
             f"{height}×{width}",
         )
-        return super().forward(image)
-
-    def _augmented(self, image: Tensor) -> Tensor:
         image = super()._augmented(image)
-        height, width = image.shape[-2:]
         if self.min_size is None or min(height, width) >= self.min_size:
             return image
         size = [round(side * self.min_size / min(height, width)) for side in (height, width)]
