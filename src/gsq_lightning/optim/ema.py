@@ -23,7 +23,8 @@ class EMA(nn.Module):
 
     Attributes:
         module: the average, a network without gradients.
-        updates: n; not in the state dict, but in the checkpoint's training state.
+        updates: n; not in the state dict, but in the checkpoint's training state. A loop of your own saves and restores
+            it too: with n = 0 the warm-up begins again, and forgets the average.
 
     Raises:
         InputError: for a decay outside [0, 1).
