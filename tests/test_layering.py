@@ -20,7 +20,7 @@ MAY_IMPORT = {
     "files": {"errors"},
     "run_folders": {"errors"},
     "names": set(),
-    "pretrained": {"errors", "files", "run_folders"},
+    "pretrained": {"errors", "files", "precision", "run_folders"},
     "networks": {"errors"},
     "quantizers": {"distributed", "errors", "indices", "precision"},
     "optim": {"distributed", "errors"},
