@@ -5,6 +5,7 @@ import math
 import random
 import signal
 from collections.abc import Callable, Sequence
+from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +13,7 @@ import numpy as np
 import pytest
 import torch
 from lightning.pytorch import Callback, LightningModule, Trainer
+from lightning.pytorch.callbacks import ModelCheckpoint
 from lightning.pytorch.loggers import CSVLogger
 from torch import Tensor
 
@@ -131,7 +133,7 @@ class Run:
             max_steps=max_steps,
             logger=CSVLogger(self.folder, name="", version=""),
             log_every_n_steps=1,
-            callbacks=[self.checkpoint, self.draws, StopAt(self.checkpoint, **stop), *callbacks],
+            callbacks=[self.draws, StopAt(self.checkpoint, **stop), *callbacks, self.checkpoint],
             enable_progress_bar=False,
             enable_model_summary=False,
             num_sanity_val_steps=0,
@@ -261,6 +263,47 @@ def test_a_checkpoint_between_a_step_and_its_validation_leads_to_that_validation
     resumed.fit(tmp_path / "whole" / "checkpoints" / "step=4.ckpt")
     assert resumed.logs["val/psnr"] == whole.logs["val/psnr"]
     equal(resumed.last["state_dict"], whole.last["state_dict"])
+
+
+class FailIn(Callback):
+    """Fails in the validation after a step, as a device that runs out of memory would."""
+
+    def __init__(self, step: int) -> None:
+        self.step = step
+
+    def on_validation_batch_end(self, trainer: Trainer, *_: Any, **__: Any) -> None:
+        if trainer.global_step == self.step:
+            raise MemoryError
+
+
+class EmptyEpochs(Callback):
+    """Fails where epochs pass without a step."""
+
+    def on_train_epoch_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        assert trainer.current_epoch <= 2
+
+
+@pytest.mark.parametrize("fails", [False, True])
+def test_a_checkpoint_that_lightning_wrote_in_the_validation_at_the_end_of_an_epoch_is_resumed(
+    small_tokenizer: Build, root: Path, tmp_path: Path, fails: bool
+) -> None:
+    """The best one, of a validation that is over, and one of a validation that failed, which comes again."""
+
+    def run(folder: str) -> Run:
+        made = Run(small_tokenizer, root, tmp_path / folder, "none")
+        made.val_check_interval = 3
+        return made
+
+    whole = run("whole").fit(max_steps=12)
+    kept = ModelCheckpoint(tmp_path / "kept", "{step}", "val/psnr", save_top_k=-1, save_on_exception=True)
+    stopped = run("stopped")
+    with pytest.raises(MemoryError) if fails else nullcontext():
+        stopped.fit(max_steps=12, callbacks=[kept, *([FailIn(9)] if fails else [])])
+    resumed = run("resumed").fit(tmp_path / "kept" / "step=9.ckpt", max_steps=12, callbacks=[EmptyEpochs()])
+    for part in ("global_step", "epoch", "state_dict", "optimizer_states", "training_state"):
+        equal(resumed.last[part], whole.last[part], part)
+    steps = ["9", "12"] if fails else ["12"]
+    assert resumed.logs["val/psnr"] == {step: whole.logs["val/psnr"][step] for step in steps}
 
 
 def test_epochs_are_counted_right_through_many_resumes(small_tokenizer: Build, root: Path, tmp_path: Path) -> None:

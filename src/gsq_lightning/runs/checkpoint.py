@@ -210,9 +210,12 @@ class RunCheckpoint(Checkpoint):
             self._stops = True
             self._stop_if_asked(trainer)
 
+    def on_validation_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        if not trainer.sanity_checking:  # not in `on_validation_end`, where a ModelCheckpoint may have saved before
+            self._validation_pending = False
+
     def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         if not trainer.sanity_checking:
-            self._validation_pending = False
             self._let_end_early(trainer, pl_module)
 
     def _let_end_early(self, trainer: Trainer, pl_module: LightningModule) -> None:

@@ -28,9 +28,12 @@ def run_validation(trainer: Trainer) -> None:
     """
     validation = trainer.fit_loop.epoch_loop.val_loop
     validation.restarting = False  # from its first batch, whatever an earlier one had reached
+    validation.reset_restart_stage()
     trainer.validating = True
     validation.run()
     trainer.training = True
+    # else an epoch that was stopped in its last validation would not be entered, nor any after it
+    validation._has_run = False
 
 
 def count_epoch_once(trainer: Trainer) -> None:
