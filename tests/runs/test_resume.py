@@ -107,6 +107,7 @@ class Run:
         torch.manual_seed(3)
         self.folder = folder
         self.val_check_interval: int | None = None
+        self.limit_val_batches: int | None = None
         self.checkpoint = RunCheckpoint(every_n_train_steps=1, keep_all=True, dirpath=str(folder / "checkpoints"))
         self.draws = Draws()
         adversary = DISCRIMINATORS[discriminator]()
@@ -138,6 +139,7 @@ class Run:
             enable_model_summary=False,
             num_sanity_val_steps=0,
             val_check_interval=self.val_check_interval,
+            limit_val_batches=self.limit_val_batches,
         )
         trainer.fit(self.module, self.data, ckpt_path=ckpt_path)
         return self
@@ -265,6 +267,16 @@ def test_a_checkpoint_between_a_step_and_its_validation_leads_to_that_validation
     equal(resumed.last["state_dict"], whole.last["state_dict"])
 
 
+def test_the_validation_of_the_last_step_is_not_made_twice(small_tokenizer: Build, root: Path, tmp_path: Path) -> None:
+    """Where a run ended with it, and goes on for more steps."""
+    whole = Run(small_tokenizer, root, tmp_path / "whole", "none").fit(max_steps=18)
+    first = Run(small_tokenizer, root, tmp_path / "first", "none").fit(max_steps=9)
+    longer = Run(small_tokenizer, root, tmp_path / "longer", "none")
+    longer.fit(tmp_path / "first" / "checkpoints" / "last.ckpt", max_steps=18)
+    assert [list(run.logs["val/psnr"]) for run in (first, longer)] == [["9"], ["18"]]
+    assert_same_run(longer, first, whole)
+
+
 class FailIn(Callback):
     """Fails in the validation after a step, as a device that runs out of memory would."""
 
@@ -306,17 +318,26 @@ def test_a_checkpoint_that_lightning_wrote_in_the_validation_at_the_end_of_an_ep
     assert resumed.logs["val/psnr"] == {step: whole.logs["val/psnr"][step] for step in steps}
 
 
-def test_epochs_are_counted_right_through_many_resumes(small_tokenizer: Build, root: Path, tmp_path: Path) -> None:
+@pytest.mark.parametrize("validates", [True, False])
+def test_epochs_are_counted_right_through_many_resumes(
+    small_tokenizer: Build, root: Path, tmp_path: Path, validates: bool
+) -> None:
     """From the end of one epoch to the end of the next, and so on."""
-    whole = Run(small_tokenizer, root, tmp_path / "whole", "none").fit(max_steps=36)
+
+    def run(folder: str) -> Run:
+        made = Run(small_tokenizer, root, tmp_path / folder, "none")
+        made.limit_val_batches = None if validates else 0
+        return made
+
+    whole = run("whole").fit(max_steps=36)
     checkpoint: Path | None = None
     for steps in (9, 18, 27, 36):
-        run = Run(small_tokenizer, root, tmp_path / str(steps), "none").fit(checkpoint, max_steps=steps)
+        part = run(str(steps)).fit(checkpoint, max_steps=steps)
         checkpoint = tmp_path / str(steps) / "checkpoints" / "last.ckpt"
-    for part in ("state_dict", "training_state", "epoch"):
-        equal(run.last[part], whole.last[part], part)
-    assert "36" in run.logs["val/psnr"]
-    assert run.logs["val/psnr"].items() <= whole.logs["val/psnr"].items()
+    for name in ("state_dict", "training_state", "epoch"):
+        equal(part.last[name], whole.last[name], name)
+    assert list(part.logs.get("val/psnr", {})) == (["36"] if validates else [])
+    assert part.logs.get("val/psnr", {}).items() <= whole.logs.get("val/psnr", {}).items()
 
 
 @pytest.mark.parametrize("validation", [False, True])

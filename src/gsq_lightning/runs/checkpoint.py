@@ -64,6 +64,7 @@ class RunCheckpoint(Checkpoint):
         self.saved_step: int | None = None
         self.signals = StopSignals()
         self._validation_pending = False  # between a step and the validation that follows it
+        self._saved_pending = False  # in the checkpoint that was written last
         self._folder: Path | None = None  # none where nothing is to be written
         self._due = False
         self._stops = False
@@ -79,6 +80,7 @@ class RunCheckpoint(Checkpoint):
             trainer.strategy.checkpoint_io = WholeCheckpointIO()
         if stage != "fit" or trainer.fast_dev_run:  # type: ignore[attr-defined]
             return
+        self.saved_step = None  # of an earlier training
         self._ends_early = False
         self._folder = RunFolder(Path(log_dir or ".")).checkpoints if self.dirpath is None else expanded(self.dirpath)
         if trainer.is_global_zero:
@@ -91,7 +93,16 @@ class RunCheckpoint(Checkpoint):
                 ) from error
             remove_parts(self._folder)
 
+    @property
+    def best_model_path(self) -> str:
+        """What `ckpt_path="best"` asks the first checkpoint callback for."""
+        raise InputError(
+            "RunCheckpoint keeps the last checkpoint, not the best; give the Trainer a ModelCheckpoint with a monitor "
+            "before it, or the path of a checkpoint"
+        )
+
     def on_fit_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        self._check_new(trainer)
         for other in trainer.checkpoint_callbacks:
             if self._folder is None or not isinstance(other, ModelCheckpoint) or not other.dirpath:
                 continue
@@ -102,6 +113,17 @@ class RunCheckpoint(Checkpoint):
                 f"ModelCheckpoint would write {self._folder / LAST_CHECKPOINT} too, which a run resumes from; give it "
                 "a dirpath of its own, or another name and save_last: false",
             )
+
+    def _check_new(self, trainer: Trainer) -> None:
+        """Raises InputError where a training that starts anew would overwrite the checkpoint of another."""
+        if self._folder is None or trainer.ckpt_path is not None:
+            return
+        path = self._folder / LAST_CHECKPOINT
+        require(
+            path == self.last_path or not path.exists(),
+            f'{path} is the checkpoint of another training, which this one would overwrite; ckpt_path="{path}" goes on '
+            'with it, another dirpath keeps it (Lightning finds none for ckpt_path="last")',
+        )
 
     def on_sanity_check_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         self._install_signals(trainer)
@@ -120,7 +142,8 @@ class RunCheckpoint(Checkpoint):
         self.signals.install_immediate()
 
     def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        if self.saved_step != trainer.global_step and not getattr(pl_module, "has_diverged", False):
+        is_saved = self.saved_step == trainer.global_step and self._saved_pending == self._validation_pending
+        if not is_saved and not getattr(pl_module, "has_diverged", False):
             self.save(trainer)
         failure = self._failure(trainer)
         if failure is not None:
@@ -184,6 +207,7 @@ class RunCheckpoint(Checkpoint):
         trainer.save_checkpoint(path, weights_only=False)
         if self._failure(trainer) is None:
             self.last_path, self.saved_step = path, trainer.global_step
+            self._saved_pending = self._validation_pending
 
     @staticmethod
     def _failure(trainer: Trainer) -> str | None:

@@ -40,9 +40,13 @@ def count_epoch_once(trainer: Trainer) -> None:
     """Mends the count of epochs of a run that was resumed from the end of one.
 
     Lightning 2.6 counts that epoch as done when it resumes, but then not the next one as begun, so that the next resume
-    would be an epoch behind.
+    would be an epoch behind. From the end of a training at the end of an epoch, it would enter that epoch once more,
+    and count it again.
     """
     loop = trainer.fit_loop
+    epoch = loop.epoch_progress.current
+    if epoch.ready == epoch.completed and loop.epoch_loop._num_ready_batches_reached():
+        loop._restarting = loop.epoch_loop.restarting = False
     epochs: Any = loop.epoch_progress.total
     if loop.restarted_mid_epoch and epochs.processed == epochs.started:
         loop.reset_restart_stage()
