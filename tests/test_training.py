@@ -5,6 +5,7 @@ import csv
 import os
 import pickle
 from collections.abc import Callable
+from datetime import timedelta
 from pathlib import Path
 from typing import Any
 from unittest import mock
@@ -12,7 +13,12 @@ from unittest import mock
 import pytest
 import torch
 from lightning.pytorch import Callback, LightningModule, Trainer
-from lightning.pytorch.callbacks import ModelCheckpoint
+from lightning.pytorch.callbacks import (
+    EMAWeightAveraging,
+    GradientAccumulationScheduler,
+    LearningRateMonitor,
+    ModelCheckpoint,
+)
 from lightning.pytorch.loggers import CSVLogger
 from lightning.pytorch.strategies import DDPStrategy, FSDPStrategy
 from safetensors.torch import load
@@ -463,6 +469,42 @@ def test_the_trainers_own_clipping_and_accumulation_are_refused(
 ) -> None:
     with pytest.raises(InputError, match=message):
         fit(TokenizerModule(small_tokenizer()), tmp_path, max_steps=1, **settings)
+
+
+@pytest.mark.parametrize(
+    ("callback", "message"),
+    [
+        (EMAWeightAveraging(), "EMAWeightAveraging .* set model.ema_decay"),
+        (GradientAccumulationScheduler({0: 2}), "GradientAccumulationScheduler .* set model.accumulate_batches"),
+        (ModelCheckpoint(train_time_interval=timedelta(0)), "train_time_interval saves nothing .* every_n_train_steps"),
+    ],
+)
+def test_callbacks_that_need_a_step_of_lightnings_are_refused(
+    small_tokenizer: Build, tmp_path: Path, callback: Callback, message: str
+) -> None:
+    with pytest.raises(InputError, match=message):
+        fit(TokenizerModule(small_tokenizer()), tmp_path, enable_checkpointing=True, callbacks=[callback])
+
+
+class _Say(Callback):
+    """Logs of its own, as a user's callback would."""
+
+    def on_train_batch_end(self, trainer: Trainer, pl_module: LightningModule, *_: Any, **__: Any) -> None:
+        pl_module.log("said", float(trainer.global_step))
+
+
+def test_what_lightning_logs_by_itself_stands_at_generator_steps(small_tokenizer: Build, tmp_path: Path) -> None:
+    """With accumulation it would stand at batches; `logged_metrics` have the last values of all."""
+    logger = CSVLogger(tmp_path, name="", version="")
+    callbacks = [LearningRateMonitor(), _Say()]
+    options: dict[str, Any] = {"max_steps": 5, "logger": logger, "log_every_n_steps": 1, "callbacks": callbacks}
+    run = fit(TokenizerModule(small_tokenizer(), accumulate_batches=2), tmp_path, **options)
+    rows = list(csv.DictReader((tmp_path / "metrics.csv").open()))
+    for name in ("lr-PaperAdamW", "said"):
+        assert {int(row["step"]) for row in rows if row[name]} == set(range(5)), name  # before each step
+    last = [row for row in rows if row["train/loss_tokenizer"]][-1]
+    assert last["step"] == "5"
+    assert float(run.logged_metrics["train/loss_tokenizer"]) == pytest.approx(float(last["train/loss_tokenizer"]))
 
 
 def test_gradients_of_what_is_computed_in_float32_are_not_rounded(small_tokenizer: Build, tmp_path: Path) -> None:

@@ -8,6 +8,14 @@ from typing import Any, Literal, Self
 
 import torch
 from lightning.pytorch import Callback, LightningModule
+from lightning.pytorch.callbacks import (
+    BatchSizeFinder,
+    GradientAccumulationScheduler,
+    LearningRateFinder,
+    ModelCheckpoint,
+    StochasticWeightAveraging,
+    WeightAveraging,
+)
 from lightning.pytorch.cli import LRSchedulerCallable, OptimizerCallable
 from lightning.pytorch.strategies import DDPStrategy, SingleDeviceStrategy
 from lightning.pytorch.utilities.types import OptimizerLRScheduler
@@ -46,6 +54,14 @@ Trained = Literal["all", "decoder"]
 
 # weights and their averages stay in float32; float16 would need its losses scaled, for two networks
 PRECISIONS = ("bf16-mixed", "32-true")
+# callbacks that need one optimizer, which Lightning steps by itself
+REFUSED_CALLBACKS: dict[type[Callback], str] = {
+    LearningRateFinder: "set model.tokenizer_optimizer.lr",
+    BatchSizeFinder: "set data.global_batch_size",
+    GradientAccumulationScheduler: "set model.accumulate_batches",
+    WeightAveraging: "the tokenizer has averaged weights of its own: set model.ema_decay",
+    StochasticWeightAveraging: "the tokenizer has averaged weights of its own: set model.ema_decay",
+}
 NOTEWORTHY_SHARE = 0.01  # of the initialization in the averaged weights
 
 
@@ -268,6 +284,17 @@ class TokenizerModule(LightningModule):
             f"trainer.strategy {type(self.trainer.strategy).__name__} is not supported for two networks with an "
             "optimizer each; use ddp, or leave it out",
         )
+        for one in self.trainer.callbacks:  # type: ignore[attr-defined]
+            for refused, instead in REFUSED_CALLBACKS.items():
+                require(
+                    not isinstance(one, refused),
+                    f"{type(one).__name__} cannot be used with two optimizers; {instead}",
+                )
+            require(
+                not isinstance(one, ModelCheckpoint) or one._train_time_interval is None,
+                "ModelCheckpoint with train_time_interval saves nothing where a module steps two optimizers by itself; "
+                "set every_n_train_steps",
+            )
         replace_defaults(self.trainer)
         return []
 
@@ -359,6 +386,13 @@ class TokenizerModule(LightningModule):
         """Keeps the gradients of a validation in the middle of an accumulation; optimizer steps clear theirs."""
 
     # ---------------------------------------------------------------------------------------------- training
+
+    def on_before_batch_transfer(self, batch: Any, dataloader_idx: int) -> Any:
+        """Has Lightning count generator steps, where it would count batches: for `self.log` and what logs by itself,
+        such as LearningRateMonitor."""
+        if self.trainer.training:
+            self.trainer.fit_loop.epoch_loop._batches_that_stepped = self.global_step
+        return batch
 
     def training_step(self, batch: Any, batch_idx: int) -> None:
         """Gradients of both networks for one batch; steps where they are due.
@@ -505,7 +539,8 @@ class TokenizerModule(LightningModule):
             self._log(dict(zip(values, numbers, strict=True)) | skipped | known)
 
     def _log(self, values: dict[str, float]) -> None:
-        """To all loggers, at the generator step: Lightning's own count is that of batches."""
+        """To all loggers, at the generator step: Lightning's own count is a step behind."""
+        self.trainer.logged_metrics.update({name: torch.tensor(value) for name, value in values.items()})
         for target in self.loggers:
             target.log_metrics({**values, "epoch": float(self.current_epoch)}, step=self.global_step)
             target.save()

@@ -17,6 +17,7 @@ from gsq_lightning.callbacks import ReconstructionGrid, Report
 from gsq_lightning.callbacks.pictures import FULL_ERROR, HEADER, error_map, share_of_batch, side_by_side
 from gsq_lightning.data import ImageNetDataModule
 from gsq_lightning.discriminators import PatchDiscriminator
+from gsq_lightning.errors import InputError
 from gsq_lightning.metrics import ReconstructionMetrics
 from gsq_lightning.reports import read_report, sha256_of
 from gsq_lightning.runs import RunCheckpoint, RunLogger
@@ -189,3 +190,35 @@ def test_checkpoints_are_not_all_kept_unless_asked_for(
     keep = RunCheckpoint(every_n_train_steps=2, dirpath=str(tmp_path))
     trainer(tmp_path, callbacks=[keep]).fit(TokenizerModule(small_tokenizer()), data(image_root))
     assert [path.name for path in tmp_path.glob("*.ckpt")] == ["last.ckpt"]
+
+
+def test_a_second_training_with_the_same_callback_keeps_its_checkpoint_too(
+    small_tokenizer: Build, image_root: Path, tmp_path: Path
+) -> None:
+    keep = RunCheckpoint()
+    for folder in ("first", "second"):
+        trainer(tmp_path / folder, callbacks=[keep]).fit(TokenizerModule(small_tokenizer()), data(image_root))
+        assert (tmp_path / folder / "checkpoints" / "last.ckpt").is_file()
+
+
+def test_a_training_that_starts_anew_does_not_overwrite_the_checkpoint_of_another(
+    small_tokenizer: Build, image_root: Path, tmp_path: Path
+) -> None:
+    """As with `ckpt_path="last"`, for which Lightning finds those of its own callback alone."""
+    trainer(tmp_path, callbacks=[RunCheckpoint()]).fit(TokenizerModule(small_tokenizer()), data(image_root))
+    path = tmp_path / "checkpoints" / "last.ckpt"
+    written = path.read_bytes()
+    with pytest.raises(InputError, match=r"last.ckpt is the checkpoint of another training"):
+        trainer(tmp_path, callbacks=[RunCheckpoint()]).fit(
+            TokenizerModule(small_tokenizer()), data(image_root), ckpt_path="last"
+        )
+    assert path.read_bytes() == written
+
+
+def test_the_best_checkpoint_is_not_asked_of_a_callback_that_keeps_the_last(
+    small_tokenizer: Build, image_root: Path, tmp_path: Path
+) -> None:
+    run = trainer(tmp_path, callbacks=[RunCheckpoint()])
+    run.fit(TokenizerModule(small_tokenizer()), data(image_root))
+    with pytest.raises(InputError, match="RunCheckpoint keeps the last checkpoint, not the best"):
+        run.validate(datamodule=data(image_root))

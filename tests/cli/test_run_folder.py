@@ -98,7 +98,10 @@ def test_a_fast_dev_run_leaves_nothing(place: Path) -> None:
         ("--trainer.strategy=fsdp", "`fsdp` requires a GPU"),
         ("--trainer.overfit_batches=1", "there is no --trainer.overfit_batches: set trainer.limit_train_batches"),
         ("--trainer.callbacks+=LearningRateFinder", "LearningRateFinder cannot be used with two optimizers"),
-        ("--trainer.callbacks+=EMAWeightAveraging", "EMAWeightAveraging cannot be used: the tokenizer has"),
+        (
+            "--trainer.callbacks+=EMAWeightAveraging",
+            "EMAWeightAveraging cannot be used with two optimizers; the",
+        ),
         (
             "--trainer.callbacks+={class_path: ModelCheckpoint, init_args: {save_last: true}}",
             "last.ckpt too, which",
@@ -123,6 +126,11 @@ def test_a_start_that_fails_ends_in_one_line_and_leaves_nothing(
     monkeypatch.setattr("gsq_lightning.pretrained.weights.reachable", lambda url: False)
     assert message in error_of([*FIT, flag], capsys)
     assert files(place) == {"config.yaml"}
+
+
+def test_a_metric_that_there_is_not_ends_in_one_line(place: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    stop = "{class_path: EarlyStopping, init_args: {monitor: val/no}}"
+    assert "`val/no` which is not available" in error_of([*FIT, f"--trainer.callbacks+={stop}"], capsys)
 
 
 @pytest.mark.parametrize(

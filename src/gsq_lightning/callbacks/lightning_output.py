@@ -26,6 +26,7 @@ WARNINGS = (
     ".*your dataloader is not resumable",  # our sampler resumes in the middle of an epoch
     "The number of training batches .* is smaller than the logging interval",  # logs go by steps, not by epochs
     "Using ModelCheckpoint with manual optimization",  # saving after the step is what is meant
+    "You have overridden `on_before_batch_transfer` in `LightningModule`",  # which looks at the Trainer alone
     "Detected call of `lr_scheduler.step..` before",  # a discriminator that waits has a schedule that does not
     "The '.*_dataloader' does not have many workers",  # there are as many as the machine has cores for
 )

@@ -9,6 +9,7 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from difflib import get_close_matches
 from itertools import pairwise
+from pathlib import Path
 from typing import Any, NoReturn, TypeVar
 
 from gsq_lightning.errors import (
@@ -141,7 +142,16 @@ def one_line_errors(command: str) -> Iterator[None]:
 def input_error(error: BaseException) -> BaseException | None:
     """The error that the user can mend, among an error and its causes: jsonargparse wraps errors of constructors."""
     kinds = (InputError, *_lightning_errors())
-    return next((one for one in causes(error) if isinstance(one, kinds) or "`val_check_interval`" in str(one)), None)
+    found = (one for one in causes(error) if isinstance(one, kinds) or "`val_check_interval`" in str(one))
+    return next(found, error if is_refusal_of_callback(error) else None)
+
+
+def is_refusal_of_callback(error: BaseException) -> bool:
+    """Whether a callback of Lightning's raised it in words of its own, as EarlyStopping does without its metric."""
+    if not isinstance(error, RuntimeError | ValueError | ModuleNotFoundError) or error.__traceback__ is None:
+        return False
+    place = Path(traceback.extract_tb(error.__traceback__)[-1].filename)
+    return "lightning/pytorch/callbacks" in place.parent.as_posix()
 
 
 def constructor_error(error: BaseException) -> InputError | None:

@@ -8,7 +8,6 @@ from typing import Any
 
 from lightning.pytorch import Callback, Trainer
 from lightning.pytorch.accelerators import CPUAccelerator
-from lightning.pytorch.callbacks import BatchSizeFinder, LearningRateFinder, StochasticWeightAveraging, WeightAveraging
 from lightning.pytorch.cli import LightningArgumentParser
 from lightning.pytorch.strategies import DDPStrategy, StrategyRegistry
 from torch.nn.parallel import DistributedDataParallel
@@ -46,7 +45,7 @@ def make_trainer(options: dict[str, Any], callbacks: list[Callback]) -> Trainer:
         options: of the section `trainer`.
         callbacks: all there are.
     """
-    _check(options, callbacks)
+    _check(options)
     # "auto" is "ddp" with several devices. Validation batches differ in number between ranks, so that buffers must not
     # be exchanged in each forward pass; newer versions of torch have another name for it
     newer = "forward_sync_buffers" in signature(DistributedDataParallel).parameters
@@ -66,8 +65,8 @@ def make_trainer(options: dict[str, Any], callbacks: list[Callback]) -> Trainer:
     return trainer
 
 
-def _check(options: dict[str, Any], callbacks: list[Callback]) -> None:
-    """Raises InputError for options and callbacks that do not work with two optimizers."""
+def _check(options: dict[str, Any]) -> None:
+    """Raises InputError for options that do not work with two optimizers."""
     every = options["check_val_every_n_epoch"]
     require(every is None or every >= 1, f"trainer.check_val_every_n_epoch is {every}; it must be at least 1, or null")
     interval = options["val_check_interval"]
@@ -82,16 +81,6 @@ def _check(options: dict[str, Any], callbacks: list[Callback]) -> None:
         "spawn" not in str(options["strategy"]) and "fork" not in str(options["strategy"]),
         f"trainer.strategy {options['strategy']} cannot be used: each process runs the command here; use ddp",
     )
-    for one in callbacks:
-        require(
-            not isinstance(one, LearningRateFinder | BatchSizeFinder),
-            f"{type(one).__name__} cannot be used with two optimizers; set model.tokenizer_optimizer.lr and "
-            "data.global_batch_size",
-        )
-        require(
-            not isinstance(one, WeightAveraging | StochasticWeightAveraging),
-            f"{type(one).__name__} cannot be used: the tokenizer has averaged weights of its own; set model.ema_decay",
-        )
 
 
 def keep_freed_memory() -> None:
