@@ -128,6 +128,13 @@ def test_a_start_that_fails_ends_in_one_line_and_leaves_nothing(
     assert files(place) == {"config.yaml"}
 
 
+def test_a_callback_with_a_word_of_lightnings_is_written_to_the_config_and_read_again(place: Path) -> None:
+    main([*FIT, "--trainer.callbacks+={class_path: Timer, init_args: {duration: 00:01:00:00}}"])
+    run = place / "runs" / "quickstart" / "version_0"
+    assert "interval: step" in (run / "config.yaml").read_text()
+    main(["fit", f"--ckpt_path={run}", "--trainer.max_steps=3"])
+
+
 def test_a_metric_that_there_is_not_ends_in_one_line(place: Path, capsys: pytest.CaptureFixture[str]) -> None:
     stop = "{class_path: EarlyStopping, init_args: {monitor: val/no}}"
     assert "`val/no` which is not available" in error_of([*FIT, f"--trainer.callbacks+={stop}"], capsys)

@@ -8,6 +8,7 @@ import os
 import sys
 import tempfile
 import threading
+from enum import Enum
 from pathlib import Path
 from typing import Any, ClassVar, Literal, NoReturn
 
@@ -81,9 +82,11 @@ def main(arguments: list[str]) -> None:
 
 
 def prepare_process() -> None:
-    """Settings of the process: what a config may import, how threads end."""
+    """Settings of the process: what a config may import and how it is written, how threads end."""
     if os.getcwd() not in sys.path:
         sys.path.append(os.getcwd())  # classes in files of the user's: last, so that they hide nothing installed
+    # words of enumerations in a config that is written: Lightning's Timer has one as a default
+    yaml.SafeDumper.add_multi_representer(Enum, lambda dumper, word: dumper.represent_data(word.value))
     set_parsing_settings(import_path_denylist=[])  # the parser's own list, os and subprocess among it, is obeyed
     threading.excepthook = leave_out_disk_errors
     settle_threads()
