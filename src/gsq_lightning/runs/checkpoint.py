@@ -47,10 +47,11 @@ class RunCheckpoint(Checkpoint):
 
     Attributes:
         last_path: the checkpoint that was written last, or None.
-        saved_step: the generator step that it is of, or None.
+        saved_step: the generator step that the last one of this training is of, or None.
 
     Raises:
-        InputError: where another process writes to the folder, or another callback to `last.ckpt`.
+        InputError: where another process writes to the folder, or another callback to `last.ckpt`; where a training
+            that starts anew finds the `last.ckpt` of another one, which it would overwrite.
         RunStopped: after a signal.
         CheckpointNotWritten: at the end of training, where the last checkpoint could not be written.
     """
