@@ -27,6 +27,7 @@ from torch.nn import functional as F
 from torch.utils.data import DataLoader, Dataset
 
 from gsq_lightning import GroupedSphericalQuantizer, GSQTokenizer, InputError, TokenizerModule, training
+from gsq_lightning.cli.source import read_source
 from gsq_lightning.discriminators import (
     DINODiscriminator,
     Discriminator,
@@ -999,6 +1000,17 @@ def test_validation_and_prediction_compute_no_quantizer_losses(
     data = DataLoader(images(), batch_size=8)  # type: ignore[arg-type, var-annotated]
     trainer(tmp_path).validate(module, data, verbose=False)
     trainer(tmp_path).predict(module, data)
+
+
+def test_a_checkpoint_of_weights_alone_says_how_they_were_validated(small_tokenizer: Build, tmp_path: Path) -> None:
+    """`gsq validate` does likewise; ModelCheckpoint writes such files with `save_weights_only`."""
+    metrics = ReconstructionMetrics(["psnr", "rfd_random"], antialias=False, statistics_folder=None)
+    run = fit(TokenizerModule(small_tokenizer(), metrics=metrics), tmp_path, max_steps=1)
+    run.save_checkpoint(tmp_path / "weights.ckpt", weights_only=True)
+    source = read_source(tmp_path / "weights.ckpt", "ema")
+    assert source.metrics == ["psnr", "rfd_random"]
+    assert source.metric_settings == metrics.options.settings
+    assert source.step == 1
 
 
 def test_strategies_that_shard_a_network_are_refused(

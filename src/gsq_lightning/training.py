@@ -639,7 +639,7 @@ class TokenizerModule(LightningModule):
     # ------------------------------------------------------------------------------------------- checkpoints
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        """Adds what is needed to rebuild tokenizer and data, and to resume exactly.
+        """Adds what is needed to rebuild tokenizer and data, to validate likewise, and to resume exactly.
 
         Gradients of a group that is not complete are left out: save where `between_steps` is true.
         """
@@ -655,6 +655,9 @@ class TokenizerModule(LightningModule):
         settings = getattr(getattr(self.trainer, "datamodule", None), "settings", None)
         if settings is not None:
             checkpoint["data_settings"] = settings
+        if self.metrics is not None:
+            checkpoint["metrics"] = self.metrics.names
+            checkpoint["metric_settings"] = self.metrics.options.settings
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         weights = checkpoint["state_dict"]

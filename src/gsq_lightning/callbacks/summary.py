@@ -90,9 +90,6 @@ class Report(Callback):
 
     def on_save_checkpoint(self, trainer: Trainer, pl_module: LightningModule, checkpoint: dict[str, Any]) -> None:
         checkpoint["recipe"] = self.recipe
-        metrics = getattr(pl_module, "metrics", None)
-        checkpoint["metrics"] = list(getattr(metrics, "names", []))
-        checkpoint["metric_settings"] = getattr(getattr(metrics, "options", None), "settings", {})
 
     def on_load_checkpoint(self, trainer: Trainer, pl_module: LightningModule, checkpoint: dict[str, Any]) -> None:
         if trainer.state.fn == "fit":
