@@ -122,8 +122,8 @@ class RunCheckpoint(Checkpoint):
         path = self._folder / LAST_CHECKPOINT
         require(
             path == self.last_path or not path.exists(),
-            f'{path} is the checkpoint of another training, which this one would overwrite; ckpt_path="{path}" goes on '
-            'with it, another dirpath keeps it (Lightning finds none for ckpt_path="last")',
+            f"{path} is the checkpoint of another training, which this one would overwrite; as ckpt_path it is "
+            'resumed, another version of the logger or another dirpath keeps it (Lightning finds none for "last")',
         )
 
     def on_sanity_check_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
