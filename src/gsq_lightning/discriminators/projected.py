@@ -27,7 +27,8 @@ PROJECTION_SEED = 0
 class ProjectedDiscriminator(TrunkDiscriminator):
     """A frozen EfficientNet-Lite0, a fixed random projection of its maps at four scales, and a head for each.
 
-    Each head judges every position of its map, which for reconstructions says more than the paper's 5×5 logits.
+    Each head judges every position of its map, which for reconstructions says more than the paper's 5×5 logits: 340
+    logits where the trunk sees 64².
 
     With an `EfficientNetLoss` of the same weights, and without augmentation or `min_size`, training looks through the
     trunk once for both: on a GPU in the loss's float32, whatever `trunk_dtype` is.
@@ -75,10 +76,6 @@ class ProjectedDiscriminator(TrunkDiscriminator):
         """Takes a trunk of the same weights that is loaded already, unless this has one."""
         if self.trunk is None:
             self.trunk = FrozenNetwork(ProjectedFeatures(features))
-
-    def forward(self, image: Tensor) -> Tensor:
-        """(B, 3, H, W) in [-1, 1] → logits (B, N) of all positions at all scales; N = 340 where the trunk sees 64²."""
-        return super().forward(image)
 
     def _augmented(self, image: Tensor) -> Tensor:
         height, width = image.shape[-2:]
