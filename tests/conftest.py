@@ -1,6 +1,9 @@
 """What tests of several parts need: small tokenizers, folders of images, a quiet and repeatable torch."""
 
+import os
 import re
+import subprocess
+import sys
 from collections.abc import Callable
 from pathlib import Path
 
@@ -79,3 +82,23 @@ def image_root(tmp_path: Path) -> Path:
         for number, name in enumerate(("cats", "dogs")):
             write_images(root / split / name, count, seed=10 * number + count)
     return root
+
+
+def run_tests_alone(file: str, part: str = "test", **environment: str) -> None:
+    """Runs tests in a process of their own, and asserts that they pass.
+
+    Args:
+        file: of the tests, in this folder.
+        part: of them, as `pytest -k` has it.
+        environment: variables of the process, beside those of this one.
+    """
+    command = [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", "-p", "no:xdist", "-k", part]
+    result = subprocess.run(
+        [*command, str(Path(__file__).parent / file)],
+        cwd=Path(__file__).parents[1],
+        env={**os.environ, **environment},
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert result.returncode == 0, result.stdout[-5000:]

@@ -1,11 +1,9 @@
 """GPUs that are not NVIDIA's, such as Apple's, by one that is simulated: torch knows it for a whole process."""
 
-import subprocess
-import sys
-from pathlib import Path
-
 import pytest
 from torch.utils import backend_registration
+
+from tests.conftest import run_tests_alone
 
 
 @pytest.mark.skipif(
@@ -13,9 +11,4 @@ from torch.utils import backend_registration
     reason="this version of torch has no devices that are written in Python",
 )
 def test_a_device_without_float64() -> None:
-    command = [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", "-p", "no:xdist"]
-    file = Path(__file__).with_name("on_simulated_device.py")
-    result = subprocess.run(
-        [*command, str(file)], cwd=Path(__file__).parents[1], capture_output=True, text=True, check=False
-    )
-    assert result.returncode == 0, result.stdout[-5000:]
+    run_tests_alone("on_simulated_device.py")

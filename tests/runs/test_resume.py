@@ -99,15 +99,21 @@ def root(tmp_path: Path) -> Path:
 
 
 class Run:
-    """A training of a small model on `root`, that leaves logs and checkpoints in `folder`."""
+    """A training of a small model on `root`, that leaves logs and checkpoints in `folder`; `options` of the Trainer."""
 
     def __init__(
-        self, build: Build, root: Path, folder: Path, discriminator: str, accumulate: int = 1, num_workers: int = 0
+        self,
+        build: Build,
+        root: Path,
+        folder: Path,
+        discriminator: str,
+        accumulate: int = 1,
+        num_workers: int = 0,
+        **options: Any,
     ) -> None:
         torch.manual_seed(3)
         self.folder = folder
-        self.val_check_interval: int | None = None
-        self.limit_val_batches: int | None = None
+        self.options = options
         self.checkpoint = RunCheckpoint(every_n_train_steps=1, keep_all=True, dirpath=str(folder / "checkpoints"))
         self.draws = Draws()
         adversary = DISCRIMINATORS[discriminator]()
@@ -138,8 +144,7 @@ class Run:
             enable_progress_bar=False,
             enable_model_summary=False,
             num_sanity_val_steps=0,
-            val_check_interval=self.val_check_interval,
-            limit_val_batches=self.limit_val_batches,
+            **self.options,
         )
         trainer.fit(self.module, self.data, ckpt_path=ckpt_path)
         return self
@@ -302,9 +307,7 @@ def test_a_checkpoint_that_lightning_wrote_in_the_validation_at_the_end_of_an_ep
     """The best one, of a validation that is over, and one of a validation that failed, which comes again."""
 
     def run(folder: str) -> Run:
-        made = Run(small_tokenizer, root, tmp_path / folder, "none")
-        made.val_check_interval = 3
-        return made
+        return Run(small_tokenizer, root, tmp_path / folder, "none", val_check_interval=3)
 
     whole = run("whole").fit(max_steps=12)
     kept = ModelCheckpoint(tmp_path / "kept", "{step}", "val/psnr", save_top_k=-1, save_on_exception=True)
@@ -325,9 +328,7 @@ def test_epochs_are_counted_right_through_many_resumes(
     """From the end of one epoch to the end of the next, and so on."""
 
     def run(folder: str) -> Run:
-        made = Run(small_tokenizer, root, tmp_path / folder, "none")
-        made.limit_val_batches = None if validates else 0
-        return made
+        return Run(small_tokenizer, root, tmp_path / folder, "none", limit_val_batches=None if validates else 0)
 
     whole = run("whole").fit(max_steps=36)
     checkpoint: Path | None = None
@@ -345,9 +346,8 @@ def test_what_ends_a_training_waits_for_the_step(
     small_tokenizer: Build, root: Path, tmp_path: Path, validation: bool
 ) -> None:
     def run(folder: str) -> Run:
-        made = Run(small_tokenizer, root, tmp_path / folder, "patch", accumulate=4)
-        made.val_check_interval = 6 if validation else None
-        return made
+        interval = 6 if validation else None
+        return Run(small_tokenizer, root, tmp_path / folder, "patch", accumulate=4, val_check_interval=interval)
 
     whole = run("whole").fit()
     ended = run("ended").fit(callbacks=[EndAt(6, validation)])
